@@ -1,0 +1,179 @@
+// Package sqldb opens the two engines the system runs on, PostgreSQL and
+// SQLite, behind database/sql, so that every other package writes its SQL
+// once: $1 for arguments, ON CONFLICT, RETURNING. What differs between the
+// engines is here and in the schema files, nowhere else.
+//
+// Durability is what the promises of the other packages rest on: SQLite runs
+// with write-ahead log and synchronous=FULL, PostgreSQL with the server's
+// synchronous_commit, which must not be off.
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	_ "modernc.org/sqlite" // the driver "sqlite"
+)
+
+// An Engine names one of the two databases and the folder of its schema files.
+type Engine string
+
+// The engines.
+const (
+	Postgres Engine = "postgres"
+	SQLite   Engine = "sqlite"
+)
+
+// ErrURL is returned by Open for a URL of neither engine.
+var ErrURL = errors.New("database URL: want postgres://… or sqlite:PATH")
+
+// DB is a database and the engine it speaks to. The embedded pool writes; on
+// SQLite it is a single connection, because SQLite has a single writer. So a
+// function that is inside a transaction must never ask the DB for anything.
+type DB struct {
+	*sql.DB
+	Engine Engine
+	read   *sql.DB
+	schema string // PostgreSQL: the first schema of search_path, "" for the default
+}
+
+// Open opens a postgres:// URL or a sqlite: path and checks that it answers.
+// A search_path in a PostgreSQL URL names the schema to live in, which Migrate
+// creates. The folder of a SQLite file is created, readable by its owner only.
+func Open(ctx context.Context, rawURL string) (*DB, error) {
+	var db *DB
+	var err error
+	path, lite := strings.CutPrefix(rawURL, "sqlite:")
+	switch {
+	case lite && path != "":
+		db, err = openSQLite(path)
+	case strings.HasPrefix(rawURL, "postgres://"), strings.HasPrefix(rawURL, "postgresql://"):
+		db, err = openPostgres(rawURL)
+	default:
+		return nil, ErrURL
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := db.PingContext(ctx); err != nil {
+		return nil, fmt.Errorf("open database: %w", errors.Join(err, db.Close()))
+	}
+	return db, nil
+}
+
+func openPostgres(rawURL string) (*DB, error) {
+	cfg, err := pgx.ParseConfig(rawURL)
+	if err != nil {
+		return nil, err // pgx redacts the password
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	params := cfg.RuntimeParams
+	if params["application_name"] == "" {
+		params["application_name"] = "pizzaflow"
+	}
+	if params["idle_in_transaction_session_timeout"] == "" {
+		// a client that vanished in mid-transaction must not hold row locks for ever
+		params["idle_in_transaction_session_timeout"] = "60000"
+	}
+	pool := stdlib.OpenDB(*cfg)
+	// About four connections a core: more of them cost the server more than they bring.
+	pool.SetMaxOpenConns(max(8, 4*runtime.NumCPU()))
+	pool.SetMaxIdleConns(max(8, 4*runtime.NumCPU()))
+	pool.SetConnMaxIdleTime(5 * time.Minute)
+	schema, _, _ := strings.Cut(params["search_path"], ",")
+	return &DB{DB: pool, Engine: Postgres, read: pool, schema: strings.TrimSpace(schema)}, nil
+}
+
+func openSQLite(path string) (*DB, error) {
+	abs, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(filepath.Dir(abs), 0o700); err != nil {
+		return nil, err
+	}
+	dsn := func(txlock string, pragmas ...string) string {
+		q := url.Values{"_txlock": {txlock}, "_time_format": {"sqlite"}, "_pragma": append([]string{
+			"busy_timeout(10000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)",
+		}, pragmas...)}
+		return (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String()
+	}
+	write, err := sql.Open("sqlite", dsn("immediate"))
+	if err != nil {
+		return nil, err
+	}
+	read, err := sql.Open("sqlite", dsn("deferred", "query_only(1)"))
+	if err != nil {
+		return nil, errors.Join(err, write.Close())
+	}
+	write.SetMaxOpenConns(1)
+	read.SetMaxOpenConns(max(4, runtime.NumCPU()))
+	read.SetMaxIdleConns(max(4, runtime.NumCPU()))
+	return &DB{DB: write, Engine: SQLite, read: read}, nil
+}
+
+// Read is the pool for reads outside of transactions. On SQLite they do not
+// wait for the writer; on PostgreSQL it is the same pool.
+func (db *DB) Read() *sql.DB { return db.read }
+
+// Close closes all connections.
+func (db *DB) Close() error {
+	err := db.DB.Close()
+	if db.read != db.DB {
+		err = errors.Join(err, db.read.Close())
+	}
+	return err
+}
+
+// Tx runs fn in a transaction, committed when fn returns nil and rolled back
+// otherwise. A transaction that the engine ended to resolve a deadlock or a
+// serialization conflict is run again, so fn must be repeatable. An error of
+// the commit itself leaves the outcome unknown: look before doing it again.
+func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
+	for try := 1; ; try++ {
+		err := db.txOnce(ctx, fn)
+		if err == nil || !isConflict(err) || try == 10 {
+			return err
+		}
+		pause := time.NewTimer(time.Duration(1+rand.IntN(5<<min(try, 6))) * time.Millisecond) //nolint:gosec // jitter
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return err
+		case <-pause.C:
+		}
+	}
+}
+
+func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
+	tx, err := db.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("begin: %w", err)
+	}
+	defer func() {
+		// after a commit this does nothing; after a panic it frees the connection
+		if e := tx.Rollback(); e != nil && !errors.Is(e, sql.ErrTxDone) && err == nil {
+			err = e
+		}
+	}()
+	if err := fn(tx); err != nil {
+		return err
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	return nil
+}
