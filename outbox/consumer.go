@@ -1,0 +1,295 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/errgroup"
+
+	"pizzaflow/sqldb"
+)
+
+// ConsumerConfig is what a Consumer needs.
+type ConsumerConfig struct {
+	Outbox   *Outbox       // where effects and their events are written
+	Group    string        // the consumer group: an event has its effect once for each group
+	Kafka    []kgo.Opt     // how to reach the brokers
+	Attempts int           // before a record is dead-lettered: 3 when zero
+	Delay    time.Duration // before attempt n+1 it is n times this, plus up to 20 %: 5 s when zero
+	Metrics  prometheus.Registerer
+	Log      *slog.Logger
+}
+
+// A Consumer hands the events of its topics to the handlers given to On. Each
+// event has its effect once: the mark in the inbox, what the handler writes
+// and the events it adds are one transaction. Events of one key are handled
+// one after the other, in order; one that fails is parked, with what follows
+// under its key, while all other keys go on.
+type Consumer struct {
+	cfg     ConsumerConfig
+	db      *sqldb.DB
+	subs    map[subject]subscription
+	onDead  func(context.Context, *Tx, Dead) error
+	metrics consumerMetrics
+	parked  chan struct{} // wakes the retries
+	cluster string        // the broker's id, for naming what has no id of its own
+}
+
+// A subject is what a handler subscribes to.
+type subject struct{ topic, eventType string }
+
+type subscription struct {
+	version int64 // the schema version it understands
+	handle  func(context.Context, *Tx, *inbound) error
+}
+
+// A Delivery is one event on its way into a service.
+type Delivery[E Event] struct {
+	Event            E
+	EventID          string
+	EventType        string
+	AggregateID      string
+	AggregateVersion int64 // 0 when the record does not tell
+	Time             time.Time
+	Topic            string
+	Partition        int32
+	Offset           int64
+	Attempt          int // 1, 2, …
+}
+
+// NewConsumer makes a Consumer; On gives it handlers and Run starts it.
+func NewConsumer(cfg ConsumerConfig) *Consumer {
+	if cfg.Attempts == 0 {
+		cfg.Attempts = 3
+	}
+	if cfg.Delay == 0 {
+		cfg.Delay = 5 * time.Second
+	}
+	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]subscription{}, parked: make(chan struct{}, 1)}
+	c.metrics = newConsumerMetrics(cfg, c)
+	return c
+}
+
+// On has c hand every event of type E to h. The transaction may be shared with
+// other events and may be run again, and the handler makes no network call.
+// An error undoes the handler's work: the event is tried again later, unless
+// it is Permanent. On must be called before Run.
+func On[E Event](c *Consumer, h func(ctx context.Context, tx *Tx, d Delivery[E]) error) {
+	var zero E
+	on := subject{zero.Topic(), zero.EventType()}
+	if _, ok := c.subs[on]; ok {
+		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", on.eventType, on.topic, c.cfg.Group))
+	}
+	c.subs[on] = subscription{version: int64(schemaVersion(zero)), handle: func(ctx context.Context, tx *Tx, in *inbound) error {
+		d := Delivery[E]{
+			EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID,
+			AggregateVersion: numberHeader(in.rec, headerAggregateVersion, 0), Time: in.msg.Timestamp,
+			Topic: in.rec.Topic, Partition: in.rec.Partition, Offset: in.rec.Offset, Attempt: in.attempt,
+		}
+		if err := json.Unmarshal(in.msg.EventData, &d.Event); err != nil {
+			return Permanent(fmt.Errorf("decode %s: %w", in.msg.EventType, err))
+		}
+		if v, ok := any(d.Event).(interface{ Validate() error }); ok {
+			if err := v.Validate(); err != nil {
+				return Permanent(fmt.Errorf("invalid %s: %w", in.msg.EventType, err))
+			}
+		}
+		return h(ctx, tx, d)
+	}}
+}
+
+// OnDead has fn called in the transaction that dead-letters a record, so that
+// the service can note what will not happen.
+func (c *Consumer) OnDead(fn func(ctx context.Context, tx *Tx, d Dead) error) { c.onDead = fn }
+
+// Run consumes until ctx ends; then it finishes what it has begun, commits and
+// leaves the group.
+func (c *Consumer) Run(ctx context.Context) error {
+	if len(c.subs) == 0 {
+		<-ctx.Done()
+		return nil
+	}
+	topics := map[string]bool{}
+	for on := range c.subs {
+		topics[on.topic] = true
+	}
+	d := newDispatcher(c)
+	client, err := kgo.NewClient(append(c.cfg.Kafka[:len(c.cfg.Kafka):len(c.cfg.Kafka)],
+		kgo.ConsumerGroup(c.cfg.Group),
+		kgo.ConsumeTopics(slices.Sorted(maps.Keys(topics))...),
+		kgo.Balancers(kgo.CooperativeStickyBalancer()),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), // never skip, at the price of reading again
+		kgo.DisableAutoCommit(),
+		kgo.BlockRebalanceOnPoll(), // so that no partition is taken away between poll and dispatch
+		kgo.SessionTimeout(10*time.Second),
+		kgo.HeartbeatInterval(2*time.Second),
+		kgo.RebalanceTimeout(30*time.Second),
+		kgo.FetchMaxWait(500*time.Millisecond),
+		kgo.FetchMaxBytes(8<<20),
+		kgo.FetchMaxPartitionBytes(2<<20),
+		kgo.MaxDecompressBatchBytes(16<<20), // a small record must not unpack into all of the memory
+		kgo.OnPartitionsAssigned(d.assigned),
+		kgo.OnPartitionsRevoked(d.revoked),
+		kgo.OnPartitionsLost(d.lost),
+	)...)
+	if err != nil {
+		return fmt.Errorf("consume: %w", err)
+	}
+	defer client.CloseAllowingRebalance()
+	if c.cluster, err = clusterID(ctx, client, c.cfg.Log); err != nil {
+		return nil //nolint:nilerr // ctx has ended
+	}
+
+	// what has begun is finished, for a while, although ctx has ended
+	workCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(10*time.Second, cancel) })
+	defer stop()
+	var work errgroup.Group
+	for range d.workers {
+		work.Go(func() error { d.work(workCtx); return nil })
+	}
+	work.Go(func() error { d.commitLoop(ctx, client); return nil })
+	work.Go(func() error { c.retryLoop(ctx, workCtx); return nil })
+	c.poll(ctx, client, d)
+	d.stop()
+	err = work.Wait()
+	d.commit(workCtx, client)
+	return err
+}
+
+// poll hands what is fetched to the dispatcher and never waits for its work.
+func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) {
+	for ctx.Err() == nil {
+		fetches := client.PollFetches(ctx)
+		fetches.EachError(func(topic string, partition int32, err error) {
+			if ctx.Err() == nil {
+				c.cfg.Log.Error("fetch", "consumer_group", c.cfg.Group, "topic", topic, "partition", partition, "err", err)
+			}
+		})
+		fetches.EachTopic(func(t kgo.FetchTopic) {
+			for _, p := range t.Partitions {
+				d.enqueue(client, t.Topic, t.TopicID, p)
+			}
+		})
+		client.AllowRebalance()
+	}
+}
+
+// clusterID asks the broker for its name, for as long as it takes.
+func clusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (string, error) {
+	for attempt := 1; ; attempt++ {
+		resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
+		if err == nil {
+			if resp.ClusterID == nil {
+				return "", nil
+			}
+			return *resp.ClusterID, nil
+		}
+		if ctx.Err() == nil {
+			log.Warn("the broker does not answer", "err", err)
+		}
+		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 5*time.Second))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return "", ctx.Err()
+		case <-pause.C:
+		}
+	}
+}
+
+// An inbound is a record on its way to its handler.
+type inbound struct {
+	rec     *kgo.Record
+	id      string // the event's, or one made from where the record stands
+	msg     message
+	err     error // why it cannot be handled, whatever the handler says
+	sub     subscription
+	attempt int
+	key     string // of its queue
+	part    *partition
+	done    bool
+	began   time.Time
+}
+
+// open makes an inbound of a record. It is ignored when nobody has subscribed
+// to its type.
+func (c *Consumer) open(rec *kgo.Record, topicID [16]byte) (in *inbound, ignored bool) {
+	in = &inbound{rec: rec, attempt: 1}
+	if in.msg, in.err = openMessage(rec.Value); in.err != nil {
+		place := fmt.Sprintf("%s/%x/%d/%d", c.cluster, topicID, rec.Partition, rec.Offset)
+		in.id = uuid.NewSHA1(uuid.NameSpaceOID, []byte(place)).String()
+		in.err = Permanent(in.err)
+		return in, false
+	}
+	in.id = in.msg.EventID
+	sub, ok := c.subs[subject{rec.Topic, in.msg.EventType}]
+	if !ok {
+		return in, true
+	}
+	in.sub = sub
+	v := header(rec, headerSchemaVersion)
+	if n, err := strconv.ParseInt(v, 10, 64); v != "" && (err != nil || n != sub.version) {
+		in.err = Permanent(fmt.Errorf("%s has schema version %.20q, this program knows %d", in.msg.EventType, v, sub.version))
+	}
+	return in, false
+}
+
+// handle runs the handler inside tx.
+func (c *Consumer) handle(ctx context.Context, tx *Tx, in *inbound) (err error) {
+	if in.err != nil {
+		return in.err
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", in.id, "event_type", in.msg.EventType,
+				"panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%w: %v", errPanic, p)
+		}
+	}()
+	tx.causation, tx.traceparent = in.id, header(in.rec, headerTraceparent)
+	defer func() { tx.causation, tx.traceparent = "", "" }()
+	return in.sub.handle(WithTraceparent(ctx, tx.traceparent), tx, in)
+}
+
+var errPanic = errors.New("handler panicked")
+
+type permanent struct{ err error }
+
+func (p permanent) Error() string { return p.err.Error() }
+func (p permanent) Unwrap() error { return p.err }
+
+// Permanent marks err as one that no retry will cure: the record goes to the
+// dead letters at once.
+func Permanent(err error) error { return permanent{err} }
+
+func isPermanent(err error) bool {
+	var p permanent
+	return errors.As(err, &p)
+}
+
+// errorClass is how an error is filed.
+func errorClass(err error) string {
+	switch {
+	case err == nil:
+		return ""
+	case isPermanent(err):
+		return "permanent"
+	case errors.Is(err, errPanic):
+		return "panic"
+	}
+	return "transient"
+}

@@ -1,0 +1,341 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/sqldb"
+)
+
+const (
+	batchRecords  = 64   // of different keys, in one transaction
+	windowRecords = 2000 // of one partition between fetched and done; above it fetching pauses
+	commitEvery   = 500 * time.Millisecond
+	drainTimeout  = 10 * time.Second // of a partition that is taken away
+)
+
+// A dispatcher spreads records over workers: those of one key one after the
+// other, those of different keys at once. It knows for each partition up to
+// where everything is done, and commits that and nothing above it.
+type dispatcher struct {
+	c       *Consumer
+	workers int
+
+	mu         sync.Mutex
+	changed    *sync.Cond // a key became ready, a record was done, the end
+	partitions map[topicPartition]*partition
+	queues     map[string]*queue
+	ready      []string // keys that have a record waiting and none at work
+	ending     bool
+}
+
+type topicPartition struct {
+	topic     string
+	partition int32
+}
+
+// A partition is one that this process consumes.
+type partition struct {
+	topicPartition
+	window    []*inbound // fetched, from the first that is not done
+	lowWater  int64      // everything below is done; -1 before the first record
+	epoch     int32
+	committed int64
+	highWater int64 // the end of the log at the last fetch
+	atWork    int
+	paused    bool
+	gone      atomic.Bool // taken away
+}
+
+// A queue holds the records of one key that wait for the one at work.
+type queue struct {
+	waiting []*inbound
+	busy    bool
+}
+
+func newDispatcher(c *Consumer) *dispatcher {
+	d := &dispatcher{c: c, workers: 4, partitions: map[topicPartition]*partition{}, queues: map[string]*queue{}}
+	if c.db.Engine == sqldb.SQLite {
+		d.workers = 1 // there is one writer
+	}
+	d.changed = sync.NewCond(&d.mu)
+	return d
+}
+
+func (d *dispatcher) assigned(_ context.Context, client *kgo.Client, parts map[string][]int32) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for topic, ids := range parts {
+		for _, id := range ids {
+			tp := topicPartition{topic, id}
+			d.partitions[tp] = &partition{topicPartition: tp, lowWater: -1, committed: -1}
+		}
+	}
+	client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made for
+}
+
+// revoked lets the records at work finish, commits, and gives the partitions up.
+func (d *dispatcher) revoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
+	gone := d.drop(parts)
+	began := time.Now()
+	deadline := time.AfterFunc(drainTimeout, d.changed.Broadcast)
+	defer deadline.Stop()
+	d.mu.Lock()
+	for _, p := range gone {
+		for p.atWork > 0 && time.Since(began) < drainTimeout {
+			d.changed.Wait()
+		}
+	}
+	d.mu.Unlock()
+	d.commitOf(ctx, client, gone)
+}
+
+// lost gives up partitions that are already another's.
+func (d *dispatcher) lost(_ context.Context, _ *kgo.Client, parts map[string][]int32) { d.drop(parts) }
+
+// drop forgets the partitions and what waits in them.
+func (d *dispatcher) drop(parts map[string][]int32) (gone []*partition) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for topic, ids := range parts {
+		for _, id := range ids {
+			tp := topicPartition{topic, id}
+			if p := d.partitions[tp]; p != nil {
+				p.gone.Store(true)
+				gone = append(gone, p)
+				delete(d.partitions, tp)
+			}
+			d.c.metrics.lag.DeleteLabelValues(topic, fmt.Sprint(id))
+		}
+	}
+	for key, q := range d.queues {
+		kept := q.waiting[:0]
+		for _, in := range q.waiting {
+			if !in.part.gone.Load() {
+				kept = append(kept, in)
+			}
+		}
+		q.waiting = kept
+		if !q.busy && len(kept) == 0 {
+			delete(d.queues, key)
+		}
+	}
+	return gone
+}
+
+// enqueue takes what was fetched of one partition.
+func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	p := d.partitions[topicPartition{topic, fetched.Partition}]
+	if p == nil {
+		return
+	}
+	p.highWater = max(p.highWater, fetched.HighWatermark)
+	for _, rec := range fetched.Records {
+		in, ignored := d.c.open(rec, topicID)
+		in.part = p
+		p.window = append(p.window, in)
+		if ignored {
+			in.done = true
+			d.c.metrics.processed.WithLabelValues(topic, "other", "ignored").Inc()
+			continue
+		}
+		in.key = topic + "\x00" + string(rec.Key)
+		if rec.Key == nil { // no key, no order to keep
+			in.key = fmt.Sprintf("%s\x00\x00%d\x00%d", topic, rec.Partition, rec.Offset)
+		}
+		q := d.queues[in.key]
+		if q == nil {
+			q = &queue{}
+			d.queues[in.key] = q
+		}
+		q.waiting = append(q.waiting, in)
+		if !q.busy && len(q.waiting) == 1 {
+			d.ready = append(d.ready, in.key)
+		}
+	}
+	d.advance(p)
+	if len(p.window) > windowRecords && !p.paused {
+		p.paused = true
+		client.PauseFetchPartitions(map[string][]int32{topic: {p.partition}})
+	}
+	d.changed.Broadcast()
+}
+
+// take waits for records that may be worked on, each of another key.
+func (d *dispatcher) take() []*inbound {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		if d.ending {
+			return nil
+		}
+		var batch []*inbound
+		for len(d.ready) > 0 && len(batch) < batchRecords {
+			q := d.queues[d.ready[0]]
+			d.ready = d.ready[1:]
+			if q == nil || q.busy || len(q.waiting) == 0 {
+				continue // its partition was taken away
+			}
+			in := q.waiting[0]
+			q.waiting, q.busy = q.waiting[1:], true
+			in.part.atWork++
+			in.began = time.Now()
+			batch = append(batch, in)
+		}
+		if len(batch) > 0 {
+			return batch
+		}
+		d.changed.Wait()
+	}
+}
+
+// finish takes a batch back. What was not settled, because the end came, is
+// not done: it will be fetched again.
+func (d *dispatcher) finish(batch []*inbound, settled bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, in := range batch {
+		in.done = settled
+		in.part.atWork--
+		q := d.queues[in.key]
+		q.busy = false
+		if len(q.waiting) > 0 {
+			d.ready = append(d.ready, in.key)
+		} else {
+			delete(d.queues, in.key)
+		}
+		d.advance(in.part)
+	}
+	d.changed.Broadcast()
+}
+
+// advance moves the low-water mark over what is done.
+func (d *dispatcher) advance(p *partition) {
+	n := 0
+	for n < len(p.window) && p.window[n].done {
+		p.lowWater, p.epoch = p.window[n].rec.Offset+1, p.window[n].rec.LeaderEpoch
+		n++
+	}
+	p.window = p.window[n:]
+	lag := p.highWater - p.lowWater
+	if p.lowWater < 0 {
+		lag = 0
+		if len(p.window) > 0 {
+			lag = p.highWater - p.window[0].rec.Offset
+		}
+	}
+	if !p.gone.Load() {
+		d.c.metrics.lag.WithLabelValues(p.topic, fmt.Sprint(p.partition)).Set(float64(max(0, lag)))
+	}
+}
+
+func (d *dispatcher) work(ctx context.Context) {
+	for {
+		batch := d.take()
+		if batch == nil {
+			return
+		}
+		d.finish(batch, d.c.settle(ctx, batch))
+	}
+}
+
+// stop lets the workers end after the batch they are in.
+func (d *dispatcher) stop() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ending = true
+	d.changed.Broadcast()
+}
+
+func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
+	tick := time.NewTicker(commitEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		d.commit(ctx, client)
+		d.resume(client)
+	}
+}
+
+// resume fetches again what was paused and has been worked down to half.
+func (d *dispatcher) resume(client *kgo.Client) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, p := range d.partitions {
+		if p.paused && len(p.window) <= windowRecords/2 {
+			p.paused = false
+			client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
+		}
+	}
+}
+
+func (d *dispatcher) commit(ctx context.Context, client *kgo.Client) {
+	d.mu.Lock()
+	parts := make([]*partition, 0, len(d.partitions))
+	for _, p := range d.partitions {
+		parts = append(parts, p)
+	}
+	d.mu.Unlock()
+	d.commitOf(ctx, client, parts)
+}
+
+// commitOf tells the broker up to where everything is done. A commit that
+// fails costs no more than reading some records again.
+func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*partition) {
+	offsets := map[string]map[int32]kgo.EpochOffset{}
+	d.mu.Lock()
+	for _, p := range parts {
+		if p.lowWater <= p.committed {
+			continue
+		}
+		p.committed = p.lowWater
+		if offsets[p.topic] == nil {
+			offsets[p.topic] = map[int32]kgo.EpochOffset{}
+		}
+		offsets[p.topic][p.partition] = kgo.EpochOffset{Epoch: p.epoch, Offset: p.lowWater}
+	}
+	d.mu.Unlock()
+	if len(offsets) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := commitOffsets(ctx, client, offsets); err != nil {
+		d.c.cfg.Log.Warn("commit offsets", "consumer_group", d.c.cfg.Group, "err", err)
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		for _, p := range parts {
+			p.committed = -1 // once more
+		}
+	}
+}
+
+func commitOffsets(ctx context.Context, client *kgo.Client, offsets map[string]map[int32]kgo.EpochOffset) error {
+	var first error
+	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
+		if first = err; err != nil || resp == nil {
+			return
+		}
+		for _, t := range resp.Topics {
+			for _, p := range t.Partitions {
+				if err := kerr.ErrorForCode(p.ErrorCode); err != nil && first == nil {
+					first = fmt.Errorf("%s/%d: %w", t.Topic, p.Partition, err)
+				}
+			}
+		}
+	})
+	return first
+}

@@ -1,0 +1,144 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// errLeaseLost says that another relay has taken over.
+var errLeaseLost = errors.New("lease lost")
+
+// A lease is the right to publish from one database. It is a row that its
+// holder renews by counting up. A standby takes over when the count has stood
+// still for the TTL on the standby's own clock: no two clocks are compared.
+// Each take-over bumps the epoch, and everything the holder writes asks for
+// its epoch, so that a holder who slept through his own end changes nothing.
+type lease struct {
+	db      *sqldb.DB
+	epoch   int64
+	ttl     time.Duration
+	renewed atomic.Pointer[time.Time]
+}
+
+// acquireLease waits until the lease is free or its holder silent, and takes
+// it. It returns the floor as well: every seq up to it is done with.
+func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Duration, onError func(error)) (*lease, int64, error) {
+	type state struct{ epoch, renewal int64 }
+	var seen state
+	var since time.Time
+	tick := time.NewTicker(ttl / 8)
+	defer tick.Stop()
+	for {
+		var s state
+		var by string
+		var floor int64
+		err := db.Read().QueryRowContext(ctx, `SELECT holder, epoch, renewal, floor FROM outbox_lease WHERE id = 1`).Scan(&by, &s.epoch, &s.renewal, &floor)
+		now := time.Now()
+		switch {
+		case err != nil:
+			onError(fmt.Errorf("read lease: %w", err))
+		case by != "" && (s != seen || now.Sub(since) < ttl):
+			if s != seen {
+				seen, since = s, now
+			}
+		default:
+			err := db.QueryRowContext(ctx, `
+				UPDATE outbox_lease SET holder = $1, epoch = epoch + 1, renewal = renewal + 1
+				WHERE id = 1 AND epoch = $2 AND renewal = $3 RETURNING epoch, floor`,
+				holder, s.epoch, s.renewal).Scan(&s.epoch, &floor)
+			if err == nil {
+				l := &lease{db: db, epoch: s.epoch, ttl: ttl}
+				l.renewed.Store(&now)
+				return l, floor, nil
+			}
+			if !errors.Is(err, sql.ErrNoRows) { // no row: somebody was faster
+				onError(fmt.Errorf("take lease: %w", err))
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, 0, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// keep renews the lease until ctx ends or the lease is lost, and stores the
+// floor with each renewal, so that a successor need not search from far back.
+func (l *lease) keep(ctx context.Context, floor func() int64) error {
+	tick := time.NewTicker(l.ttl / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		began := time.Now()
+		queryCtx, cancel := context.WithTimeout(ctx, l.ttl)
+		res, err := l.db.ExecContext(queryCtx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor(), l.epoch)
+		cancel()
+		if err == nil {
+			n, err := res.RowsAffected()
+			if err == nil && n == 0 {
+				return errLeaseLost
+			}
+			l.renewed.Store(&began)
+		}
+		if !l.held() {
+			return errLeaseLost
+		}
+	}
+}
+
+// held reports whether no other relay can have taken over yet, as far as this
+// process can know: it may have been stopped for a while.
+func (l *lease) held() bool { return time.Since(*l.renewed.Load()) < l.ttl }
+
+// mark records the ranges as published, the rows that are blocked, and the
+// floor, if the lease is still this holder's.
+func (l *lease) mark(ctx context.Context, floor int64, ranges []span, blocked []blockedRow) error {
+	return l.db.Tx(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+		if err != nil {
+			return fmt.Errorf("mark published: %w", err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return errors.Join(errLeaseLost, err)
+		}
+		at := sqldb.Now()
+		for _, b := range blocked {
+			_, err := tx.ExecContext(ctx, `INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES ($1, $2, $3, $4, $5)`,
+				b.seq, b.topic, nullBytes(b.key), b.reason, at)
+			if err != nil {
+				return fmt.Errorf("mark blocked: %w", err)
+			}
+		}
+		return sqldb.Chunks(len(ranges), 512, func(from, to int) error {
+			args := make([]any, 0, 3*(to-from))
+			for _, s := range ranges[from:to] {
+				args = append(args, s.lo, s.hi, at)
+			}
+			_, err := tx.ExecContext(ctx, `INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES `+sqldb.Values(3, to-from), args...)
+			if err != nil {
+				return fmt.Errorf("mark published: %w", err)
+			}
+			return nil
+		})
+	})
+}
+
+// release gives the lease back, so that a standby need not wait for the TTL.
+func (l *lease) release(ctx context.Context, floor int64) error {
+	_, err := l.db.ExecContext(ctx, `UPDATE outbox_lease SET holder = '', renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+	if err != nil {
+		return fmt.Errorf("release lease: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,158 @@
+package outbox
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/sqldb"
+)
+
+// register registers c and returns it; without a registry it only counts for
+// itself.
+func register[C prometheus.Collector](reg prometheus.Registerer, c C) C {
+	if reg != nil {
+		reg.MustRegister(c)
+	}
+	return c
+}
+
+type relayMetrics struct {
+	published prometheus.Counter
+	errors    prometheus.Counter
+	delay     prometheus.Histogram
+}
+
+func newRelayMetrics(cfg RelayConfig, r *Relay) relayMetrics {
+	var reg prometheus.Registerer
+	if cfg.Metrics != nil {
+		reg = prometheus.WrapRegistererWith(prometheus.Labels{"service": cfg.Service}, cfg.Metrics)
+	}
+	register(reg, prometheus.Collector(&backlog{r}))
+	return relayMetrics{
+		published: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "outbox_published_total", Help: "Events published and recorded as such.",
+		})),
+		errors: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "outbox_publish_errors_total", Help: "Records refused by the broker and rounds that came to nothing.",
+		})),
+		delay: register(reg, prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "outbox_publish_delay_seconds", Help: "From writing an event to recording it as published.",
+			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		})),
+	}
+}
+
+var (
+	unpublishedDesc = prometheus.NewDesc("outbox_unpublished", "Committed events that are not published yet.", nil, nil)
+	oldestDesc      = prometheus.NewDesc("outbox_oldest_seconds", "Age of the oldest event that is not published; 0 without one.", nil, nil)
+)
+
+// A backlog counts what is unpublished when it is asked. Only the relay that
+// leads answers, so that a sum over all processes is right.
+type backlog struct{ r *Relay }
+
+// Describe implements prometheus.Collector.
+func (b *backlog) Describe(ch chan<- *prometheus.Desc) {
+	ch <- unpublishedDesc
+	ch <- oldestDesc
+}
+
+// Collect implements prometheus.Collector.
+func (b *backlog) Collect(ch chan<- prometheus.Metric) {
+	b.r.mu.Lock()
+	c := b.r.cursor
+	var floor, above int64
+	if c != nil {
+		floor, above = c.floor(), c.head
+	}
+	b.r.mu.Unlock()
+	if c == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	var n int64
+	var oldest time.Time
+	// above the head nothing is published; between floor and head what no range covers
+	err := b.r.db.Read().QueryRowContext(ctx, `
+		SELECT COUNT(*), MIN(created_at) FROM outbox WHERE seq > $1 AND (seq > $2 OR published_at IS NULL)`,
+		floor, above).Scan(&n, sqldb.Time(&oldest))
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(unpublishedDesc, err)
+		return
+	}
+	age := 0.0
+	if !oldest.IsZero() {
+		age = max(0, time.Since(oldest).Seconds())
+	}
+	ch <- prometheus.MustNewConstMetric(unpublishedDesc, prometheus.GaugeValue, float64(n))
+	ch <- prometheus.MustNewConstMetric(oldestDesc, prometheus.GaugeValue, age)
+}
+
+type consumerMetrics struct {
+	processed  *prometheus.CounterVec
+	processing *prometheus.HistogramVec
+	lag        *prometheus.GaugeVec
+}
+
+func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
+	var reg prometheus.Registerer
+	if cfg.Metrics != nil {
+		reg = prometheus.WrapRegistererWith(prometheus.Labels{"group": cfg.Group}, cfg.Metrics)
+	}
+	register(reg, prometheus.Collector(&deadCount{c}))
+	return consumerMetrics{
+		processed: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting or dead.",
+		}, []string{"topic", "event_type", "result"})),
+		processing: register(reg, prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.",
+			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"topic", "event_type"})),
+		lag: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "consumer_lag", Help: "Records of an assigned partition that are not done, as of the last fetch.",
+		}, []string{"topic", "partition"})),
+	}
+}
+
+var deadDesc = prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded.", []string{"topic"}, nil)
+
+// A deadCount counts the dead letters when it is asked.
+type deadCount struct{ c *Consumer }
+
+// Describe implements prometheus.Collector.
+func (d *deadCount) Describe(ch chan<- *prometheus.Desc) { ch <- deadDesc }
+
+// Collect implements prometheus.Collector.
+func (d *deadCount) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	counts := map[string]int64{}
+	for on := range d.c.subs {
+		counts[on.topic] = 0
+	}
+	rows, err := d.c.db.Read().QueryContext(ctx, `SELECT topic, COUNT(*) FROM parked_records WHERE consumer = $1 AND state = 'dead' GROUP BY topic`, d.c.cfg.Group)
+	if err != nil {
+		ch <- prometheus.NewInvalidMetric(deadDesc, err)
+		return
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	for rows.Next() {
+		var topic string
+		var n int64
+		if err := rows.Scan(&topic, &n); err != nil {
+			ch <- prometheus.NewInvalidMetric(deadDesc, err)
+			return
+		}
+		counts[topic] = n
+	}
+	if err := rows.Err(); err != nil {
+		ch <- prometheus.NewInvalidMetric(deadDesc, err)
+		return
+	}
+	for topic, n := range counts {
+		ch <- prometheus.MustNewConstMetric(deadDesc, prometheus.GaugeValue, float64(n), topic)
+	}
+}

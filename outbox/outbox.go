@@ -1,0 +1,206 @@
+package outbox
+
+import (
+	"bytes"
+	"context"
+	"database/sql"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
+)
+
+// Schema is the set of the library's tables; its name is "outbox".
+//
+//go:embed schema
+var Schema embed.FS
+
+// An Event is a fact that one service tells the others. Its methods work on
+// the zero value, so that a type is enough to subscribe to it. It may also
+// have Validate() error, which decides whether a decoded event can be acted
+// on, and SchemaVersion() int, which is 1 without it.
+type Event interface {
+	EventType() string   // its name on the wire
+	Topic() string       // the topic it travels on
+	AggregateID() string // the record's key: events of one aggregate keep their order
+}
+
+// An Outbox writes events into its database in the transaction that makes
+// them true.
+type Outbox struct {
+	db     *sqldb.DB
+	source string
+	wake   chan struct{} // tells the relay of this process that something was committed
+}
+
+// New makes the outbox of a database. The source is what ce_source says of its
+// events, such as /order-service.
+func New(db *sqldb.DB, source string) *Outbox {
+	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1)}
+}
+
+// DB is the database the outbox writes to.
+func (o *Outbox) DB() *sqldb.DB { return o.db }
+
+// Tx runs fn in a transaction that also collects events. They are written
+// with its commit or not at all. Like sqldb.DB.Tx it may run fn again.
+func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
+	var tx *Tx
+	err := o.db.Tx(ctx, func(t *sql.Tx) error {
+		tx = &Tx{Tx: t, traceparent: traceparent(ctx)}
+		if err := fn(tx); err != nil {
+			return err
+		}
+		return tx.flush(ctx)
+	})
+	if err != nil {
+		return err
+	}
+	if len(tx.rows) > 0 {
+		select {
+		case o.wake <- struct{}{}:
+		default: // the relay has a call waiting
+		}
+	}
+	for _, fn := range tx.afterCommit {
+		fn()
+	}
+	return nil
+}
+
+// A Tx is a database transaction that also collects events.
+type Tx struct {
+	*sql.Tx
+	rows        []row
+	errs        []error
+	afterCommit []func()
+	causation   string // the event being handled
+	traceparent string
+}
+
+// Add has e written when the transaction commits, as number version of its
+// aggregate: 1, 2, 3 without gaps. The transaction must have changed the
+// aggregate's row before: that row's lock is what makes the events of an
+// aggregate follow each other in the outbox.
+func (tx *Tx) Add(version int64, e Event) {
+	data, err := marshal(e)
+	if err != nil {
+		tx.errs = append(tx.errs, fmt.Errorf("add %s: %w", e.EventType(), err))
+		return
+	}
+	headers := headerList{{Key: headerSchemaVersion, Value: []byte(strconv.Itoa(schemaVersion(e)))}}
+	if tx.causation != "" {
+		headers = append(headers, kgo.RecordHeader{Key: headerCausationID, Value: []byte(tx.causation)})
+	}
+	if tx.traceparent != "" {
+		headers = append(headers, kgo.RecordHeader{Key: headerTraceparent, Value: []byte(tx.traceparent)})
+	}
+	tx.add(row{
+		aggregateID: e.AggregateID(), version: sql.NullInt64{Int64: version, Valid: true}, eventType: e.EventType(),
+		data: sql.NullString{String: string(data), Valid: true}, topic: e.Topic(), key: []byte(e.AggregateID()), headers: headers,
+	})
+}
+
+// AfterCommit has fn called once the transaction is committed, to wake a
+// worker for instance. What must not be lost may not depend on it: the process
+// can die between the two.
+func (tx *Tx) AfterCommit(fn func()) { tx.afterCommit = append(tx.afterCommit, fn) }
+
+func (tx *Tx) add(r row) {
+	id, err := uuid.NewV7()
+	if err != nil {
+		tx.errs = append(tx.errs, fmt.Errorf("add %s: %w", r.eventType, err))
+		return
+	}
+	r.id = id.String()
+	tx.rows = append(tx.rows, r)
+}
+
+// flush writes the collected events at the end of the transaction, in the
+// order they were added.
+func (tx *Tx) flush(ctx context.Context) error {
+	if err := errors.Join(tx.errs...); err != nil {
+		return err
+	}
+	const columns = 10
+	at := sqldb.Now()
+	return sqldb.Chunks(len(tx.rows), 512, func(from, to int) error {
+		args := make([]any, 0, columns*(to-from))
+		for i := range tx.rows[from:to] {
+			r := &tx.rows[from+i]
+			headers, err := json.Marshal(r.headers)
+			if err != nil {
+				return fmt.Errorf("write outbox: %w", err)
+			}
+			args = append(args, r.id, r.aggregateID, r.version, r.eventType, r.data, r.topic, nullBytes(r.key), string(headers), nullBytes(r.value), at)
+		}
+		_, err := tx.ExecContext(ctx, `
+			INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at)
+			VALUES `+sqldb.Values(columns, to-from), args...)
+		if err != nil {
+			return fmt.Errorf("write outbox: %w", err)
+		}
+		return nil
+	})
+}
+
+// A row is an event as it stands in outbox_events.
+type row struct {
+	seq         int64
+	id          string
+	aggregateID string
+	version     sql.NullInt64
+	eventType   string
+	data        sql.NullString
+	topic       string
+	key         []byte
+	headers     headerList
+	value       []byte
+	createdAt   time.Time
+}
+
+// record is the row as it goes to the broker.
+func (r *row) record(source string) *kgo.Record {
+	rec := &kgo.Record{Topic: r.topic, Key: r.key, Headers: r.headers, Value: r.value}
+	if !r.data.Valid { // a dead letter: the original's headers, its own value
+		return rec
+	}
+	at := r.createdAt.Format(time.RFC3339Nano)
+	rec.Value = appendEnvelope(nil, r.id, r.eventType, r.aggregateID, r.data.String, at)
+	rec.Headers = append(headerList{
+		{Key: headerSpecVersion, Value: []byte("1.0")},
+		{Key: headerID, Value: []byte(r.id)},
+		{Key: headerType, Value: []byte(r.eventType)},
+		{Key: headerSource, Value: []byte(source)},
+		{Key: headerSubject, Value: []byte(r.aggregateID)},
+		{Key: headerTime, Value: []byte(at)},
+		{Key: headerContentType, Value: []byte("application/json")},
+		{Key: headerAggregateVersion, Value: strconv.AppendInt(nil, r.version.Int64, 10)},
+	}, r.headers...)
+	return rec
+}
+
+// marshal is json.Marshal without the escapes meant for HTML.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.TrimRight(b.Bytes(), "\n"), nil
+}
+
+func schemaVersion(e Event) int {
+	if v, ok := e.(interface{ SchemaVersion() int }); ok {
+		return v.SchemaVersion()
+	}
+	return 1
+}

@@ -1,0 +1,292 @@
+package outbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
+)
+
+// The states of a parked record. The head of a key is its oldest record that
+// is neither handled nor discarded. A head is due when it is retrying and its
+// time has come, or when it is waiting: then what it waited for is done.
+const (
+	stateRetrying = "retrying"
+	stateWaiting  = "waiting"
+	stateDead     = "dead"
+	stateHandled  = "handled"
+)
+
+// A parkedState is what is known of a parked record beside the record itself.
+type parkedState struct {
+	state    string
+	attempts int
+	due      time.Time
+	err      error
+	at       time.Time
+}
+
+// afterFailure decides what becomes of a record after attempt number n.
+func (c *Consumer) afterFailure(n int, cause error) parkedState {
+	s := parkedState{state: stateRetrying, attempts: n, err: cause, at: sqldb.Now()}
+	if isPermanent(cause) || n >= c.cfg.Attempts {
+		s.state = stateDead
+		return s
+	}
+	delay := c.cfg.Delay * time.Duration(n)
+	s.due = s.at.Add(delay + rand.N(delay/5+1)) //nolint:gosec // jitter
+	return s
+}
+
+func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s parkedState) error {
+	headers, err := json.Marshal(headerList(in.rec.Headers))
+	if err != nil {
+		return fmt.Errorf("park record: %w", err)
+	}
+	_, err = tx.ExecContext(ctx, `
+		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, value, headers, event_id, event_type,
+			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)`,
+		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, nullBytes(in.rec.Key), nullBytes(in.rec.Value), string(headers),
+		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), errorClass(s.err), reason(s.err), sqldb.NullTime(s.at))
+	if err != nil {
+		return fmt.Errorf("park record: %w", err)
+	}
+	return nil
+}
+
+// retryLoop tries parked records again when they are due, until ctx ends.
+func (c *Consumer) retryLoop(ctx, workCtx context.Context) {
+	for ctx.Err() == nil {
+		heads, next, err := c.dueHeads(ctx)
+		if err != nil && ctx.Err() == nil {
+			c.cfg.Log.Error("look for due records", "consumer_group", c.cfg.Group, "err", err)
+		}
+		for _, h := range heads {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := c.retry(workCtx, h); err != nil {
+				c.cfg.Log.Error("retry record", "consumer_group", c.cfg.Group, "event_id", h.id, "err", err)
+				next = time.Second // the database is away: no attempt was spent
+				break
+			}
+		}
+		if err == nil && len(heads) > 0 && next == 0 {
+			continue // each may have made way for another
+		}
+		wait := time.NewTimer(max(next, time.Millisecond))
+		select {
+		case <-ctx.Done():
+		case <-c.parked:
+		case <-wait.C:
+		}
+		wait.Stop()
+	}
+}
+
+// A head is a parked record whose turn it is.
+type head struct {
+	*inbound
+	seq      int64
+	state    string
+	attempts int
+}
+
+// dueHeads returns the heads that are due. When there are none it says how
+// long to wait at most: until the next is due, or until another process may
+// have parked one.
+func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
+	const poll = 2 * time.Second
+	now := sqldb.Now()
+	rows, err := c.db.Read().QueryContext(ctx, `
+		SELECT seq, state, attempts, due_at, topic, partition, record_offset, key, value, headers, event_id
+		FROM parked_records p
+		WHERE consumer = $1 AND state IN ('retrying', 'waiting') AND NOT EXISTS (
+			SELECT 1 FROM parked_records q
+			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key = p.key AND q.seq < p.seq AND q.state IN ('retrying', 'waiting', 'dead'))
+		ORDER BY seq LIMIT 1000`, c.cfg.Group)
+	if err != nil {
+		return nil, poll, fmt.Errorf("read parked records: %w", err)
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells
+	next = poll
+	for rows.Next() {
+		h := head{inbound: &inbound{rec: &kgo.Record{}}}
+		var headers, id string
+		var due time.Time
+		if err := rows.Scan(&h.seq, &h.state, &h.attempts, sqldb.Time(&due), &h.rec.Topic, &h.rec.Partition, &h.rec.Offset, &h.rec.Key, &h.rec.Value, &headers, &id); err != nil {
+			return nil, poll, fmt.Errorf("read parked records: %w", err)
+		}
+		if d := due.Sub(now); h.state == stateRetrying && d > 0 {
+			next = min(next, d)
+			continue
+		}
+		var list headerList
+		if err := json.Unmarshal([]byte(headers), &list); err != nil {
+			return nil, poll, fmt.Errorf("headers of parked record %d: %w", h.seq, err)
+		}
+		h.rec.Headers = list
+		in, ignored := c.open(h.rec, [16]byte{})
+		if ignored {
+			in.err = Permanent(fmt.Errorf("no handler for %s in this program", text(in.msg.EventType, 200)))
+		}
+		in.id, in.attempt = id, h.attempts+1
+		h.inbound = in
+		heads = append(heads, h)
+	}
+	if len(heads) > 0 {
+		next = 0
+	}
+	return heads, next, rows.Err()
+}
+
+// retry runs the handler for a parked record. To claim the row and to handle
+// the event are one transaction, so that of two takers one finds nothing left.
+// An error says that the database is away.
+func (c *Consumer) retry(ctx context.Context, h head) error {
+	h.began = time.Now()
+	claimed := false
+	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		if claimed, err = c.claim(ctx, tx, h, parkedState{state: stateHandled, attempts: h.attempt}); err != nil || !claimed {
+			return err
+		}
+		return c.handle(ctx, tx, h.inbound)
+	})
+	switch {
+	case err == nil && claimed:
+		c.settled(h.inbound, handled)
+		return nil
+	case err == nil || ctx.Err() != nil:
+		return nil
+	case sqldb.IsUnavailable(err):
+		return err
+	}
+	s := c.afterFailure(h.attempt, err)
+	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
+			return err
+		}
+		return c.bury(ctx, tx, h.inbound, s)
+	})
+	if err == nil && claimed {
+		c.metrics.processed.WithLabelValues(h.rec.Topic, h.eventType(), s.state).Inc()
+		c.failed(h.inbound, s)
+	}
+	return err
+}
+
+// claim moves a parked record from the state it was read in to another; false
+// says that somebody else has moved it meanwhile.
+func (c *Consumer) claim(ctx context.Context, tx *Tx, h head, to parkedState) (bool, error) {
+	finished := time.Time{}
+	if to.state == stateHandled {
+		finished = sqldb.Now()
+	}
+	res, err := tx.ExecContext(ctx, `
+		UPDATE parked_records SET state = $1, attempts = $2, due_at = $3, finished_at = $4,
+			error_class = CASE WHEN $5 = '' THEN error_class ELSE $5 END, error = CASE WHEN $5 = '' THEN error ELSE $6 END,
+			first_failed_at = COALESCE(first_failed_at, $7), last_failed_at = COALESCE($7, last_failed_at)
+		WHERE seq = $8 AND state = $9 AND attempts = $10`,
+		to.state, to.attempts, sqldb.NullTime(to.due), sqldb.NullTime(finished), errorClass(to.err), reason(to.err), sqldb.NullTime(to.at), h.seq, h.state, h.attempts)
+	if err != nil {
+		return false, fmt.Errorf("claim parked record: %w", err)
+	}
+	n, err := res.RowsAffected()
+	return n == 1, err
+}
+
+// A Dead is a record that will not be handled, as OnDead is told of it.
+type Dead struct {
+	EventID     string
+	EventType   string // "" when the record could not be opened
+	AggregateID string
+	Topic       string
+	Partition   int32
+	Offset      int64
+	Attempts    int
+	Err         error
+	Value       []byte // the record's value as it came
+}
+
+const deadLetterSuffix = "-dlq"
+
+// A deadLetter is the value of a record on a dead-letter topic.
+type deadLetter struct {
+	OriginalTopic       string          `json:"original_topic"`
+	OriginalPartition   int32           `json:"original_partition"`
+	OriginalOffset      int64           `json:"original_offset"`
+	OriginalMessage     json.RawMessage `json:"original_message"` // null when it is not JSON
+	ErrorReason         string          `json:"error_reason"`
+	FailedAt            time.Time       `json:"failed_at"`
+	RetryCount          int             `json:"retry_count"`
+	ConsumerGroup       string          `json:"consumer_group"`
+	OriginalValueBase64 []byte          `json:"original_value_base64,omitempty"`
+}
+
+// bury writes the dead letter of a record that has died, and lets the service
+// note it. For any other state it does nothing.
+func (c *Consumer) bury(ctx context.Context, tx *Tx, in *inbound, s parkedState) error {
+	if s.state != stateDead {
+		return nil
+	}
+	letter := deadLetter{
+		OriginalTopic: in.rec.Topic, OriginalPartition: in.rec.Partition, OriginalOffset: in.rec.Offset,
+		OriginalMessage: in.rec.Value, ErrorReason: reason(s.err), FailedAt: s.at, RetryCount: s.attempts, ConsumerGroup: c.cfg.Group,
+	}
+	if !json.Valid(in.rec.Value) || !utf8.Valid(in.rec.Value) {
+		letter.OriginalMessage, letter.OriginalValueBase64 = nil, in.rec.Value
+	}
+	value, err := marshal(letter)
+	if err != nil {
+		return fmt.Errorf("write dead letter: %w", err)
+	}
+	aggregate := in.msg.AggregateID
+	if aggregate == "" {
+		aggregate = string(in.rec.Key)
+	}
+	tx.add(row{
+		aggregateID: text(aggregate, 200), eventType: text(in.msg.EventType, 200), topic: in.rec.Topic + deadLetterSuffix,
+		key: in.rec.Key, headers: in.rec.Headers, value: value,
+	})
+	if c.onDead == nil {
+		return nil
+	}
+	return c.onDead(ctx, tx, Dead{
+		EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID, Topic: in.rec.Topic, Partition: in.rec.Partition,
+		Offset: in.rec.Offset, Attempts: s.attempts, Err: s.err, Value: in.rec.Value,
+	})
+}
+
+// reason is an error as it is stored and sent: one line of bounded length.
+func reason(err error) string {
+	if err == nil {
+		return ""
+	}
+	return text(strings.ReplaceAll(err.Error(), "\n", "; "), 1000)
+}
+
+// text is s as every database takes it: valid UTF-8 without NUL, and short.
+func text(s string, limit int) string {
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	for len(s) > limit {
+		_, size := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-size]
+	}
+	return s
+}
+
+// nullBytes is b as an argument: nil is NULL, which empty is not.
+func nullBytes(b []byte) any {
+	if b == nil {
+		return nil
+	}
+	return b
+}

@@ -1,0 +1,233 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// settle brings every record of the batch to where its offset may be passed:
+// handled, known already, or parked. It gives up, and returns false, only when
+// ctx has ended or the partitions were taken away.
+func (c *Consumer) settle(ctx context.Context, batch []*inbound) bool {
+	// locks are taken in one order by all: two batches cannot wait for each other
+	slices.SortFunc(batch, func(a, b *inbound) int { return strings.Compare(a.key, b.key) })
+	for attempt := 1; ; attempt++ {
+		culprit, err := c.try(ctx, batch)
+		if err == nil {
+			return true
+		}
+		if ctx.Err() == nil && !sqldb.IsUnavailable(err) {
+			switch {
+			case len(batch) == 1:
+				if err = c.park(ctx, batch[0], err); err == nil {
+					return true
+				}
+			case culprit >= 0: // the others had no fault and no effect: once more without it
+				bad, rest := batch[culprit:culprit+1], slices.Delete(slices.Clone(batch), culprit, culprit+1)
+				if err = c.park(ctx, bad[0], err); err == nil {
+					return c.settle(ctx, rest)
+				}
+			default: // one of them spoils it for all: find out which
+				half := len(batch) / 2
+				left := c.settle(ctx, batch[:half])
+				return c.settle(ctx, batch[half:]) && left
+			}
+		}
+		// the database is away, which is no fault of the records: wait for it
+		c.cfg.Log.Error("settle records", "consumer_group", c.cfg.Group, "records", len(batch), "err", err)
+		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 5*time.Second))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return false
+		case <-pause.C:
+		}
+		if !slices.ContainsFunc(batch, func(in *inbound) bool { return !in.part.gone.Load() }) {
+			return false
+		}
+	}
+}
+
+// An outcome is what became of a record, as the metrics call it.
+type outcome string
+
+const (
+	handled   outcome = "handled"
+	duplicate outcome = "duplicate"
+	waiting   outcome = "waiting" // behind a parked record of its key
+	retrying  outcome = "retrying"
+	dead      outcome = "dead"
+)
+
+// try handles the batch in one transaction. It names the record whose handler
+// failed, -1 when the error is nobody's in particular.
+func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err error) {
+	outcomes := make([]outcome, len(batch))
+	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		culprit = -1
+		fresh, err := c.receive(ctx, tx, batch)
+		if err != nil {
+			return err
+		}
+		parkedKeys, err := c.parkedKeys(ctx, tx, batch)
+		if err != nil {
+			return err
+		}
+		for i, in := range batch {
+			switch {
+			case !fresh[in.id]:
+				outcomes[i] = duplicate
+				continue
+			case in.rec.Key != nil && parkedKeys[in.key]:
+				outcomes[i] = waiting
+				err = c.insertParked(ctx, tx, in, parkedState{state: stateWaiting})
+			default:
+				outcomes[i] = handled
+				if err = c.handle(ctx, tx, in); err != nil && !sqldb.IsAborted(err) {
+					culprit = i
+				}
+			}
+			if err != nil {
+				return err
+			}
+			delete(fresh, in.id) // one event twice in one batch
+		}
+		return nil
+	})
+	if err != nil {
+		return culprit, err
+	}
+	for i, in := range batch {
+		c.settled(in, outcomes[i])
+	}
+	return -1, nil
+}
+
+// settled tells the world what became of a record.
+func (c *Consumer) settled(in *inbound, o outcome) {
+	c.metrics.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
+	switch o {
+	case waiting, retrying:
+		select {
+		case c.parked <- struct{}{}:
+		default:
+		}
+	case handled:
+		took := time.Since(in.began)
+		c.metrics.processing.WithLabelValues(in.rec.Topic, in.eventType()).Observe(took.Seconds())
+		c.cfg.Log.Info("Event processed", "event_id", in.id, "event_type", in.msg.EventType,
+			"processing_time_ms", float64(took.Microseconds())/1000, "consumer_group", c.cfg.Group, "timestamp", sqldb.Now())
+	}
+}
+
+// eventType is the type as a metric's label: only what is subscribed to, so
+// that strangers cannot make up labels.
+func (in *inbound) eventType() string {
+	if in.sub.handle == nil {
+		return "other"
+	}
+	return in.msg.EventType
+}
+
+// receive marks the batch's events in the inbox and returns those that were
+// not there. What another transaction is handling right now is waited for.
+func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh map[string]bool, err error) {
+	rows := 1
+	for rows < len(batch) {
+		rows *= 2 // few statements, always prepared: the last event fills the rest
+	}
+	args := make([]any, 0, 3*rows)
+	at := sqldb.Now()
+	for i := range rows {
+		args = append(args, c.cfg.Group, batch[min(i, len(batch)-1)].id, at)
+	}
+	result, err := tx.QueryContext(ctx, `
+		INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES `+sqldb.Values(3, rows)+`
+		ON CONFLICT DO NOTHING RETURNING event_id`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("mark in inbox: %w", err)
+	}
+	defer result.Close() //nolint:errcheck // result.Err tells
+	fresh = map[string]bool{}
+	for result.Next() {
+		var id string
+		if err := result.Scan(&id); err != nil {
+			return nil, fmt.Errorf("mark in inbox: %w", err)
+		}
+		fresh[id] = true
+	}
+	return fresh, result.Err()
+}
+
+// parkedKeys finds the keys of the batch that have a parked record which is
+// not done. The table is nearly empty, mostly.
+func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (map[string]bool, error) {
+	n := 1
+	for n < len(batch) {
+		n *= 2
+	}
+	args := make([]any, 0, n+1)
+	args = append(args, c.cfg.Group)
+	for i := range n {
+		args = append(args, batch[min(i, len(batch)-1)].rec.Key)
+	}
+	result, err := tx.QueryContext(ctx, `
+		SELECT DISTINCT topic, key FROM parked_records
+		WHERE consumer = $1 AND state IN ('retrying', 'waiting', 'dead') AND key IN (`+sqldb.List(2, n)+`)`, args...)
+	if err != nil {
+		return nil, fmt.Errorf("look for parked records: %w", err)
+	}
+	defer result.Close() //nolint:errcheck // result.Err tells
+	keys := map[string]bool{}
+	for result.Next() {
+		var topic string
+		var key []byte
+		if err := result.Scan(&topic, &key); err != nil {
+			return nil, fmt.Errorf("look for parked records: %w", err)
+		}
+		keys[topic+"\x00"+string(key)] = true
+	}
+	return keys, result.Err()
+}
+
+// park puts a record aside that could not be handled: to be tried again, or
+// dead at once when no retry will cure it. With its mark in the inbox it is
+// settled as far as its partition is concerned.
+func (c *Consumer) park(ctx context.Context, in *inbound, cause error) error {
+	s := c.afterFailure(in.attempt, cause)
+	o := outcome("")
+	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		o = duplicate
+		fresh, err := c.receive(ctx, tx, []*inbound{in})
+		if err != nil || !fresh[in.id] {
+			return err // another process was faster
+		}
+		o = outcome(s.state)
+		if err := c.insertParked(ctx, tx, in, s); err != nil {
+			return err
+		}
+		return c.bury(ctx, tx, in, s)
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("park record: %w", err), cause)
+	}
+	c.settled(in, o)
+	c.failed(in, s)
+	return nil
+}
+
+// failed says in the log that an attempt came to nothing.
+func (c *Consumer) failed(in *inbound, s parkedState) {
+	log := c.cfg.Log.Warn
+	if s.state == stateDead {
+		log = c.cfg.Log.Error
+	}
+	log("event not handled", "consumer_group", c.cfg.Group, "event_id", in.id, "event_type", in.eventType(), "topic", in.rec.Topic,
+		"partition", in.rec.Partition, "offset", in.rec.Offset, "attempt", s.attempts, "state", s.state, "err", s.err)
+}
