@@ -88,7 +88,7 @@ func TestCursorMissesNothing(t *testing.T) {
 				delete(w.open, tx)
 				w.begun++
 			},
-			"round":   func(*rapid.T) { round(true) },
+			"round": func(*rapid.T) { round(true) },
 			"restart": func(*rapid.T) { // with what the tables say: the floor and the ranges above it
 				var marked []int64
 				for seq := range published {

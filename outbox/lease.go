@@ -135,8 +135,10 @@ func (l *lease) mark(ctx context.Context, floor int64, ranges []span, blocked []
 }
 
 // release gives the lease back, so that a standby need not wait for the TTL.
-func (l *lease) release(ctx context.Context, floor int64) error {
-	_, err := l.db.ExecContext(ctx, `UPDATE outbox_lease SET holder = '', renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+func (l *lease) release(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.ttl)
+	defer cancel()
+	_, err := l.db.ExecContext(ctx, `UPDATE outbox_lease SET holder = '', renewal = renewal + 1 WHERE id = 1 AND epoch = $1`, l.epoch)
 	if err != nil {
 		return fmt.Errorf("release lease: %w", err)
 	}

@@ -94,7 +94,10 @@ func (r *Relay) Run(ctx context.Context) error {
 		}
 		r.cfg.Log.Info("relay leads", "service", r.cfg.Service, "epoch", l.epoch, "floor", floor)
 		err = r.lead(ctx, l, floor)
-		if ctx.Err() != nil && err == nil {
+		if ctx.Err() != nil {
+			if err != nil { // what is not given back is taken from the dead
+				r.cfg.Log.Warn("relay stops", "service", r.cfg.Service, "err", err)
+			}
 			return nil
 		}
 		r.cfg.Log.Warn("relay no longer leads", "service", r.cfg.Service, "epoch", l.epoch, "err", err)
@@ -104,7 +107,12 @@ func (r *Relay) Run(ctx context.Context) error {
 // lead publishes for as long as the lease is held. Each term of office has a
 // producer of its own: to close it is the only safe way to abandon records
 // whose fate is unknown.
-func (r *Relay) lead(ctx context.Context, l *lease, floor int64) error {
+func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
+	defer func() { // whatever ended it, the next one need not wait for the TTL
+		if !errors.Is(err, errLeaseLost) {
+			err = errors.Join(err, l.release(ctx))
+		}
+	}()
 	producer, err := kgo.NewClient(append(r.cfg.Kafka[:len(r.cfg.Kafka):len(r.cfg.Kafka)],
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ManualFlushing(), // one batch a partition in a round, so that nothing overtakes a refused batch
@@ -129,12 +137,7 @@ func (r *Relay) lead(ctx context.Context, l *lease, floor int64) error {
 		defer stopKeeping()
 		return r.publishRounds(leadCtx, ctx, producer, l)
 	})
-	if err := g.Wait(); err != nil {
-		return err
-	}
-	releaseCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.cfg.TTL)
-	defer cancel()
-	return l.release(releaseCtx, r.floor())
+	return g.Wait()
 }
 
 // publishRounds publishes until ctx ends. The end of ctx is a clean stop when

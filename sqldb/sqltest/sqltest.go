@@ -4,6 +4,7 @@ package sqltest
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"io/fs"
 	"net/url"
 	"os"
@@ -81,16 +82,19 @@ func URL(t testing.TB, engine sqldb.Engine) string {
 	q := u.Query()
 	q.Set("search_path", schema)
 	u.RawQuery = q.Encode()
-	t.Cleanup(func() {
-		db, err := sqldb.Open(context.Background(), server)
-		if err != nil {
-			t.Error(err)
-			return
-		}
-		defer db.Close() //nolint:errcheck // a test's own connection
-		if _, err := db.ExecContext(context.Background(), `DROP SCHEMA IF EXISTS `+schema+` CASCADE`); err != nil {
-			t.Error(err)
-		}
-	})
+	admin(t, server, `CREATE SCHEMA `+schema)
+	t.Cleanup(func() { admin(t, server, `DROP SCHEMA `+schema+` CASCADE`) })
 	return u.String()
+}
+
+func admin(t testing.TB, server, statement string) {
+	t.Helper()
+	db, err := sqldb.Open(context.Background(), server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.ExecContext(context.Background(), statement)
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Error(err)
+	}
 }
