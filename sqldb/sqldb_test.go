@@ -1,0 +1,297 @@
+package sqldb_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+var schema = sqltest.Schema{Name: "things", FS: fstest.MapFS{
+	"schema/sqlite/0001_things.sql":   {Data: []byte("-- +goose Up\nCREATE TABLE things (id TEXT PRIMARY KEY, n BIGINT NOT NULL, at TIMESTAMP, note TEXT UNIQUE);")},
+	"schema/postgres/0001_things.sql": {Data: []byte("-- +goose Up\nCREATE TABLE things (id TEXT PRIMARY KEY, n BIGINT NOT NULL, at TIMESTAMPTZ, note TEXT UNIQUE);")},
+}}
+
+func mustExec(t *testing.T, db *sqldb.DB, query string, args ...any) {
+	t.Helper()
+	if _, err := db.Exec(query, args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTimesComeBackAsTheyWent(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		moscow := time.FixedZone("MSK", 3*60*60)
+		now := sqldb.Now()
+		for i, at := range []time.Time{now, now.Truncate(time.Second), now.Add(time.Microsecond), now.In(moscow), {}} {
+			mustExec(t, db, `INSERT INTO things (id, n, at) VALUES ($1, $2, $3)`, fmt.Sprint(i), i, sqldb.NullTime(at))
+			var column, expression time.Time
+			if err := db.QueryRow(`SELECT at, MIN(at) FROM things WHERE id = $1 GROUP BY at`, fmt.Sprint(i)).Scan(sqldb.Time(&column), sqldb.Time(&expression)); err != nil {
+				t.Fatal(err)
+			}
+			if !column.Equal(at) || !expression.Equal(at) || (!at.IsZero() && column.Location() != time.UTC) {
+				t.Errorf("%v came back as %v, and from MIN as %v", at, column, expression)
+			}
+		}
+		var n int
+		if err := db.QueryRow(`SELECT COUNT(*) FROM things WHERE at <= $1`, now).Scan(&n); err != nil || n != 3 {
+			t.Errorf("%d times up to now, want 3: the same instant in any zone, and the second before (%v)", n, err)
+		}
+		if now.Nanosecond()%1000 != 0 {
+			t.Errorf("Now has parts of a microsecond: %v", now)
+		}
+	}, schema)
+}
+
+func TestTimesSortAsText(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, schema)
+	base := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for i, d := range []time.Duration{0, 1, 10, 100_000, 100_001, 500_000, 999_999, 1_000_000} {
+		mustExec(t, db, `INSERT INTO things (id, n, at) VALUES ($1, $2, $3)`, fmt.Sprint(i), i, base.Add(d*time.Microsecond))
+	}
+	rows, err := db.Query(`SELECT n FROM things ORDER BY at`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rows.Close() //nolint:errcheck // a test
+	for want := 0; rows.Next(); want++ {
+		var n int
+		if err := rows.Scan(&n); err != nil || n != want {
+			t.Errorf("row %d is at place %d (%v)", n, want, err)
+		}
+	}
+}
+
+func TestErrorsAreRecognised(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		mustExec(t, db, `INSERT INTO things (id, n, note) VALUES ('a', 1, 'Пицца')`)
+		for what, query := range map[string]string{
+			"a primary key": `INSERT INTO things (id, n) VALUES ('a', 2)`,
+			"a unique":      `INSERT INTO things (id, n, note) VALUES ('b', 2, 'Пицца')`,
+		} {
+			_, err := db.Exec(query)
+			if !sqldb.IsUnique(err) || sqldb.IsUnavailable(err) {
+				t.Errorf("violation of %s is not recognised: %v", what, err)
+			}
+		}
+		_, err := db.Exec(`INSERT INTO things (id) VALUES ('c')`)
+		if err == nil || sqldb.IsUnique(err) || sqldb.IsUnavailable(err) {
+			t.Errorf("a missing value is taken for something else: %v", err)
+		}
+		if sqldb.IsUnavailable(nil) || sqldb.IsUnavailable(context.Canceled) || sqldb.IsUnavailable(errors.New("bad")) {
+			t.Error("any error passes for an unavailable database")
+		}
+	}, schema)
+}
+
+func TestUnavailable(t *testing.T) {
+	_, err := sqldb.Open(t.Context(), "postgres://nobody@127.0.0.1:1/none?sslmode=disable")
+	if !sqldb.IsUnavailable(err) {
+		t.Errorf("a server that is not there: %v", err)
+	}
+	if strings.Contains(fmt.Sprint(err), "secret") {
+		t.Error("the password is shown")
+	}
+	db := sqltest.Open(t, sqldb.SQLite, schema)
+	if _, err := db.Exec(`PRAGMA max_page_count = 1`); err != nil {
+		t.Fatal(err)
+	}
+	_, err = db.Exec(`INSERT INTO things (id, n, note) VALUES ('big', 1, $1)`, strings.Repeat("x", 1<<20))
+	if !sqldb.IsUnavailable(err) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if _, err := sqldb.Open(t.Context(), "mysql://x"); !errors.Is(err, sqldb.ErrURL) {
+		t.Errorf("a URL of no engine: %v", err)
+	}
+}
+
+func TestTxCommitsOrUndoes(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		undo := errors.New("undo")
+		err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+			if _, err := tx.Exec(`INSERT INTO things (id, n) VALUES ('undone', 1)`); err != nil {
+				return err
+			}
+			return undo
+		})
+		if !errors.Is(err, undo) {
+			t.Errorf("got %v", err)
+		}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("a panic was swallowed")
+				}
+			}()
+			_ = db.Tx(t.Context(), func(*sql.Tx) error { panic("oops") }) //nolint:errcheck // panics
+		}()
+		if err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+			_, err := tx.Exec(`INSERT INTO things (id, n) VALUES ('done', 1)`)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		var ids string
+		if err := db.Read().QueryRow(`SELECT MIN(id) || MAX(id) FROM things`).Scan(&ids); err != nil || ids != "donedone" {
+			t.Errorf("there is %q (%v), want only what was committed", ids, err)
+		}
+	}, schema)
+}
+
+// Two transactions that lock the same rows in opposite orders end both, one of
+// them at the second try.
+func TestDeadlocksAreRunAgain(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('a', 0), ('b', 0)`)
+		var runs atomic.Int64
+		var wg sync.WaitGroup
+		first := make(chan struct{}, 2)
+		for _, order := range [][2]string{{"a", "b"}, {"b", "a"}} {
+			wg.Go(func() {
+				err := db.Tx(context.Background(), func(tx *sql.Tx) error {
+					runs.Add(1)
+					for i, id := range order {
+						if _, err := tx.Exec(`UPDATE things SET n = n + 1 WHERE id = $1`, id); err != nil {
+							return err
+						}
+						if i == 0 && db.Engine == sqldb.Postgres && runs.Load() <= 2 {
+							first <- struct{}{}
+							for len(first) < 2 && runs.Load() <= 2 {
+								time.Sleep(0) // until the other has its first lock
+							}
+						}
+					}
+					return nil
+				})
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		var n, m int
+		if err := db.QueryRow(`SELECT MIN(n), MAX(n) FROM things`).Scan(&n, &m); err != nil || n != 2 || m != 2 {
+			t.Errorf("counts are %d and %d (%v), want 2 and 2", n, m, err)
+		}
+		if db.Engine == sqldb.Postgres && runs.Load() < 3 {
+			t.Errorf("%d runs: there was no deadlock", runs.Load())
+		}
+	}, schema)
+}
+
+// Of many conditional updates of one row exactly one finds it unchanged.
+func TestConditionalUpdateHasOneWinner(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('a', 0)`)
+		var wins atomic.Int64
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				res, err := db.Exec(`UPDATE things SET n = 1 WHERE id = 'a' AND n = 0`)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if n, err := res.RowsAffected(); err == nil {
+					wins.Add(n)
+				}
+			})
+		}
+		wg.Wait()
+		if wins.Load() != 1 {
+			t.Errorf("%d winners", wins.Load())
+		}
+	}, schema)
+}
+
+func TestMigrateManyAtOnceAndAgain(t *testing.T) {
+	for _, engine := range []sqldb.Engine{sqldb.SQLite, sqldb.Postgres} {
+		t.Run(string(engine), func(t *testing.T) {
+			url := sqltest.URL(t, engine)
+			replicas := 4
+			if engine == sqldb.SQLite {
+				replicas = 1 // one process owns the file
+			}
+			var wg sync.WaitGroup
+			for range replicas {
+				db := sqltest.Connect(t, url)
+				wg.Go(func() {
+					for range 2 {
+						if err := db.Migrate(context.Background(), schema.Name, schema.FS); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			db := sqltest.Connect(t, url)
+			var version int
+			if err := db.QueryRow(`SELECT MAX(version_id) FROM things_migrations`).Scan(&version); err != nil || version != 1 {
+				t.Errorf("version %d (%v), want 1", version, err)
+			}
+		})
+	}
+}
+
+func TestSQLiteIsDurableAndPrivate(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "new folder?")
+	db := sqltest.Connect(t, "sqlite:"+filepath.Join(dir, "a b.db"), schema)
+	for pragma, want := range map[string]string{"journal_mode": "wal", "synchronous": "2", "foreign_keys": "1"} {
+		var got string
+		if err := db.QueryRow(`PRAGMA ` + pragma).Scan(&got); err != nil || got != want {
+			t.Errorf("%s is %q (%v), want %q", pragma, got, err, want)
+		}
+	}
+	info, err := os.Stat(dir)
+	if err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the folder has mode %v (%v), want 0700", info.Mode(), err)
+	}
+	var version string
+	if err := db.QueryRow(`SELECT sqlite_version()`).Scan(&version); err != nil || version < "3.51.3" {
+		t.Errorf("SQLite %s (%v): before 3.51.3 a reset of the write-ahead log can corrupt the file", version, err)
+	}
+	// a reader does not wait for the writer
+	err = db.Tx(t.Context(), func(tx *sql.Tx) error {
+		if _, err := tx.Exec(`INSERT INTO things (id, n) VALUES ('a', 1)`); err != nil {
+			return err
+		}
+		var n int
+		if err := db.Read().QueryRow(`SELECT COUNT(*) FROM things`).Scan(&n); err != nil || n != 0 {
+			t.Errorf("a reader sees %d rows (%v), want none before the commit", n, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := db.Read().Exec(`INSERT INTO things (id, n) VALUES ('b', 1)`); err == nil {
+		t.Error("the read pool writes")
+	}
+}
+
+func TestLists(t *testing.T) {
+	if got := sqldb.Values(2, 3); got != "($1,$2),($3,$4),($5,$6)" {
+		t.Errorf("Values: %s", got)
+	}
+	if got := sqldb.List(2, 3); got != "$2,$3,$4" {
+		t.Errorf("List: %s", got)
+	}
+	var sizes []int
+	if err := sqldb.Chunks(103, 32, func(from, to int) error { sizes = append(sizes, to-from); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(sizes); got != "[32 32 32 4 2 1]" {
+		t.Errorf("Chunks: %s", got)
+	}
+}
