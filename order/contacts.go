@@ -1,0 +1,114 @@
+package order
+
+import (
+	"regexp"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/nyaruka/phonenumbers"
+	"golang.org/x/text/unicode/norm"
+)
+
+const maxEmail = 254 // octets, as SMTP allows
+
+// emailShape is a dot-atom, an at sign and a domain of at least two labels.
+// Quoted local parts, comments, display names, address literals and lists are
+// legal in a mail header, and all of them are refused here: the address goes
+// into an SMTP envelope as it stands. A domain with other letters than ASCII
+// is written in its xn-- form.
+var emailShape = regexp.MustCompile(
+	"^[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(?:\\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*" +
+		`@(?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])$`)
+
+func isEmail(s string) bool {
+	local, _, _ := strings.Cut(s, "@")
+	return len(s) <= maxEmail && len(local) <= 64 && emailShape.MatchString(s)
+}
+
+// phoneShape is what people write in a phone field. The parser takes far more,
+// extensions and letters among it.
+var phoneShape = regexp.MustCompile(`^\+?[0-9 ().-]{5,30}$`)
+
+// parsePhone brings a phone number to E.164. Without a country code it is a
+// Russian one, with or without the leading 8. Only numbers that belong to
+// people are taken: a premium or a satellite number would let anybody spend
+// our money on text messages.
+func parsePhone(s string) (string, bool) {
+	s = strings.Trim(s, " ")
+	if !phoneShape.MatchString(s) {
+		return "", false
+	}
+	n, err := phonenumbers.Parse(s, "RU")
+	if err != nil || !phonenumbers.IsValidNumber(n) || phonenumbers.GetRegionCodeForNumber(n) == "001" {
+		return "", false
+	}
+	switch phonenumbers.GetNumberType(n) {
+	case phonenumbers.MOBILE, phonenumbers.FIXED_LINE, phonenumbers.FIXED_LINE_OR_MOBILE:
+		return phonenumbers.Format(n, phonenumbers.E164), true
+	}
+	return "", false
+}
+
+// digitRuns finds digits with at most a few separators between them.
+var digitRuns = regexp.MustCompile(`[0-9]+(?:[ \x{a0}._/–—-]{1,3}[0-9]+)*`)
+
+// hasCardNumber reports whether the text holds 13 to 19 digits with a right
+// check digit, however they are grouped. A group of digits counts as a whole,
+// so that a longer number does not contain a card by accident.
+func hasCardNumber(s string) bool {
+	for _, run := range digitRuns.FindAllString(norm.NFKC.String(s), -1) {
+		groups := strings.FieldsFunc(run, func(r rune) bool { return r < '0' || r > '9' })
+		for i := range groups {
+			number := ""
+			for _, g := range groups[i:] {
+				number += g
+				if len(number) > 19 {
+					break
+				}
+				if len(number) >= 13 && luhn(number) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// luhn checks the last digit of a card number.
+func luhn(digits string) bool {
+	sum := 0
+	for i := range len(digits) {
+		d := int(digits[len(digits)-1-i] - '0')
+		if i%2 == 1 {
+			if d *= 2; d > 9 {
+				d -= 9
+			}
+		}
+		sum += d
+	}
+	return sum%10 == 0
+}
+
+// The masks leave enough for a customer to recognise, and too little for
+// anybody else to use.
+
+func maskName(s string) string {
+	words := strings.Fields(s)
+	for i, w := range words {
+		_, n := utf8.DecodeRuneInString(w)
+		words[i] = w[:n] + "***"
+	}
+	return strings.Join(words, " ")
+}
+
+func maskEmail(s string) string {
+	_, domain, _ := strings.Cut(s, "@")
+	return s[:min(1, len(s))] + "***@" + domain
+}
+
+func maskPhone(s string) string {
+	if len(s) < 8 {
+		return "***"
+	}
+	return s[:2] + strings.Repeat("*", len(s)-4) + s[len(s)-2:]
+}

@@ -1,0 +1,209 @@
+package order
+
+import (
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"golang.org/x/text/unicode/norm"
+
+	"pizzaflow/event"
+)
+
+// What an order may hold.
+const (
+	maxLines   = 50
+	maxPieces  = 100              // of one line
+	maxName    = 100              // characters
+	maxAddress = 500              // characters
+	maxComment = 500              // characters
+	maxTotal   = event.Money(1e8) // a million roubles: more is a mistake or a joke
+)
+
+// A Draft is an order as the customer states it: nothing in it is trusted,
+// and it holds no price.
+type Draft struct {
+	Name, Email, Phone string
+	Address, Comment   string
+	Locale             string // ru or en
+	Lines              []Line
+}
+
+// A Line asks for some pieces of one pizza in one size. Two lines may ask for
+// the same.
+type Line struct {
+	PizzaID  string
+	Quantity int
+	Size     string
+}
+
+// A Fault is one thing about a draft that keeps it from becoming an order. It
+// never repeats what the customer wrote.
+type Fault struct {
+	Pointer string // RFC 6901 as a URI fragment, such as #/items/0/quantity
+	Code    string // stable, for programs
+	Detail  string // for humans, in English
+}
+
+// InvalidError says that a draft cannot become an order, with all its faults.
+type InvalidError struct{ Faults []Fault }
+
+// Error counts the faults and names the first.
+func (e *InvalidError) Error() string {
+	return fmt.Sprintf("invalid order: %d faults, first %s at %s", len(e.Faults), e.Faults[0].Code, e.Faults[0].Pointer)
+}
+
+// compose makes an order of a draft, at the menu's prices, or says everything
+// that is wrong with it in an InvalidError. The order has neither id nor
+// number nor time yet.
+func compose(m *menu, d Draft) (Order, error) {
+	c := checker{}
+	o := Order{
+		Customer: Customer{
+			Name:  c.text("#/customer_name", d.Name, maxName, required),
+			Email: c.email("#/customer_email", d.Email),
+			Phone: c.phone("#/customer_phone", d.Phone),
+		},
+		Address: c.text("#/delivery_address", d.Address, maxAddress, required|multiline),
+		Comment: c.text("#/comment", d.Comment, maxComment, multiline),
+		Locale:  c.locale("#/locale", d.Locale),
+	}
+	o.Items, o.Total = c.items(m, d.Lines, d.Locale)
+	if len(c.faults) > 0 {
+		return Order{}, &InvalidError{Faults: c.faults}
+	}
+	return o, nil
+}
+
+// A checker collects the faults of one draft.
+type checker struct{ faults []Fault }
+
+func (c *checker) fault(pointer, code, detail string) {
+	c.faults = append(c.faults, Fault{Pointer: pointer, Code: code, Detail: detail})
+}
+
+const (
+	required  = 1 << iota // must hold something else than spaces
+	multiline             // may have line breaks
+)
+
+// text brings a free text into the form it is stored in: trimmed, composed
+// (NFC), with plain line breaks and without the invisible marks that turn the
+// direction of writing, which come along when text is copied.
+func (c *checker) text(pointer, s string, limit, flags int) string {
+	s = strings.ReplaceAll(s, "\r\n", "\n")
+	s = strings.Map(func(r rune) rune {
+		if unicode.Is(unicode.Bidi_Control, r) {
+			return -1
+		}
+		return r
+	}, s)
+	spaces := " \u00a0"
+	if flags&multiline != 0 {
+		spaces += "\n"
+	}
+	s = norm.NFC.String(strings.Trim(s, spaces))
+	unwanted := func(r rune) bool {
+		return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) && (r != '\n' || flags&multiline == 0)
+	}
+	switch {
+	case flags&required != 0 && strings.TrimSpace(s) == "" && !strings.ContainsFunc(s, unwanted):
+		c.fault(pointer, "required", "This field is required.")
+	case utf8.RuneCountInString(s) > limit:
+		c.fault(pointer, "too_long", fmt.Sprintf("Must have at most %d characters.", limit))
+	case strings.ContainsFunc(s, unwanted):
+		c.fault(pointer, "invalid_character", "Must not contain control characters.")
+	case hasCardNumber(s):
+		c.fault(pointer, "card_data_not_accepted", "Must not contain a card number: it is never needed here.")
+	}
+	return s
+}
+
+func (c *checker) email(pointer, s string) string {
+	switch {
+	case s == "":
+		c.fault(pointer, "required", "This field is required.")
+	case len(s) > maxEmail:
+		c.fault(pointer, "too_long", fmt.Sprintf("Must have at most %d characters.", maxEmail))
+	case !isEmail(s):
+		c.fault(pointer, "invalid_email", "Must be a bare e-mail address such as ivan@example.com.")
+	}
+	return s
+}
+
+func (c *checker) phone(pointer, s string) string {
+	if strings.Trim(s, " ") == "" {
+		c.fault(pointer, "required", "This field is required.")
+		return ""
+	}
+	e164, ok := parsePhone(s)
+	if !ok {
+		c.fault(pointer, "invalid_phone", "Must be the number of a mobile or a fixed line, such as +7-900-123-45-67.")
+	}
+	return e164
+}
+
+func (c *checker) locale(pointer, s string) string {
+	if s != "ru" && s != "en" {
+		c.fault(pointer, "unsupported_locale", "Must be ru or en.")
+	}
+	return s
+}
+
+// items looks every line up on the menu and adds them up. The sum cannot
+// overflow: it stops at the cap.
+func (c *checker) items(m *menu, lines []Line, locale string) ([]event.Item, event.Money) {
+	switch {
+	case len(lines) == 0:
+		c.fault("#/items", "required", "Must have at least one line.")
+		return nil, 0
+	case len(lines) > maxLines:
+		c.fault("#/items", "too_many", fmt.Sprintf("Must have at most %d lines.", maxLines))
+		return nil, 0
+	}
+	var total event.Money
+	capped := false
+	items := make([]event.Item, 0, len(lines))
+	for i, l := range lines {
+		item, ok := c.item(m, fmt.Sprintf("#/items/%d", i), l, locale)
+		if !ok {
+			continue
+		}
+		items = append(items, item)
+		if capped = capped || item.Price > (maxTotal-total)/event.Money(item.Quantity); !capped {
+			total += item.Price * event.Money(item.Quantity)
+		}
+	}
+	if capped {
+		c.fault("#/items", "total_too_large", "Must come to at most "+maxTotal.String()+".")
+	}
+	return items, total
+}
+
+func (c *checker) item(m *menu, pointer string, l Line, locale string) (event.Item, bool) {
+	before := len(c.faults)
+	if l.Quantity < 1 || l.Quantity > maxPieces {
+		c.fault(pointer+"/quantity", "out_of_range", fmt.Sprintf("Must be between 1 and %d.", maxPieces))
+	}
+	p, known := m.byID[l.PizzaID]
+	switch {
+	case l.PizzaID == "":
+		c.fault(pointer+"/pizza_id", "required", "This field is required.")
+	case !known:
+		c.fault(pointer+"/pizza_id", "unknown_pizza", "This pizza is not on the menu.")
+	case !p.available:
+		c.fault(pointer+"/pizza_id", "pizza_unavailable", "This pizza is not available at the moment.")
+	}
+	price, offered := p.price(l.Size)
+	switch {
+	case l.Size == "":
+		c.fault(pointer+"/size", "required", "This field is required.")
+	case !isSize(l.Size) || known && !offered:
+		c.fault(pointer+"/size", "unknown_size", "Must be small, medium or large, as the menu offers it.")
+	}
+	if len(c.faults) > before {
+		return event.Item{}, false
+	}
+	return event.Item{PizzaID: p.id, Name: p.name.in(locale), Size: l.Size, Quantity: l.Quantity, Price: price}, true
+}

@@ -1,0 +1,260 @@
+package order
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"pizzaflow/event"
+	"pizzaflow/sqldb"
+)
+
+// This file holds every SQL statement of the service.
+
+// insertOrder stores a new order. Its number is drawn here, again while it
+// turns out to be taken; a row that is skipped for that does not end the
+// transaction, as a violated constraint would.
+func insertOrder(ctx context.Context, tx *sql.Tx, o *Order, draw func() string) error {
+	for range 20 {
+		o.Number = draw()
+		inserted, err := affected(tx.ExecContext(ctx, `
+			INSERT INTO orders (id, order_number, status, version, total_amount, currency,
+				customer_name, customer_email, customer_phone, delivery_address, comment, locale, created_at)
+			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+			ON CONFLICT (order_number) DO NOTHING`,
+			o.ID, o.Number, o.Status, o.Version, o.Total, o.Currency,
+			o.Customer.Name, o.Customer.Email, o.Customer.Phone, o.Address, o.Comment, o.Locale, o.CreatedAt))
+		if err != nil {
+			return fmt.Errorf("insert order: %w", err)
+		}
+		if inserted == 1 {
+			if err := insertItems(ctx, tx, o); err != nil {
+				return err
+			}
+			return insertStep(ctx, tx, o)
+		}
+	}
+	return errors.New("insert order: no free order number")
+}
+
+func insertItems(ctx context.Context, tx *sql.Tx, o *Order) error {
+	const columns = 7
+	return sqldb.Chunks(len(o.Items), 64, func(from, to int) error {
+		args := make([]any, 0, columns*(to-from))
+		for i, it := range o.Items[from:to] {
+			args = append(args, o.ID, from+i+1, it.PizzaID, it.Name, it.Size, it.Quantity, it.Price)
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO order_items (order_id, line, pizza_id, name, size, quantity, price)
+			VALUES `+sqldb.Values(columns, to-from), args...)
+		if err != nil {
+			return fmt.Errorf("insert items: %w", err)
+		}
+		return nil
+	})
+}
+
+// insertStep stores the order's latest step.
+func insertStep(ctx context.Context, tx *sql.Tx, o *Order) error {
+	step := o.History[len(o.History)-1]
+	_, err := tx.ExecContext(ctx, `INSERT INTO order_history (order_id, version, status, at) VALUES ($1, $2, $3, $4)`,
+		o.ID, step.Version, step.Status, step.At)
+	if err != nil {
+		return fmt.Errorf("insert step: %w", err)
+	}
+	return nil
+}
+
+// A keyRow is what stands behind an idempotency key.
+type keyRow struct {
+	key      string
+	sum      []byte // SHA-256 of the body
+	orderID  string
+	response []byte
+	at       time.Time
+}
+
+// insertKey takes the key, also from a row that was stored before expired. On
+// PostgreSQL it waits for another transaction that is taking the key. It
+// reports whether the key is taken by this transaction.
+func insertKey(ctx context.Context, tx *sql.Tx, k keyRow, expired time.Time) (bool, error) {
+	n, err := affected(tx.ExecContext(ctx, `
+		INSERT INTO idempotency_keys (key, body_sha256, order_id, response, created_at) VALUES ($1, $2, $3, $4, $5)
+		ON CONFLICT (key) DO UPDATE SET body_sha256 = excluded.body_sha256, order_id = excluded.order_id,
+			response = excluded.response, created_at = excluded.created_at
+		WHERE idempotency_keys.created_at <= $6`,
+		k.key, k.sum, k.orderID, k.response, k.at, expired))
+	if err != nil {
+		return false, fmt.Errorf("insert idempotency key: %w", err)
+	}
+	return n == 1, nil
+}
+
+// selectKey reads what stands behind a key since expired; sql.ErrNoRows when
+// nothing does.
+func selectKey(ctx context.Context, db *sql.DB, key string, expired time.Time) (keyRow, error) {
+	k := keyRow{key: key}
+	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response, created_at FROM idempotency_keys
+		WHERE key = $1 AND created_at > $2`, key, expired).Scan(&k.sum, &k.orderID, &k.response, sqldb.Time(&k.at))
+	if err != nil {
+		return keyRow{}, fmt.Errorf("select idempotency key: %w", err)
+	}
+	return k, nil
+}
+
+// deleteKeys removes some of the keys that were stored before expired and
+// returns how many.
+func deleteKeys(ctx context.Context, db *sql.DB, expired time.Time) (int64, error) {
+	n, err := affected(db.ExecContext(ctx, `DELETE FROM idempotency_keys WHERE key IN
+		(SELECT key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 1000)`, expired))
+	if err != nil {
+		return 0, fmt.Errorf("delete idempotency keys: %w", err)
+	}
+	return n, nil
+}
+
+// selectOrder reads an order with its items and history; sql.ErrNoRows when
+// there is none. The order and its history come in one statement, so that they
+// agree; items never change.
+func selectOrder(ctx context.Context, db *sql.DB, id string) (o Order, err error) {
+	rows, err := db.QueryContext(ctx, `
+		SELECT o.order_number, o.status, o.version, o.total_amount, o.currency,
+			o.customer_name, o.customer_email, o.customer_phone, o.delivery_address, o.comment, o.locale,
+			o.created_at, o.paid_at, COALESCE(o.payment_id, ''), COALESCE(o.failure_reason, ''),
+			h.version, h.status, h.at
+		FROM orders o JOIN order_history h ON h.order_id = o.id
+		WHERE o.id = $1 ORDER BY h.version`, id)
+	if err != nil {
+		return Order{}, fmt.Errorf("select order: %w", err)
+	}
+	defer closeRows(rows, &err)
+	o.ID = id
+	for rows.Next() {
+		var s Step
+		if err := rows.Scan(&o.Number, &o.Status, &o.Version, &o.Total, &o.Currency,
+			&o.Customer.Name, &o.Customer.Email, &o.Customer.Phone, &o.Address, &o.Comment, &o.Locale,
+			sqldb.Time(&o.CreatedAt), sqldb.Time(&o.PaidAt), &o.PaymentID, &o.FailureReason,
+			&s.Version, &s.Status, sqldb.Time(&s.At)); err != nil {
+			return Order{}, fmt.Errorf("select order: %w", err)
+		}
+		o.History = append(o.History, s)
+	}
+	if err := rows.Err(); err != nil {
+		return Order{}, fmt.Errorf("select order: %w", err)
+	}
+	if len(o.History) == 0 {
+		return Order{}, fmt.Errorf("select order: %w", sql.ErrNoRows)
+	}
+	o.Items, err = selectItems(ctx, db, id)
+	return o, err
+}
+
+func selectItems(ctx context.Context, db *sql.DB, id string) (items []event.Item, err error) {
+	rows, err := db.QueryContext(ctx,
+		`SELECT pizza_id, name, size, quantity, price FROM order_items WHERE order_id = $1 ORDER BY line`, id)
+	if err != nil {
+		return nil, fmt.Errorf("select items: %w", err)
+	}
+	defer closeRows(rows, &err)
+	for rows.Next() {
+		var it event.Item
+		if err := rows.Scan(&it.PizzaID, &it.Name, &it.Size, &it.Quantity, &it.Price); err != nil {
+			return nil, fmt.Errorf("select items: %w", err)
+		}
+		items = append(items, it)
+	}
+	return items, rows.Err()
+}
+
+// selectForPayment reads what a payment event is decided by; sql.ErrNoRows
+// when there is no such order.
+func selectForPayment(ctx context.Context, tx *sql.Tx, id string) (Order, error) {
+	o := Order{ID: id}
+	err := tx.QueryRowContext(ctx, `SELECT status, version, total_amount, currency, created_at,
+			COALESCE(payment_id, '') FROM orders WHERE id = $1`, id).
+		Scan(&o.Status, &o.Version, &o.Total, &o.Currency, sqldb.Time(&o.CreatedAt), &o.PaymentID)
+	if err != nil {
+		return Order{}, fmt.Errorf("select order: %w", err)
+	}
+	return o, nil
+}
+
+// updateStatus stores that a pending order became final, and reports whether
+// it was pending still. The mark goes, unless it says that the money is wrong.
+func updateStatus(ctx context.Context, tx *sql.Tx, o *Order) (bool, error) {
+	n, err := affected(tx.ExecContext(ctx, `
+		UPDATE orders SET status = $2, version = $3, paid_at = $4, payment_id = $5, failure_reason = $6,
+			attention_reason = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_reason END,
+			attention_since = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_since END
+		WHERE id = $1 AND status = 'pending'`,
+		o.ID, o.Status, o.Version, sqldb.NullTime(o.PaidAt), o.PaymentID,
+		sql.NullString{String: o.FailureReason, Valid: o.Status == PaymentFailed}))
+	if err != nil {
+		return false, fmt.Errorf("update status: %w", err)
+	}
+	if n == 0 {
+		return false, nil
+	}
+	return true, insertStep(ctx, tx, o)
+}
+
+// markMismatch marks an order whose payment does not match it, in whatever
+// status it is.
+func markMismatch(ctx context.Context, tx *sql.Tx, id string, at time.Time) error {
+	_, err := tx.ExecContext(ctx, `
+		UPDATE orders SET attention_reason = 'payment_amount_mismatch', attention_since = $2
+		WHERE id = $1 AND (attention_reason IS NULL OR attention_reason <> 'payment_amount_mismatch')`, id, at)
+	if err != nil {
+		return fmt.Errorf("mark mismatch: %w", err)
+	}
+	return nil
+}
+
+// markOverdue marks some of the orders that have been pending since before
+// placed and returns how many. The conditions stand twice: an order that was
+// paid between the look and the lock must not be marked.
+func markOverdue(ctx context.Context, db *sql.DB, placed, at time.Time) (int64, error) {
+	n, err := affected(db.ExecContext(ctx, `
+		UPDATE orders SET attention_reason = 'payment_overdue', attention_since = $1
+		WHERE status = 'pending' AND attention_reason IS NULL AND id IN (
+			SELECT id FROM orders WHERE status = 'pending' AND attention_reason IS NULL AND created_at <= $2
+			ORDER BY created_at LIMIT 500)`, at, placed))
+	if err != nil {
+		return 0, fmt.Errorf("mark overdue: %w", err)
+	}
+	return n, nil
+}
+
+// countAttention counts the marked orders by reason.
+func countAttention(ctx context.Context, db *sql.DB) (counts map[string]int64, err error) {
+	rows, err := db.QueryContext(ctx, `SELECT attention_reason, COUNT(*) FROM orders
+		WHERE attention_reason IS NOT NULL GROUP BY attention_reason`)
+	if err != nil {
+		return nil, fmt.Errorf("count attention: %w", err)
+	}
+	defer closeRows(rows, &err)
+	counts = map[string]int64{}
+	for rows.Next() {
+		var reason string
+		var n int64
+		if err := rows.Scan(&reason, &n); err != nil {
+			return nil, fmt.Errorf("count attention: %w", err)
+		}
+		counts[reason] = n
+	}
+	return counts, rows.Err()
+}
+
+func affected(res sql.Result, err error) (int64, error) {
+	if err != nil {
+		return 0, err
+	}
+	return res.RowsAffected()
+}
+
+func closeRows(rows *sql.Rows, err *error) {
+	if e := rows.Close(); e != nil && *err == nil {
+		*err = e
+	}
+}
