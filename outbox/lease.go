@@ -69,8 +69,8 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 	}
 }
 
-// keep renews the lease until ctx ends or the lease is lost, and stores the
-// floor with each renewal, so that a successor need not search from far back.
+// keep renews the lease until ctx ends or the lease is lost. A database that is
+// slow or away loses nobody the lease: then nobody else gets it either.
 func (l *lease) keep(ctx context.Context, floor func() int64) error {
 	tick := time.NewTicker(l.ttl / 4)
 	defer tick.Stop()
@@ -80,26 +80,32 @@ func (l *lease) keep(ctx context.Context, floor func() int64) error {
 			return nil
 		case <-tick.C:
 		}
-		began := time.Now()
-		queryCtx, cancel := context.WithTimeout(ctx, l.ttl)
-		res, err := l.db.ExecContext(queryCtx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor(), l.epoch)
-		cancel()
-		if err == nil {
-			n, err := res.RowsAffected()
-			if err == nil && n == 0 {
-				return errLeaseLost
-			}
-			l.renewed.Store(&began)
-		}
-		if !l.held() {
-			return errLeaseLost
+		if err := l.renew(ctx, floor()); errors.Is(err, errLeaseLost) {
+			return err
 		}
 	}
 }
 
-// held reports whether no other relay can have taken over yet, as far as this
-// process can know: it may have been stopped for a while.
-func (l *lease) held() bool { return time.Since(*l.renewed.Load()) < l.ttl }
+// renew counts the lease up and stores the floor with it, so that a successor
+// need not search from far back.
+func (l *lease) renew(ctx context.Context, floor int64) error {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, l.ttl)
+	defer cancel()
+	res, err := l.db.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+	if err != nil {
+		return fmt.Errorf("renew lease: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(errLeaseLost, err)
+	}
+	l.renewed.Store(&began)
+	return nil
+}
+
+// fresh reports whether the lease was renewed so lately that no other relay can
+// have taken over, as far as this process's clock can tell.
+func (l *lease) fresh() bool { return time.Since(*l.renewed.Load()) < l.ttl }
 
 // mark records the ranges as published, the rows that are blocked, and the
 // floor, if the lease is still this holder's.

@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -79,7 +80,7 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context) {
 				break
 			}
 		}
-		if err == nil && len(heads) > 0 && next == 0 {
+		if err == nil && next == 0 {
 			continue // each may have made way for another
 		}
 		wait := time.NewTimer(max(next, time.Millisecond))
@@ -107,45 +108,53 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 	const poll = 2 * time.Second
 	now := sqldb.Now()
 	rows, err := c.db.Read().QueryContext(ctx, `
-		SELECT seq, state, attempts, due_at, topic, partition, record_offset, key, value, headers, event_id
+		SELECT seq, state, attempts, topic, partition, record_offset, key, value, headers, event_id
 		FROM parked_records p
-		WHERE consumer = $1 AND state IN ('retrying', 'waiting') AND NOT EXISTS (
+		WHERE consumer = $1 AND (state = 'waiting' OR state = 'retrying' AND due_at <= $2) AND NOT EXISTS (
 			SELECT 1 FROM parked_records q
 			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key = p.key AND q.seq < p.seq AND q.state IN ('retrying', 'waiting', 'dead'))
-		ORDER BY seq LIMIT 1000`, c.cfg.Group)
+		ORDER BY seq LIMIT 100`, c.cfg.Group, now)
 	if err != nil {
 		return nil, poll, fmt.Errorf("read parked records: %w", err)
 	}
 	defer rows.Close() //nolint:errcheck // rows.Err tells
-	next = poll
 	for rows.Next() {
-		h := head{inbound: &inbound{rec: &kgo.Record{}}}
-		var headers, id string
-		var due time.Time
-		if err := rows.Scan(&h.seq, &h.state, &h.attempts, sqldb.Time(&due), &h.rec.Topic, &h.rec.Partition, &h.rec.Offset, &h.rec.Key, &h.rec.Value, &headers, &id); err != nil {
+		h, err := c.scanHead(rows)
+		if err != nil {
 			return nil, poll, fmt.Errorf("read parked records: %w", err)
 		}
-		if d := due.Sub(now); h.state == stateRetrying && d > 0 {
-			next = min(next, d)
-			continue
-		}
-		var list headerList
-		if err := json.Unmarshal([]byte(headers), &list); err != nil {
-			return nil, poll, fmt.Errorf("headers of parked record %d: %w", h.seq, err)
-		}
-		h.rec.Headers = list
-		in, ignored := c.open(h.rec, [16]byte{})
-		if ignored {
-			in.err = Permanent(fmt.Errorf("no handler for %s in this program", text(in.msg.EventType, 200)))
-		}
-		in.id, in.attempt = id, h.attempts+1
-		h.inbound = in
 		heads = append(heads, h)
 	}
-	if len(heads) > 0 {
-		next = 0
+	if err := rows.Err(); err != nil || len(heads) > 0 {
+		return heads, 0, err
 	}
-	return heads, next, rows.Err()
+	var due time.Time
+	err = c.db.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying'`, c.cfg.Group).Scan(sqldb.Time(&due))
+	if err != nil || due.IsZero() {
+		return nil, poll, err
+	}
+	return nil, min(poll, due.Sub(now)), nil
+}
+
+func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
+	var headers, id string
+	rec := &kgo.Record{}
+	err = rows.Scan(&h.seq, &h.state, &h.attempts, &rec.Topic, &rec.Partition, &rec.Offset, &rec.Key, &rec.Value, &headers, &id)
+	if err != nil {
+		return head{}, err
+	}
+	var list headerList
+	if err := json.Unmarshal([]byte(headers), &list); err != nil {
+		return head{}, fmt.Errorf("headers of record %d: %w", h.seq, err)
+	}
+	rec.Headers = list
+	in, ignored := c.open(rec, [16]byte{})
+	if ignored {
+		in.err = Permanent(fmt.Errorf("no handler for %s in this program", text(in.msg.EventType, 200)))
+	}
+	in.id, in.attempt = id, h.attempts+1
+	h.inbound = in
+	return h, nil
 }
 
 // retry runs the handler for a parked record. To claim the row and to handle

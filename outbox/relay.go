@@ -182,8 +182,10 @@ func (r *Relay) round(ctx, run context.Context, producer *kgo.Client, l *lease) 
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
-	if !l.held() {
-		return false, errLeaseLost
+	if !l.fresh() { // this process may have slept through its own end: ask before anything is sent
+		if err := l.renew(ctx, r.floor()); err != nil {
+			return false, err
+		}
 	}
 	flushCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
