@@ -1,0 +1,346 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/kafka"
+)
+
+const group = "payment-service"
+
+// open starts a broker on dir and returns how to reach it. stop may be called early; the test's end does it too.
+func open(t testing.TB, c kafka.BrokerConfig) (config kafka.Config, stop func()) {
+	t.Helper()
+	if c.Listen == "" {
+		c.Listen = "127.0.0.1:0"
+	}
+	c.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
+	b, err := kafka.StartBroker(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop = func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	t.Cleanup(stop)
+	return kafka.Config{Brokers: b.Addrs()}, stop
+}
+
+func ensure(t testing.TB, config kafka.Config, topics ...kafka.Topic) {
+	t.Helper()
+	if err := kafka.EnsureTopics(t.Context(), config, nil, topics...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// single is a topic with one partition, where offsets are easy to tell.
+func single() kafka.Topic {
+	t := orders
+	t.Partitions = 1
+	return t
+}
+
+// read returns the values of the topic from its start to its end, sorted.
+func read(t testing.TB, config kafka.Config) []string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	c := client(t, config, kgo.ConsumeTopics("order-events"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	defer c.Close()
+	ends, err := kadm.NewClient(c).ListEndOffsets(ctx, "order-events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	starts, err := kadm.NewClient(c).ListStartOffsets(ctx, "order-events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := int64(0)
+	ends.Each(func(o kadm.ListedOffset) { want += o.Offset })
+	starts.Each(func(o kadm.ListedOffset) { want -= o.Offset })
+	var values []string
+	for int64(len(values)) < want {
+		fetches := c.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatalf("after %d of %d records: %v", len(values), want, err)
+		}
+		fetches.EachRecord(func(r *kgo.Record) { values = append(values, string(r.Value)) })
+	}
+	slices.Sort(values)
+	return values
+}
+
+// commitOffset commits for partition 0 of order-events.
+func commitOffset(t testing.TB, c *kgo.Client, offset int64) {
+	t.Helper()
+	offsets := kadm.Offsets{}
+	offsets.AddOffset("order-events", 0, offset, -1)
+	if err := kadm.NewClient(c).CommitAllOffsets(t.Context(), group, offsets); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// committed returns what is committed for partition 0 of order-events, −1 for nothing.
+func committed(t testing.TB, config kafka.Config) int64 {
+	t.Helper()
+	c := client(t, config)
+	defer c.Close()
+	offsets, err := kadm.NewClient(c).FetchOffsets(t.Context(), group)
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+		t.Fatal(err)
+	}
+	if o, ok := offsets.Lookup("order-events", 0); ok {
+		return o.At
+	}
+	return -1
+}
+
+func TestCleanRestartKeepsEverything(t *testing.T) {
+	dir := t.TempDir()
+	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
+	ensure(t, config, single())
+	c := client(t, config)
+	produce(t, c, "a", "b", "c")
+	commitOffset(t, c, 2)
+	before := identity(t, c)
+	c.Close()
+	stop()
+
+	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
+	ensure(t, config, single())
+	if got := read(t, config); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("records: %q", got)
+	}
+	if got := committed(t, config); got != 2 {
+		t.Errorf("committed offset: %d, want 2", got)
+	}
+	if after := identity(t, client(t, config)); after != before {
+		t.Errorf("cluster, topic and settings: %q, before %q", after, before)
+	}
+	if got := topicConfigs(t, kadm.NewClient(client(t, config)), "order-events")["retention.ms"]; got != "604800000" {
+		t.Errorf("retention.ms: %s", got)
+	}
+}
+
+// identity tells cluster and topic apart from others of the same name.
+func identity(t testing.TB, c *kgo.Client) string {
+	t.Helper()
+	m, err := kadm.NewClient(c).Metadata(t.Context(), "order-events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(m.Cluster, " ", m.Topics["order-events"].ID)
+}
+
+func TestEveryDirectoryIsAnotherCluster(t *testing.T) {
+	var seen []string
+	for range 2 {
+		config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+		m, err := kadm.NewClient(client(t, config)).BrokerMetadata(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, m.Cluster)
+	}
+	if seen[0] == seen[1] || len(seen[0]) != 22 {
+		t.Errorf("cluster ids %q, want two different ones of 22 characters", seen)
+	}
+}
+
+func TestTopicsAreNotCreatedByAsking(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	c := client(t, config, kgo.AllowAutoTopicCreation(), kgo.UnknownTopicRetries(1))
+	err := c.ProduceSync(t.Context(), &kgo.Record{Topic: "order-evnets", Value: []byte("x")}).FirstErr()
+	if err == nil {
+		t.Fatal("a misspelt topic was created")
+	}
+}
+
+func TestPortInUse(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	dir := t.TempDir()
+	_, err = kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: ln.Addr().String()})
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Fatalf("%v, want address in use", err)
+	}
+	open(t, kafka.BrokerConfig{Dir: dir}) // the failed start gave the directory back
+}
+
+func TestOneProcessForOneDirectory(t *testing.T) {
+	dir := t.TempDir()
+	_, stop := open(t, kafka.BrokerConfig{Dir: dir})
+	_, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"})
+	if !errors.Is(err, kafka.ErrDirectoryInUse) {
+		t.Fatalf("%v, want that the directory is in use", err)
+	}
+	stop()
+	open(t, kafka.BrokerConfig{Dir: dir})
+}
+
+func TestTheDirectoryIsPrivate(t *testing.T) {
+	base := t.TempDir()
+	loose := filepath.Join(base, "loose")
+	if err := os.Mkdir(loose, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(loose, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	for _, umask := range []int{0, 0o022, 0o277} {
+		syscall.Umask(umask)
+		fresh := filepath.Join(base, fmt.Sprint("data-", umask), "broker")
+		if umask != 0o277 { // the broker's own subdirectories would be out of reach
+			open(t, kafka.BrokerConfig{Dir: fresh})
+		} else if err := kafka.MakePrivate(fresh); err != nil {
+			t.Fatal(err)
+		}
+		for _, dir := range []string{fresh, filepath.Dir(fresh)} {
+			wantMode(t, dir, 0o700)
+		}
+	}
+	syscall.Umask(0o022)
+	open(t, kafka.BrokerConfig{Dir: loose})
+	wantMode(t, loose, 0o700)
+}
+
+func wantMode(t *testing.T, path string, want os.FileMode) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != want {
+		t.Errorf("%s has mode %o, want %o", path, got, want)
+	}
+}
+
+func TestCloseTwice(t *testing.T) {
+	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(b.Close(), b.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestRetentionGoesOnAfterARestart(t *testing.T) {
+	dir := t.TempDir()
+	topic := single()
+	topic.RetentionBytes = 1000
+	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
+	ensure(t, config, topic)
+	stop()
+
+	config, _ = open(t, kafka.CleanEvery(kafka.BrokerConfig{Dir: dir}, 10*time.Millisecond))
+	c := client(t, config)
+	for i := range 50 {
+		produce(t, c, fmt.Sprintf("record %d of a size that adds up to more than is kept", i))
+	}
+	eventually(t, "old records are dropped", func() bool {
+		starts, err := kadm.NewClient(c).ListStartOffsets(t.Context(), "order-events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, _ := starts.Lookup("order-events", 0)
+		return o.Offset >= 40
+	})
+}
+
+func TestALogThatBeginsAgainIsReadFromItsStart(t *testing.T) {
+	dir := t.TempDir()
+	topic := single()
+	topic.Retention = time.Millisecond
+	config, stop := open(t, kafka.CleanEvery(kafka.BrokerConfig{Dir: dir}, 5*time.Millisecond))
+	ensure(t, config, topic)
+	c := client(t, config)
+	produce(t, c, "a", "b", "c")
+	commitOffset(t, c, 3)
+	eventually(t, "all records expire", func() bool { return len(read(t, config)) == 0 })
+	c.Close()
+	stop()
+
+	// A log without a record begins at 0 again, and "d" would be one that the group has seen.
+	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
+	if got := committed(t, config); got > 0 {
+		t.Fatalf("the group would begin at %d of an empty log", got)
+	}
+	produce(t, client(t, config), "d")
+	if got := read(t, config); !slices.Equal(got, []string{"d"}) {
+		t.Errorf("records: %q", got)
+	}
+}
+
+func TestMembersOfTheLastRunAreNotWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
+	ensure(t, config, single())
+	produce(t, client(t, config), "a")
+	first := member(t, config)
+	wantRecord(t, first, "a")
+	stop() // with the member in its group, as when the broker is told to stop first
+	first.CloseAllowingRebalance()
+
+	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
+	begun := time.Now()
+	produce(t, client(t, config), "b")
+	wantRecord(t, member(t, config), "a")
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("the group had no partitions for %v", took)
+	}
+}
+
+func member(t testing.TB, config kafka.Config) *kgo.Client {
+	return client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"), kgo.DisableAutoCommit(),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.SessionTimeout(10*time.Second))
+}
+
+func wantRecord(t testing.TB, c *kgo.Client, value string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	fetches := c.PollRecords(ctx, 1)
+	if err := fetches.Err(); err != nil {
+		t.Fatal(err)
+	}
+	if got := string(fetches.Records()[0].Value); got != value {
+		t.Fatalf("the member got %q, want %q", got, value)
+	}
+}
+
+// eventually polls until done or half a minute has passed.
+func eventually(t testing.TB, what string, done func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-deadline:
+			t.Fatalf("not within 30 s: %s", what)
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,221 @@
+package kafka
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+)
+
+const (
+	dialTimeout    = 10 * time.Second // one attempt to connect, the TLS handshake included
+	requestTimeout = 10 * time.Second // an answer, beyond what the request itself allows the broker
+	idleTimeout    = 2 * time.Minute  // well below the 10 minutes after which brokers hang up
+
+	// metadataMinAge is how soon a client may ask again who leads a partition. With the client's own 5 s the
+	// first record to a new topic, and every move of a leader, waits for seconds.
+	metadataMinAge = 250 * time.Millisecond
+
+	// maxBatch bounds what one fetched batch may unpack to; our largest topic takes records of a few MiB.
+	maxBatch = 64 << 20
+)
+
+// Config says how to reach the brokers. Its zero value is invalid: Brokers must be set.
+type Config struct {
+	Brokers  []string // host:port of one broker or more; the others are found through them
+	TLS      TLS
+	SASL     SASL
+	ClientID string // the name under which the broker's logs and quotas know us; "pizzaflow" when empty
+
+	// Dial opens a connection, nil means the net package. Tests pass a virtual network.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// TLS says whether and how connections are encrypted.
+type TLS struct {
+	Enabled    bool
+	CAFile     string // PEM file of the authorities to trust; empty means those of the system
+	CertFile   string // PEM file of the client's certificate, together with KeyFile
+	KeyFile    string // PEM file of the client's key
+	ServerName string // the name expected in the broker's certificate; empty means the host dialled
+}
+
+// SASL says who we are.
+type SASL struct {
+	Mechanism string // "" (nobody), "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512"
+	User      string
+	Password  string
+}
+
+// Validate reports everything that is wrong with c, naming each field. It reads no file and asks no broker.
+func (c Config) Validate() error {
+	var errs []error
+	if len(c.Brokers) == 0 {
+		errs = append(errs, errors.New("brokers: none given"))
+	}
+	for _, b := range c.Brokers {
+		if err := validAddress(b); err != nil {
+			errs = append(errs, fmt.Errorf("brokers: %w", err))
+		}
+	}
+	return errors.Join(append(errs, c.TLS.validate(), c.SASL.validate())...)
+}
+
+func validAddress(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%q is not host:port", address)
+	}
+	if host == "" {
+		return fmt.Errorf("%q has no host", address)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
+		return fmt.Errorf("%q: the port must be a number from 1 to 65535", address)
+	}
+	return nil
+}
+
+func (t TLS) validate() error {
+	switch {
+	case !t.Enabled && (t.CAFile != "" || t.CertFile != "" || t.KeyFile != "" || t.ServerName != ""):
+		return errors.New("TLS: files or a server name are set, but TLS is not enabled")
+	case (t.CertFile == "") != (t.KeyFile == ""):
+		return errors.New("TLS: the certificate file and the key file go together, and one is missing")
+	}
+	return nil
+}
+
+func (s SASL) validate() error {
+	switch s.Mechanism {
+	case "":
+		if s.User != "" || s.Password != "" {
+			return errors.New("SASL: a user or password is set, but no mechanism")
+		}
+	case "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512":
+		if s.User == "" || s.Password == "" {
+			return fmt.Errorf("SASL: %s needs a user and a password", s.Mechanism)
+		}
+	default:
+		return fmt.Errorf("SASL: unknown mechanism %q, want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", s.Mechanism)
+	}
+	return nil
+}
+
+// Options returns what every client needs: the brokers, the way to them, deadlines and bounds. It reads the
+// TLS files. What belongs to a producer or a consumer alone is added by whoever makes the client; an option
+// given later replaces one from here.
+func (c Config) Options() ([]kgo.Opt, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	secure, err := c.TLS.config()
+	if err != nil {
+		return nil, err
+	}
+	clientID := c.ClientID
+	if clientID == "" {
+		clientID = "pizzaflow"
+	}
+	opts := []kgo.Opt{
+		kgo.SeedBrokers(c.Brokers...),
+		kgo.ClientID(clientID),
+		kgo.Dialer(c.dialer(secure)),
+		kgo.RequestTimeoutOverhead(requestTimeout),
+		kgo.ConnIdleTimeout(idleTimeout),
+		kgo.MetadataMinAge(metadataMinAge),
+		kgo.MetadataMaxAge(time.Minute),
+		kgo.RetryBackoffFn(backoff),
+		kgo.MaxDecompressBatchBytes(maxBatch),
+		kgo.DisableClientMetrics(), // else the broker may ask every client for its measurements
+	}
+	if m := c.SASL.mechanism(); m != nil {
+		opts = append(opts, kgo.SASL(m))
+	}
+	return opts, nil
+}
+
+// dialer returns a dial function that also shakes hands, all within dialTimeout.
+func (c Config) dialer(secure *tls.Config) func(context.Context, string, string) (net.Conn, error) {
+	dial := c.Dial
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+		defer cancel()
+		conn, err := dial(ctx, network, address)
+		if err != nil || secure == nil {
+			return conn, err
+		}
+		shake := secure.Clone()
+		if shake.ServerName == "" {
+			// The broker's own name: a cluster has a certificate for each.
+			shake.ServerName, _, _ = net.SplitHostPort(address)
+		}
+		client := tls.Client(conn, shake)
+		if err := client.HandshakeContext(ctx); err != nil {
+			_ = conn.Close() // the handshake's error is the one to tell
+			return nil, fmt.Errorf("TLS with %s: %w", address, err)
+		}
+		return client, nil
+	}
+}
+
+// config returns nil when connections are not encrypted.
+func (t TLS) config() (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: t.ServerName}
+	if t.CAFile != "" {
+		pem, err := os.ReadFile(t.CAFile)
+		if err != nil {
+			return nil, fmt.Errorf("TLS: read the authorities: %w", err)
+		}
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("TLS: no certificate in %s", t.CAFile)
+		}
+	}
+	if t.CertFile != "" {
+		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
+		if err != nil {
+			return nil, fmt.Errorf("TLS: load the client's certificate and key: %w", err)
+		}
+		cfg.Certificates = []tls.Certificate{pair}
+	}
+	return cfg, nil
+}
+
+func (s SASL) mechanism() sasl.Mechanism {
+	switch s.Mechanism {
+	case "PLAIN":
+		return plain.Auth{User: s.User, Pass: s.Password}.AsMechanism()
+	case "SCRAM-SHA-256":
+		return scram.Auth{User: s.User, Pass: s.Password}.AsSha256Mechanism()
+	case "SCRAM-SHA-512":
+		return scram.Auth{User: s.User, Pass: s.Password}.AsSha512Mechanism()
+	}
+	return nil
+}
+
+// backoff is how long a client waits after so many failures: 50 ms doubling up to a second, give or take a
+// fifth, so that a broker that is back is used within a second.
+func backoff(fails int) time.Duration {
+	wait := time.Second
+	if fails < 5 {
+		wait = 50 * time.Millisecond << max(fails-1, 0)
+	}
+	return time.Duration(float64(wait) * (0.8 + 0.4*rand.Float64())) //nolint:gosec // only spreads clients out
+}

@@ -1,0 +1,18 @@
+// Package kafka is how the system reaches Kafka: what every client needs to connect, the topics, and the
+// embedded broker for those who run no Kafka of their own.
+//
+// It promises:
+//
+//   - a [Config] that passes Validate yields client options with deadlines on every dial and request;
+//   - [EnsureTopics] creates what is missing, never alters what is there, and returns only when every
+//     partition has a leader, so that the first record after it does not wait for metadata;
+//   - a record that the embedded [Broker] acknowledged has been handed to the disk before and is served again
+//     after kill -9. Its directory is for its owner alone, is opened by one process at a time, and is mended
+//     before it is opened: torn log entries, files of forgotten topics and commits past the end of a log do
+//     not hide later ones.
+//
+// What it does not promise: the embedded broker is transport, not the system of record. After an unclean stop
+// it may store a retried batch twice and take committed offsets back, so every consumer must recognise a
+// record that it has seen. It knows no passwords and no encryption, and so listens on the loopback interface
+// unless told otherwise. It has no transactions worth using.
+package kafka

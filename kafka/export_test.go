@@ -1,0 +1,15 @@
+package kafka
+
+import "time"
+
+// CleanEvery returns c for a broker that drops expired records that often.
+func CleanEvery(c BrokerConfig, interval time.Duration) BrokerConfig {
+	c.cleanEvery = interval
+	return c
+}
+
+// MakePrivate is makePrivate.
+var MakePrivate = makePrivate
+
+// MaxConnections is maxConnections.
+const MaxConnections = maxConnections
