@@ -59,13 +59,13 @@ func hasCardNumber(s string) bool {
 	for _, run := range digitRuns.FindAllString(norm.NFKC.String(s), -1) {
 		groups := strings.FieldsFunc(run, func(r rune) bool { return r < '0' || r > '9' })
 		for i := range groups {
-			number := ""
+			var number strings.Builder
 			for _, g := range groups[i:] {
-				number += g
-				if len(number) > 19 {
+				number.WriteString(g)
+				if len(number.String()) > 19 {
 					break
 				}
-				if len(number) >= 13 && luhn(number) {
+				if len(number.String()) >= 13 && luhn(number.String()) {
 					return true
 				}
 			}

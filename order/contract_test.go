@@ -127,7 +127,7 @@ func TestOpenAPIRoutes(t *testing.T) {
 	decode(t, openAPI, &root)
 	for _, ref := range regexp.MustCompile(`"\$ref": "#/([^"]+)"`).FindAllSubmatch(openAPI, -1) {
 		at := root
-		for _, name := range strings.Split(string(ref[1]), "/") {
+		for name := range strings.SplitSeq(string(ref[1]), "/") {
 			at = at.(map[string]any)[name] //nolint:forcetypeassert // a panic says it as well
 		}
 		if at == nil {
@@ -167,8 +167,8 @@ func TestAsyncAPI(t *testing.T) {
 			block = block[:end[0]]
 		}
 		var fields []string
-		for i := range of.NumField() {
-			field, _, _ := strings.Cut(of.Field(i).Tag.Get("json"), ",")
+		for field := range of.Fields() {
+			field, _, _ := strings.Cut(field.Tag.Get("json"), ",")
 			fields = append(fields, field)
 			if !strings.Contains(block, "\n        "+field+": {") {
 				t.Errorf("%s has no %s", name, field)

@@ -30,11 +30,18 @@ func badInputs(t *testing.T) []badInput {
 	}
 	const id, large = `"` + margherita + `"`, `"large"`
 	inputs := []badInput{
-		{name: "empty", body: " ", status: 400}, {name: "null", body: "null", status: 400}, {name: "array", body: "[]", status: 400},
-		{name: "text", body: `"x"`, status: 400}, {name: "number", body: "1", status: 400}, {name: "open", body: sample[:40], status: 400},
-		{name: "two values", body: sample + sample, status: 400}, {name: "trailing", body: sample + "x", status: 400},
-		{name: "trailing comma", body: `{"customer_name":"a",}`, status: 400}, {name: "single quotes", body: `{'customer_name':1}`, status: 400},
-		{name: "byte order mark", body: "\ufeff" + sample, status: 400}, {name: "invalid UTF-8", body: field("customer_name", "@") + "\xff", status: 400},
+		{name: "empty", body: " ", status: 400},
+		{name: "null", body: "null", status: 400},
+		{name: "array", body: "[]", status: 400},
+		{name: "text", body: `"x"`, status: 400},
+		{name: "number", body: "1", status: 400},
+		{name: "open", body: sample[:40], status: 400},
+		{name: "two values", body: sample + sample, status: 400},
+		{name: "trailing", body: sample + "x", status: 400},
+		{name: "trailing comma", body: `{"customer_name":"a",}`, status: 400},
+		{name: "single quotes", body: `{'customer_name':1}`, status: 400},
+		{name: "byte order mark", body: "\ufeff" + sample, status: 400},
+		{name: "invalid UTF-8", body: field("customer_name", "@") + "\xff", status: 400},
 		{name: "invalid UTF-8 in name", body: raw("customer_name", "\"\xc0\xaf\""), status: 400},
 		{name: "lone surrogate", body: raw("customer_name", `"\ud800"`), status: 400, fault: "#/customer_name lone_surrogate"},
 		{name: "deep", body: strings.Repeat("[", 10001), status: 400},
@@ -303,8 +310,14 @@ func TestGetOrder(t *testing.T) {
 func TestMenuLanguages(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.SQLite, schemas...), Config{})
 	for _, tc := range []struct{ query, accept, want string }{
-		{"", "", "Маргарита"}, {"?lang=en", "", "Margherita"}, {"?lang=ru", "en", "Маргарита"}, {"", "en-GB,en;q=0.9,ru;q=0.5", "Margherita"},
-		{"", "ru-RU,ru;q=0.9,en;q=0.8", "Маргарита"}, {"?lang=xx", "en", "Margherita"}, {"", "zh", "Маргарита"}, {"", ";;;", "Маргарита"},
+		{"", "", "Маргарита"},
+		{"?lang=en", "", "Margherita"},
+		{"?lang=ru", "en", "Маргарита"},
+		{"", "en-GB,en;q=0.9,ru;q=0.5", "Margherita"},
+		{"", "ru-RU,ru;q=0.9,en;q=0.8", "Маргарита"},
+		{"?lang=xx", "en", "Margherita"},
+		{"", "zh", "Маргарита"},
+		{"", ";;;", "Маргарита"},
 	} {
 		r := f.do("GET", "/api/v1/menu"+tc.query, "", "Accept-Language", tc.accept)
 		var m menuView

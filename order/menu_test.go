@@ -32,7 +32,7 @@ func TestMenu(t *testing.T) {
 			t.Errorf("%s: image %s, available %v", p.slug, p.image(), p.available)
 		}
 	}
-	for _, slug := range strings.Fields("margherita pepperoni four-cheese hawaiian veggie mushroom diablo carbonara bbq-chicken seafood mexican chef-special") {
+	for slug := range strings.FieldsSeq("margherita pepperoni four-cheese hawaiian veggie mushroom diablo carbonara bbq-chicken seafood mexican chef-special") {
 		if !slugs[slug] {
 			t.Errorf("%s is missing", slug)
 		}

@@ -126,7 +126,7 @@ func newNumber() string {
 	number := make([]byte, 0, digits+1)
 	for len(number) < digits+1 {
 		var random [16]byte
-		rand.Read(random[:]) //nolint:errcheck // never fails
+		rand.Read(random[:])
 		for _, b := range random {
 			if len(number) == 3 {
 				number = append(number, '-')

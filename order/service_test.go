@@ -81,7 +81,7 @@ func (f *fixture) try(method, path, body string, headers ...string) (reply, erro
 	if err != nil {
 		return reply{}, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it is read to its end
+	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	return reply{Response: resp, body: b}, err
 }

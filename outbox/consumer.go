@@ -126,7 +126,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		topics[on.topic] = true
 	}
 	d := newDispatcher(c)
-	client, err := kgo.NewClient(append(c.cfg.Kafka[:len(c.cfg.Kafka):len(c.cfg.Kafka)],
+	client, err := kgo.NewClient(append(slices.Clip(c.cfg.Kafka),
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(slices.Sorted(maps.Keys(topics))...),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),

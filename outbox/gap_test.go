@@ -28,7 +28,7 @@ func TestLateCommitIsNotMissed(t *testing.T) {
 		drawn, end1, ended := make(chan struct{}), make(chan bool), make(chan struct{})
 		go func() {
 			defer close(ended)
-			_ = f.db.Tx(context.Background(), func(tx *sql.Tx) error { //nolint:errcheck // the rollback is meant
+			_ = f.db.Tx(context.Background(), func(tx *sql.Tx) error {
 				if _, err := tx.Exec(insertEvent, newID(), account, 1, `{"account":"`+account+`"}`, sqldb.Now(), []byte(account)); err != nil {
 					t.Error(err)
 				}

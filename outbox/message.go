@@ -56,7 +56,7 @@ func appendEnvelope(b []byte, id, eventType, aggregateID, data, at string) []byt
 func appendJSON(b []byte, s string) []byte {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' || c == '"' || c == '\\' || c >= utf8.RuneSelf {
-			q, _ := marshal(s) //nolint:errcheck // a string always has a JSON form
+			q, _ := marshal(s)
 			return append(b, q...)
 		}
 	}

@@ -138,7 +138,7 @@ func (d *deadCount) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(deadDesc, err)
 		return
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
+	defer rows.Close()
 	for rows.Next() {
 		var topic string
 		var n int64

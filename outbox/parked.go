@@ -117,7 +117,7 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 	if err != nil {
 		return nil, poll, fmt.Errorf("read parked records: %w", err)
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
+	defer rows.Close()
 	for rows.Next() {
 		h, err := c.scanHead(rows)
 		if err != nil {

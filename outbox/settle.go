@@ -153,7 +153,7 @@ func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh
 	if err != nil {
 		return nil, fmt.Errorf("mark in inbox: %w", err)
 	}
-	defer result.Close() //nolint:errcheck // result.Err tells
+	defer result.Close()
 	fresh = map[string]bool{}
 	for result.Next() {
 		var id string
@@ -183,7 +183,7 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 	if err != nil {
 		return nil, fmt.Errorf("look for parked records: %w", err)
 	}
-	defer result.Close() //nolint:errcheck // result.Err tells
+	defer result.Close()
 	keys := map[string]bool{}
 	for result.Next() {
 		var topic string

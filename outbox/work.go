@@ -123,7 +123,7 @@ func (w *Work) claim(ctx context.Context, n int) (claims []Claim, next time.Dura
 	if err != nil {
 		return nil, time.Second, err
 	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells
+	defer rows.Close()
 	for rows.Next() {
 		c := Claim{Token: token}
 		if err := rows.Scan(&c.ID, &c.Attempt); err != nil {

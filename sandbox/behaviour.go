@@ -83,7 +83,7 @@ func (p *payments) declineCode(f fault) string {
 		return codeDeclined
 	case f.tag == tagInsufficientFunds:
 		return codeInsufficient
-	case f.tag == "" && rand.Float64() < p.currentBehaviour().DeclineRate:
+	case f.tag == "" && rand.Float64() < p.currentBehaviour().DeclineRate: //nolint:gosec // a simulated chance
 		return codeDeclined
 	}
 	return ""
@@ -124,8 +124,8 @@ func (x *exchange) disturb() error {
 	if err := x.pause(time.Duration(b.LatencyMS) * time.Millisecond); err != nil {
 		return err
 	}
-	x.lost = rand.Float64() < b.LostRate
-	if rand.Float64() < b.ErrorRate {
+	x.lost = rand.Float64() < b.LostRate //nolint:gosec // a simulated chance
+	if rand.Float64() < b.ErrorRate { //nolint:gosec // a simulated chance
 		return &apiError{status: http.StatusInternalServerError, Code: "internal", Message: "nothing was done"}
 	}
 	return nil

@@ -53,11 +53,11 @@ func (j *journal) load(log *slog.Logger, load func(line []byte, at int64) error)
 	var buf []byte
 	for {
 		line, err := readLine(lines, &buf)
-		if err != nil && err != io.EOF {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
 		end := j.size + int64(len(line))
-		torn := err == io.EOF
+		torn := errors.Is(err, io.EOF)
 		if !torn {
 			last := end == info.Size()
 			if last && !json.Valid(line) {
@@ -97,7 +97,7 @@ func readLine(r *bufio.Reader, buf *[]byte) ([]byte, error) {
 	for {
 		part, err := r.ReadSlice('\n')
 		*buf = append(*buf, part...)
-		if err != bufio.ErrBufferFull {
+		if !errors.Is(err, bufio.ErrBufferFull) {
 			return *buf, err
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -119,7 +120,7 @@ func (m *messages) numbers(to *string) []int {
 	defer m.mu.RUnlock()
 	if to != nil {
 		known := m.byTo[strings.ToLower(strings.ReplaceAll(*to, " ", "+"))]
-		return known[:len(known):len(known)]
+		return slices.Clip(known)
 	}
 	numbers := make([]int, len(m.all))
 	for i := range numbers {

@@ -104,8 +104,7 @@ func TestMailEncodings(t *testing.T) {
 }
 
 func smtpCode(err error) int {
-	var protocol *textproto.Error
-	if errors.As(err, &protocol) {
+	if protocol, ok := errors.AsType[*textproto.Error](err); ok {
 		return protocol.Code
 	}
 	return 0

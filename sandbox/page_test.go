@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"io"
+	"maps"
 	"net/http"
 	"regexp"
 	"strings"
@@ -15,9 +16,7 @@ func (w *world) browse(path string, header http.Header) (*http.Response, string)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	for name, values := range header {
-		req.Header[name] = values
-	}
+	maps.Copy(req.Header, header)
 	res, err := client.Do(req)
 	if err != nil {
 		w.t.Fatal(err)

@@ -225,7 +225,7 @@ func eachLine(r *bufio.Reader, do func(line []byte) error) error {
 	var buf []byte
 	for {
 		line, err := readLine(r, &buf)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return nil
 		}
 		if err != nil {

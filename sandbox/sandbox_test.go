@@ -231,8 +231,12 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 		method, path string
 		status       int
 	}{
-		{"GET", "/nothing", 404}, {"DELETE", "/payments/charges", 405}, {"GET", "/payments/refunds", 405},
-		{"POST", "/mail/messages", 405}, {"POST", "/", 405}, {"GET", "/mail/messages/7/html", 404},
+		{"GET", "/nothing", 404},
+		{"DELETE", "/payments/charges", 405},
+		{"GET", "/payments/refunds", 405},
+		{"POST", "/mail/messages", 405},
+		{"POST", "/", 405},
+		{"GET", "/mail/messages/7/html", 404},
 	} {
 		status, body := w.send(t.Context(), c.method, c.path, "", "")
 		if status != c.status || decodeAs[apiError](t, body).Code == "" {
@@ -367,7 +371,7 @@ func serve(s *Sandbox, r *http.Request) (status int, body []byte) {
 	rec := httptest.NewRecorder()
 	defer func() {
 		if cut := recover(); cut != nil {
-			if cut != http.ErrAbortHandler {
+			if err, ok := cut.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 				panic(cut)
 			}
 			status, body = 0, nil

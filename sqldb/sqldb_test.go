@@ -64,7 +64,7 @@ func TestTimesSortAsText(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer rows.Close() //nolint:errcheck // a test
+	defer rows.Close()
 	for want := 0; rows.Next(); want++ {
 		var n int
 		if err := rows.Scan(&n); err != nil || n != want {
@@ -134,7 +134,7 @@ func TestTxCommitsOrUndoes(t *testing.T) {
 					t.Error("a panic was swallowed")
 				}
 			}()
-			_ = db.Tx(t.Context(), func(*sql.Tx) error { panic("oops") }) //nolint:errcheck // panics
+			_ = db.Tx(t.Context(), func(*sql.Tx) error { panic("oops") })
 		}()
 		if err := db.Tx(t.Context(), func(tx *sql.Tx) error {
 			_, err := tx.Exec(`INSERT INTO things (id, n) VALUES ('done', 1)`)
