@@ -125,7 +125,7 @@ func (x *exchange) disturb() error {
 		return err
 	}
 	x.lost = rand.Float64() < b.LostRate //nolint:gosec // a simulated chance
-	if rand.Float64() < b.ErrorRate { //nolint:gosec // a simulated chance
+	if rand.Float64() < b.ErrorRate {    //nolint:gosec // a simulated chance
 		return &apiError{status: http.StatusInternalServerError, Code: "internal", Message: "nothing was done"}
 	}
 	return nil
