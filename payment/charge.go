@@ -1,0 +1,183 @@
+package payment
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pizzaflow/event"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+)
+
+// The pauses before an unanswered payment is asked for again, each twice the
+// one before. The first are short, because most lost answers are known to the
+// provider already. They grow further only when nobody waits any more.
+const (
+	firstRetry   = 200 * time.Millisecond
+	waitingRetry = 10 * time.Second // until the TTL
+	lastRetry    = 30 * time.Second
+)
+
+// interrupted is what is known of an attempt that a crash broke off.
+var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
+
+// charge brings a claimed payment one step further: it asks the provider, with
+// the attempt on record before and no transaction open, and settles what was
+// learned. A lookup that finds nothing leads to a charge at once: the older
+// its answer, the less it is worth.
+func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
+	p, err := claimedPayment(ctx, s.db.Read(), c)
+	if err != nil {
+		return err
+	}
+	call, before := p.Next(sqldb.Now(), s.cfg.TTL), interrupted
+	if !s.breaker.acquire() {
+		return postponeWork(ctx, s.db.DB, "payments", c, s.afterBreaker(c))
+	}
+	for {
+		if p, err = s.begin(ctx, c, p, call, before); err != nil {
+			s.breaker.release()
+			return err
+		}
+		a := s.ask(ctx, p, call)
+		next, step := p.Apply(a, sqldb.Now(), s.cfg.TTL)
+		if step != StepCharge || !s.breaker.acquire() {
+			return s.settle(ctx, c, p, next, step, a)
+		}
+		call, before = CallCharge, a
+	}
+}
+
+// begin commits that the call is about to be made.
+func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer) (Payment, error) {
+	next := p.Begin(call)
+	err := s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
+		return beginAttempt(ctx, tx.Tx, c, p.Status, next, call, before, sqldb.Now())
+	})
+	return next, err
+}
+
+// ask makes the call. Lookups get half of the time, so that a lookup and a
+// charge fit into the lease.
+func (s *Service) ask(ctx context.Context, p Payment, call Call) Answer {
+	timeout, fn := s.cfg.Timeout, s.cfg.Provider.Charge
+	if call == CallLookup {
+		timeout, fn = timeout/2, s.cfg.Provider.Lookup
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	a := fn(ctx, p.charge())
+	s.breaker.record(a)
+	return p.Believe(call, a)
+}
+
+// charge is p as the provider is asked for it.
+func (p Payment) charge() Charge {
+	return Charge{Key: p.ID, OrderID: p.OrderID, Amount: p.Amount, Currency: p.Currency, CustomerEmail: p.CustomerEmail}
+}
+
+// settle commits what an answer led to: the payment, the end of the attempt,
+// and the event or the refund. The lease token and the status fence it, so
+// that of two workers on one payment only one can.
+func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer) error {
+	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
+		now := sqldb.Now()
+		if err := settlePayment(ctx, tx.Tx, c, p.Status, next, s.due(next, step, now), now); err != nil {
+			return err
+		}
+		if err := endAttempt(ctx, tx.Tx, p.ID, a, now); err != nil {
+			return err
+		}
+		switch step {
+		case StepComplete:
+			tx.Add(next.Version, next.completed())
+		case StepFail:
+			tx.Add(next.Version, next.failed())
+		case StepRefund:
+			if err := s.orderRefund(ctx, tx, next, a); err != nil {
+				return err
+			}
+		case StepRest, StepRetry, StepCharge, StepCheck:
+		}
+		tx.AfterCommit(func() { s.tell(ctx, p, next, step, a) })
+		return nil
+	})
+}
+
+// due is when the payment is to be taken again, zero for never.
+func (s *Service) due(p Payment, step Step, now time.Time) time.Time {
+	switch step {
+	case StepRetry, StepCharge:
+		limit := waitingRetry
+		if p.expired(now, s.cfg.TTL) {
+			limit = lastRetry
+		}
+		return now.Add(outbox.Backoff(p.Calls, firstRetry, limit))
+	case StepFail, StepCheck:
+		return p.NextCheck(s.cfg.LateChecks)
+	case StepRest, StepComplete, StepRefund:
+	}
+	return time.Time{}
+}
+
+// afterBreaker is when a row that no call may be made for is taken again. The
+// waiting spreads out the longer it lasts.
+func (s *Service) afterBreaker(c outbox.Claim) time.Time {
+	return sqldb.Now().Add(s.breaker.pause() + outbox.Backoff(c.Attempt, firstRetry, 5*time.Second))
+}
+
+func (p Payment) completed() event.PaymentCompleted {
+	return event.PaymentCompleted{
+		PaymentID: p.ID, OrderID: p.OrderID, Amount: p.Amount, Currency: p.Currency,
+		TransactionID: p.TransactionID, CompletedAt: p.CompletedAt,
+	}
+}
+
+func (p Payment) failed() event.PaymentFailed {
+	return event.PaymentFailed{
+		PaymentID: p.ID, OrderID: p.OrderID, Amount: p.Amount, Currency: p.Currency,
+		ErrorCode: p.ErrorCode, ErrorMessage: message(p.ErrorCode), FailedAt: p.CompletedAt,
+	}
+}
+
+// orderRefund writes down that what was captured is to be given back.
+func (s *Service) orderRefund(ctx context.Context, tx *outbox.Tx, p Payment, a Answer) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("order refund: %w", err)
+	}
+	tx.AfterCommit(s.refunds.Wake)
+	return insertRefund(ctx, tx.Tx, refund{
+		ID: id.String(), PaymentID: p.ID, TransactionID: a.TransactionID, Amount: a.Amount - a.Refunded, Currency: a.Currency,
+		CreatedAt: sqldb.Now(),
+	})
+}
+
+// tell counts and logs what was settled.
+func (s *Service) tell(ctx context.Context, p, next Payment, step Step, a Answer) {
+	log := s.log.With("payment_id", p.ID, "order_id", p.OrderID, "attempt", next.Calls)
+	switch step {
+	case StepComplete:
+		s.results.WithLabelValues(resultCompleted).Inc()
+		log.InfoContext(ctx, "payment completed")
+	case StepFail:
+		result := resultDeclined
+		if next.ErrorCode == CodeProviderUnavailable {
+			result = resultUnavailable
+		}
+		s.results.WithLabelValues(result).Inc()
+		log.InfoContext(ctx, "payment failed", "error_code", next.ErrorCode)
+	case StepRetry:
+		if p.Status == Processing {
+			s.results.WithLabelValues(resultUnknown).Inc()
+		}
+		log.WarnContext(ctx, "payment outcome unknown", "detail", a.Detail)
+	case StepRefund:
+		s.results.WithLabelValues(resultLate).Inc()
+		log.WarnContext(ctx, "payment captured after it failed: refunding")
+	case StepRest, StepCharge, StepCheck:
+	}
+}

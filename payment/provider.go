@@ -1,0 +1,70 @@
+package payment
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"time"
+
+	"pizzaflow/event"
+)
+
+// ErrProviderURL is returned by NewProvider for a URL that names no provider.
+var ErrProviderURL = errors.New("payment provider URL: want sandbox://HOST:PORT")
+
+// A Provider takes money and gives it back. Its methods return when ctx ends
+// at the latest and always with an answer: not knowing is one of them, and
+// nothing but a definite refusal may be called declined. They are safe for
+// concurrent use.
+type Provider interface {
+	// Charge takes the money once for each key, however often it is called, and
+	// answers Captured, Declined or Unanswered.
+	Charge(ctx context.Context, c Charge) Answer
+	// Lookup says what became of the charges made under c.Key: Captured,
+	// Declined, Absent or Unanswered.
+	Lookup(ctx context.Context, c Charge) Answer
+	// Refund gives money back once for each key and answers Refunded, Refused
+	// or Unanswered.
+	Refund(ctx context.Context, r Refund) Answer
+}
+
+// A Charge is an amount to take.
+type Charge struct {
+	Key           string // the idempotency key: the payment's id
+	OrderID       string
+	Amount        event.Money
+	Currency      string // ISO 4217
+	CustomerEmail string
+}
+
+// A Refund is an amount to give back.
+type Refund struct {
+	Key           string // the idempotency key: the refund's id
+	TransactionID string // the provider's id of the charge
+	Amount        event.Money
+	Currency      string // ISO 4217
+}
+
+// providers are the known providers by the scheme of their URL.
+var providers = map[string]func(u *url.URL, timeout time.Duration) (Provider, error){
+	"sandbox": newSandbox,
+}
+
+// NewProvider makes the provider that the scheme of the URL names. No call to
+// it takes longer than timeout.
+func NewProvider(rawURL string, timeout time.Duration) (Provider, error) {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, ErrProviderURL // the parser's error would show the URL, and it may hold a secret
+	}
+	build, ok := providers[u.Scheme]
+	if !ok {
+		return nil, ErrProviderURL
+	}
+	p, err := build(u, timeout)
+	if err != nil {
+		return nil, fmt.Errorf("payment provider: %w", err)
+	}
+	return p, nil
+}

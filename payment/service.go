@@ -1,0 +1,181 @@
+package payment
+
+import (
+	"context"
+	"embed"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"pizzaflow/event"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+)
+
+// Schema is the set of the service's tables; its name is "payment".
+//
+//go:embed schema
+var Schema embed.FS
+
+// Errors of an OrderCreated that no payment can be made of.
+var (
+	ErrOrderID       = errors.New("the order's id is not a UUID")
+	ErrAmountChanged = errors.New("the order has a payment of another amount")
+)
+
+// Config is what a Service is made of. Outbox and Provider are needed.
+type Config struct {
+	Outbox   *outbox.Outbox
+	Provider Provider
+	Log      *slog.Logger
+	Metrics  prometheus.Registerer
+
+	TTL     time.Duration // how long a payment is charged again where the provider has nothing; 15 minutes when zero
+	Timeout time.Duration // of one call to the provider; 10 seconds when zero
+	Limit   int           // charges and lookups at once; 64 when zero
+	// Lease is how long what a crash broke off stays untouched. Twice the
+	// Timeout and at least five seconds when zero.
+	Lease time.Duration
+	// LateChecks are when a payment that failed as provider_unavailable is
+	// looked up, counted from its failure; 1 minute, 5 and 30 minutes, 2 hours
+	// and a day when nil.
+	LateChecks []time.Duration
+}
+
+// A Service charges orders.
+type Service struct {
+	cfg     Config
+	outbox  *outbox.Outbox
+	db      *sqldb.DB
+	log     *slog.Logger
+	breaker breaker
+	charges *outbox.Work
+	refunds *outbox.Work
+	results *prometheus.CounterVec
+}
+
+// New makes a Service; Run starts its workers.
+func New(cfg Config) (*Service, error) {
+	if cfg.Outbox == nil || cfg.Provider == nil {
+		return nil, errors.New("payment service: an outbox and a provider are needed")
+	}
+	cfg = cfg.withDefaults()
+	s := &Service{
+		cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, breaker: newBreaker(cfg.Log),
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pizza_payments_total",
+			Help: "Payments by what came of them. A payment can be unknown first and something else later.",
+		}, []string{"result"}),
+	}
+	for _, r := range []string{resultCompleted, resultDeclined, resultUnknown, resultUnavailable, resultLate, resultRefunded} {
+		s.results.WithLabelValues(r)
+	}
+	if cfg.Metrics != nil {
+		if err := cfg.Metrics.Register(s.results); err != nil {
+			return nil, fmt.Errorf("payment service: %w", err)
+		}
+	}
+	s.charges = outbox.NewWork(outbox.WorkConfig{
+		DB: s.db, Table: "payments", Limit: cfg.Limit, Lease: cfg.Lease, Do: unlessLost(s.charge), Log: cfg.Log,
+	})
+	s.refunds = outbox.NewWork(outbox.WorkConfig{
+		DB: s.db, Table: "refunds", Limit: 4, Lease: cfg.Lease, Do: unlessLost(s.refund), Log: cfg.Log,
+	})
+	return s, nil
+}
+
+func (cfg Config) withDefaults() Config {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.TTL == 0 {
+		cfg.TTL = 15 * time.Minute
+	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 10 * time.Second
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = 64
+	}
+	if cfg.Lease == 0 {
+		cfg.Lease = max(2*cfg.Timeout, 5*time.Second)
+	}
+	if cfg.LateChecks == nil {
+		cfg.LateChecks = []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 24 * time.Hour}
+	}
+	return cfg
+}
+
+// The values of the label result of pizza_payments_total.
+const (
+	resultCompleted   = "completed"
+	resultDeclined    = "declined"
+	resultUnknown     = "unknown"              // a charge without a believable answer
+	resultUnavailable = "provider_unavailable" // failed without one
+	resultLate        = "late_capture"         // captured although it had failed
+	resultRefunded    = "refunded"
+)
+
+// Subscribe has c give the service the events it acts on.
+func (s *Service) Subscribe(c *outbox.Consumer) { outbox.On(c, s.onOrderCreated) }
+
+// Routes adds nothing: the service has no public routes.
+func (s *Service) Routes(*http.ServeMux) {}
+
+// Run charges, looks up and refunds what is due until ctx ends, and returns
+// when the running calls are finished.
+func (s *Service) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.charges.Run(ctx) })
+	g.Go(func() error { return s.refunds.Run(ctx) })
+	return g.Wait()
+}
+
+// onOrderCreated writes down that the order is to be charged, once.
+func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.OrderCreated]) error {
+	o := d.Event
+	if id, err := uuid.Parse(o.OrderID); err != nil || id.String() != o.OrderID {
+		return outbox.Permanent(fmt.Errorf("accept order: %w", ErrOrderID))
+	}
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("accept order: %w", err)
+	}
+	fresh, err := insertPayment(ctx, tx.Tx, Payment{
+		ID: id.String(), OrderID: o.OrderID, Amount: o.TotalAmount, Currency: o.Currency, CustomerEmail: o.CustomerEmail,
+		Status: Pending, CreatedAt: sqldb.Now(),
+	})
+	if err != nil {
+		return fmt.Errorf("accept order: %w", err)
+	}
+	if fresh {
+		tx.AfterCommit(s.charges.Wake)
+		return nil
+	}
+	known, err := paymentOfOrder(ctx, tx.Tx, o.OrderID)
+	if err != nil {
+		return fmt.Errorf("accept order: %w", err)
+	}
+	if known.Amount != o.TotalAmount || known.Currency != o.Currency {
+		return outbox.Permanent(fmt.Errorf("accept order: %w: %s %s, now %s %s",
+			ErrAmountChanged, known.Amount, known.Currency, o.TotalAmount, o.Currency))
+	}
+	return nil
+}
+
+// unlessLost makes a worker of do: a lost lease is no failure, the row is in
+// other hands.
+func unlessLost(do func(context.Context, outbox.Claim) error) func(context.Context, outbox.Claim) error {
+	return func(ctx context.Context, c outbox.Claim) error {
+		if err := do(ctx, c); !errors.Is(err, errLeaseLost) {
+			return err
+		}
+		return nil
+	}
+}
