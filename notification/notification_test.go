@@ -1,0 +1,110 @@
+package notification
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/text/language"
+
+	"pizzaflow/event"
+)
+
+func TestRetryAt(t *testing.T) {
+	created := time.Date(2024, 1, 15, 10, 30, 0, 0, time.UTC)
+	for _, tt := range []struct {
+		name       string
+		age, pause time.Duration
+		at         time.Duration // since creation
+		again      bool
+	}{
+		{"soon", time.Minute, time.Second, time.Minute + time.Second, true},
+		{"the last attempt is at the end", 23*time.Hour + 55*time.Minute, 15 * time.Minute, 24 * time.Hour, true},
+		{"over at the end", 24 * time.Hour, time.Second, 0, false},
+		{"over after it", 30 * time.Hour, time.Second, 0, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			at, again := retryAt(created, created.Add(tt.age), tt.pause)
+			if again != tt.again || again && !at.Equal(created.Add(tt.at)) {
+				t.Errorf("retryAt = %v, %v; want %v, %v", at, again, created.Add(tt.at), tt.again)
+			}
+		})
+	}
+}
+
+func TestFormatMoney(t *testing.T) {
+	for _, tt := range []struct {
+		locale   string
+		amount   event.Money
+		currency string
+		want     string
+	}{
+		{"ru", 120000, "RUB", "1\u00a0200,00\u00a0₽"},
+		{"en", 120000, "RUB", "₽1,200.00"},
+		{"ru", 5, "RUB", "0,05\u00a0₽"},
+		{"en", 99999, "USD", "$999.99"},
+		{"en", 123456789012, "EUR", "€1,234,567,890.12"},
+		{"ru", 123456789012, "EUR", "1\u00a0234\u00a0567\u00a0890,12\u00a0€"},
+		{"en", 100000, "BYN", "BYN\u00a01,000.00"},
+		{"ru", -120000, "BYN", "−1\u00a0200,00\u00a0BYN"},
+	} {
+		if got := formatMoney(tt.locale, tt.amount, tt.currency); got != tt.want {
+			t.Errorf("formatMoney(%q, %d, %q) = %q, want %q", tt.locale, tt.amount, tt.currency, got, tt.want)
+		}
+	}
+}
+
+func TestPluralForm(t *testing.T) {
+	for n, want := range map[int]string{
+		1: "пицца", 2: "пиццы", 4: "пиццы", 5: "пицц", 11: "пицц", 12: "пицц", 14: "пицц", 20: "пицц",
+		21: "пицца", 22: "пиццы", 25: "пицц", 100: "пицц", 101: "пицца", 111: "пицц",
+	} {
+		got, err := pluralForm(language.Russian, n, []string{"пицца", "пиццы", "пицц"})
+		if err != nil || got != want {
+			t.Errorf("%d: got %q, %v, want %q", n, got, err, want)
+		}
+	}
+	for n, want := range map[int]string{1: "pizza", 2: "pizzas", 11: "pizzas", 21: "pizzas"} {
+		got, err := pluralForm(language.English, n, []string{"pizza", "pizzas"})
+		if err != nil || got != want {
+			t.Errorf("%d: got %q, %v, want %q", n, got, err, want)
+		}
+	}
+	if _, err := pluralForm(language.English, 1, []string{"pizza"}); err == nil {
+		t.Error("one form was accepted")
+	}
+}
+
+func TestOneLine(t *testing.T) {
+	for in, want := range map[string]string{
+		"Иван Иванов":              "Иван Иванов",
+		"Ivan\r\nBcc: x@evil.test": "Ivan Bcc: x@evil.test",
+		" a\t\x00b\u2028c\u0085d ": "a b c d",
+		"abc\u202etxt.exe":         "abctxt.exe",
+		"non\u00a0breaking":        "non\u00a0breaking",
+	} {
+		if got := oneLine(in); got != want {
+			t.Errorf("oneLine(%q) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestFromAddress(t *testing.T) {
+	for _, tt := range []struct{ from, publicURL, want string }{
+		{"", "http://127.0.0.1:8080", "Pizzaflow <orders@pizzaflow.example>"},
+		{"", "http://localhost:8080", "Pizzaflow <orders@pizzaflow.example>"},
+		{"", "http://[::1]:8080", "Pizzaflow <orders@pizzaflow.example>"},
+		{"", "", "Pizzaflow <orders@pizzaflow.example>"},
+		{"", "https://www.pizza.test/shop", "Pizzaflow <orders@pizza.test>"},
+		{"Mario <mario@pizza.test>", "https://other.test", "Mario <mario@pizza.test>"},
+	} {
+		got, err := fromAddress(tt.from, tt.publicURL)
+		if err != nil || got != tt.want {
+			t.Errorf("fromAddress(%q, %q) = %q, %v, want %q", tt.from, tt.publicURL, got, err, tt.want)
+		}
+	}
+	for _, bad := range []string{"mario", "a@b.test\r\nBcc: c@d.test", "a@b.test, c@d.test"} {
+		if got, err := fromAddress(bad, ""); err == nil {
+			t.Errorf("fromAddress(%q) = %q, want an error", bad, got)
+		}
+	}
+}

@@ -1,0 +1,172 @@
+package notification
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/wneessen/go-mail"
+	"github.com/wneessen/go-mail/smtp"
+)
+
+const (
+	dialTimeout  = 10 * time.Second // connecting, greeting, TLS and login, each
+	checkTimeout = 5 * time.Second  // asking a kept connection whether it lives
+	quitTimeout  = 2 * time.Second
+	idleLimit    = 30 * time.Second // servers hang up on silent clients after minutes
+	mailsPerConn = 100              // many servers allow no more
+)
+
+// An smtpPool keeps connections to one mail server for the next mail. There
+// are as many as are in use at once.
+type smtpPool struct {
+	host    string
+	options []mail.Option
+
+	mu     sync.Mutex
+	idle   []*smtpConn // the last one given back is taken first
+	closed bool
+}
+
+// An smtpConn is a connection that is greeted, encrypted and logged in.
+type smtpConn struct {
+	client *smtp.Client
+	raw    net.Conn
+	mails  int         // begun on it
+	expiry *time.Timer // while idle
+}
+
+// take is a kept connection that still answers, or a new one.
+func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
+	for {
+		c := p.pop()
+		if c == nil {
+			return p.dial(ctx)
+		}
+		if c.alive(ctx) {
+			c.mails++
+			return c, nil
+		}
+		c.drop()
+	}
+}
+
+func (p *smtpPool) pop() *smtpConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.idle) == 0 {
+		return nil
+	}
+	c := p.idle[len(p.idle)-1]
+	p.idle = p.idle[:len(p.idle)-1]
+	c.expiry.Stop()
+	return c
+}
+
+// give keeps a connection for the next mail.
+func (p *smtpPool) give(c *smtpConn) {
+	p.mu.Lock()
+	keep := !p.closed && c.mails < mailsPerConn
+	if keep {
+		c.expiry = time.AfterFunc(idleLimit, func() { p.expire(c) })
+		p.idle = append(p.idle, c)
+	}
+	p.mu.Unlock()
+	if !keep {
+		c.quit()
+	}
+}
+
+func (p *smtpPool) expire(c *smtpConn) {
+	p.mu.Lock()
+	i := slices.Index(p.idle, c)
+	if i >= 0 { // else it was taken at the last moment
+		p.idle = slices.Delete(p.idle, i, i+1)
+	}
+	p.mu.Unlock()
+	if i >= 0 {
+		c.quit()
+	}
+}
+
+func (p *smtpPool) close() {
+	p.mu.Lock()
+	idle := p.idle
+	p.idle, p.closed = nil, true
+	p.mu.Unlock()
+	var quitting sync.WaitGroup
+	for _, c := range idle {
+		c.expiry.Stop()
+		quitting.Go(c.quit)
+	}
+	quitting.Wait()
+}
+
+// dial makes a new connection. The library minds ctx only until it is
+// connected, and leaves the socket open when the server refuses it later, so
+// the socket is kept here as well.
+func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
+	c := &smtpConn{mails: 1}
+	stop := func() bool { return true }
+	client, err := mail.NewClient(p.host, append(slices.Clone(p.options), mail.WithDialContextFunc(
+		func(dialing context.Context, network, addr string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(dialing, network, addr)
+			if err == nil {
+				c.raw = conn
+				stop = context.AfterFunc(ctx, c.drop)
+			}
+			return conn, err
+		}))...)
+	if err == nil {
+		c.client, err = client.DialToSMTPClientWithContext(ctx)
+	}
+	if !stop() && err == nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		if c.raw != nil {
+			c.drop()
+		}
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	return c, nil
+}
+
+// use ties the connection to ctx: when that ends, so does the connection. The
+// function it returns unties it and reports whether it can be used on.
+func (c *smtpConn) use(ctx context.Context) (release func() bool) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		deadline = time.Now().Add(sendTimeout)
+	}
+	err := c.raw.SetDeadline(deadline)
+	stop := context.AfterFunc(ctx, c.drop)
+	return func() bool { return stop() && err == nil }
+}
+
+// alive reports whether the server still listens; it forgets any unfinished
+// transaction.
+func (c *smtpConn) alive(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	release := c.use(ctx)
+	err := c.client.Reset()
+	return release() && err == nil
+}
+
+// quit says good-bye and hangs up.
+func (c *smtpConn) quit() {
+	err := c.raw.SetDeadline(time.Now().Add(quitTimeout))
+	if err = errors.Join(err, c.client.Quit()); err != nil {
+		c.drop() // a polite end is all that is missing
+	}
+}
+
+// drop hangs up.
+func (c *smtpConn) drop() {
+	_ = c.raw.Close() // nothing was entrusted to it that a failing close could lose
+}
