@@ -260,8 +260,8 @@ func (c *Consumer) handle(ctx context.Context, tx *Tx, in *inbound) (err error) 
 			err = fmt.Errorf("%w: %v", errPanic, p)
 		}
 	}()
-	tx.causation, tx.traceparent = in.id, header(in.rec, headerTraceparent)
-	defer func() { tx.causation, tx.traceparent = "", "" }()
+	tx.Cause(in.id, header(in.rec, headerTraceparent))
+	defer tx.Cause("", "")
 	return in.sub.handle(WithTraceparent(ctx, tx.traceparent), tx, in)
 }
 

@@ -153,7 +153,8 @@ func WithTraceparent(ctx context.Context, traceparent string) context.Context {
 	return context.WithValue(ctx, traceKey{}, traceparent)
 }
 
-func traceparent(ctx context.Context) string {
+// Traceparent is the traceparent that ctx carries, "" without one.
+func Traceparent(ctx context.Context) string {
 	tp, _ := ctx.Value(traceKey{}).(string)
 	return tp
 }

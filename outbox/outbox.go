@@ -54,7 +54,7 @@ func (o *Outbox) DB() *sqldb.DB { return o.db }
 func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {
-		tx = &Tx{Tx: t, traceparent: traceparent(ctx)}
+		tx = &Tx{Tx: t, traceparent: Traceparent(ctx)}
 		if err := fn(tx); err != nil {
 			return err
 		}
@@ -81,7 +81,7 @@ type Tx struct {
 	rows        []row
 	errs        []error
 	afterCommit []func()
-	causation   string // the event being handled
+	causation   string // the event that led to what is added
 	traceparent string
 }
 
@@ -107,6 +107,11 @@ func (tx *Tx) Add(version int64, e Event) {
 		data: sql.NullString{String: string(data), Valid: true}, topic: e.Topic(), key: []byte(e.AggregateID()), headers: headers,
 	})
 }
+
+// Cause says what led to the events that are added from here on: the id of an
+// event and its traceparent, either of which may be empty. In a handler it is
+// the event being handled, without being said.
+func (tx *Tx) Cause(eventID, traceparent string) { tx.causation, tx.traceparent = eventID, traceparent }
 
 // AfterCommit has fn called once the transaction is committed, to wake a
 // worker for instance. What must not be lost may not depend on it: the process

@@ -85,6 +85,7 @@ func (p Payment) charge() Charge {
 func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer) error {
 	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		now := sqldb.Now()
+		tx.Cause(p.CausationID, p.Traceparent)
 		if err := settlePayment(ctx, tx.Tx, c, p.Status, next, s.due(next, step, now), now); err != nil {
 			return err
 		}

@@ -67,6 +67,8 @@ type Payment struct {
 	Amount        event.Money
 	Currency      string
 	CustomerEmail string
+	CausationID   string // the event that asked for the payment
+	Traceparent   string // of that event, "" without one
 	Status        Status
 	TransactionID string
 	ErrorCode     string

@@ -149,7 +149,7 @@ func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, d outbox.De
 	}
 	fresh, err := insertPayment(ctx, tx.Tx, Payment{
 		ID: id.String(), OrderID: o.OrderID, Amount: o.TotalAmount, Currency: o.Currency, CustomerEmail: o.CustomerEmail,
-		Status: Pending, CreatedAt: sqldb.Now(),
+		CausationID: d.EventID, Traceparent: outbox.Traceparent(ctx), Status: Pending, CreatedAt: sqldb.Now(),
 	})
 	if err != nil {
 		return fmt.Errorf("accept order: %w", err)

@@ -19,9 +19,9 @@ var errLeaseLost = errors.New("the lease was lost")
 // insertPayment reports whether the order had no payment yet.
 func insertPayment(ctx context.Context, tx *sql.Tx, p Payment) (bool, error) {
 	res, err := tx.ExecContext(ctx, `
-		INSERT INTO payments (id, order_id, amount, currency, customer_email, status, created_at, updated_at, due_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (order_id) DO NOTHING`,
-		p.ID, p.OrderID, int64(p.Amount), p.Currency, p.CustomerEmail, string(p.Status), p.CreatedAt, p.CreatedAt, p.CreatedAt)
+		INSERT INTO payments (id, order_id, amount, currency, customer_email, causation_id, traceparent, status, created_at, updated_at, due_at)
+		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT (order_id) DO NOTHING`,
+		p.ID, p.OrderID, int64(p.Amount), p.Currency, p.CustomerEmail, p.CausationID, p.Traceparent, string(p.Status), p.CreatedAt, p.CreatedAt, p.CreatedAt)
 	if err != nil {
 		return false, fmt.Errorf("insert payment: %w", err)
 	}
@@ -30,13 +30,13 @@ func insertPayment(ctx context.Context, tx *sql.Tx, p Payment) (bool, error) {
 }
 
 const selectPayment = `
-	SELECT id, order_id, amount, currency, customer_email, status, COALESCE(transaction_id, ''), COALESCE(error_code, ''),
+	SELECT id, order_id, amount, currency, customer_email, causation_id, traceparent, status, COALESCE(transaction_id, ''), COALESCE(error_code, ''),
 		version, calls, checks, created_at, completed_at
 	FROM payments `
 
 func scanPayment(row *sql.Row) (Payment, error) {
 	var p Payment
-	err := row.Scan(&p.ID, &p.OrderID, &p.Amount, &p.Currency, &p.CustomerEmail, &p.Status, &p.TransactionID, &p.ErrorCode,
+	err := row.Scan(&p.ID, &p.OrderID, &p.Amount, &p.Currency, &p.CustomerEmail, &p.CausationID, &p.Traceparent, &p.Status, &p.TransactionID, &p.ErrorCode,
 		&p.Version, &p.Calls, &p.Checks, sqldb.Time(&p.CreatedAt), sqldb.Time(&p.CompletedAt))
 	if err != nil {
 		return Payment{}, fmt.Errorf("read payment: %w", err)

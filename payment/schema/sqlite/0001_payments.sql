@@ -4,12 +4,15 @@
 -- worker: a row is due when it is to be charged or looked up. calls is the
 -- number of its last row in payment_attempts, checks how many lookups found
 -- nothing after the payment failed, version how many events it emitted.
+-- causation_id is the event that asked for the payment, traceparent its trace.
 CREATE TABLE payments (
   id             TEXT PRIMARY KEY,
   order_id       TEXT NOT NULL UNIQUE,
   amount         INTEGER NOT NULL CHECK (amount > 0),
   currency       TEXT NOT NULL,
   customer_email TEXT NOT NULL,
+  causation_id   TEXT NOT NULL,
+  traceparent    TEXT NOT NULL,
   status         TEXT NOT NULL CHECK (status IN ('pending', 'processing', 'unknown', 'completed', 'failed')),
   transaction_id TEXT,
   error_code     TEXT,
