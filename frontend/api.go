@@ -1,0 +1,228 @@
+package frontend
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pizzaflow/event"
+	"pizzaflow/web"
+)
+
+const (
+	readTimeout  = 8 * time.Second        // of one question to the order API
+	placeTimeout = 20 * time.Second       // of placing an order, with everything tried again
+	busyWait     = 200 * time.Millisecond // before asking again for an order that is being placed
+	maxAnswer    = 4 << 20                // bytes of an answer of the order API
+)
+
+var errAnswerTooLarge = errors.New("the order API's answer is too large")
+
+// menu is the answer of GET /api/v1/menu.
+type menu struct {
+	Currency string  `json:"currency"`
+	Pizzas   []pizza `json:"pizzas"`
+}
+
+type pizza struct {
+	ID          string `json:"id"`
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Image       string `json:"image"`
+	Prices      struct {
+		Small  event.Money `json:"small"` // 0 where the size is not offered
+		Medium event.Money `json:"medium"`
+		Large  event.Money `json:"large"`
+	} `json:"prices"`
+	Available bool `json:"available"`
+}
+
+// order is the answer of GET /api/v1/orders/{id}. Contacts are masked.
+type order struct {
+	OrderID         string       `json:"order_id"`
+	OrderNumber     string       `json:"order_number"`
+	Status          string       `json:"status"`
+	TotalAmount     event.Money  `json:"total_amount"`
+	Currency        string       `json:"currency"`
+	Items           []event.Item `json:"items"`
+	DeliveryAddress string       `json:"delivery_address"`
+	CreatedAt       time.Time    `json:"created_at"`
+	Version         int64        `json:"version"`
+	History         []step       `json:"history"`
+	FailureReason   string       `json:"failure_reason"`
+	CustomerName    string       `json:"customer_name"`
+	CustomerEmail   string       `json:"customer_email"`
+	CustomerPhone   string       `json:"customer_phone"`
+}
+
+type step struct {
+	Version int64     `json:"version"`
+	Status  string    `json:"status"`
+	At      time.Time `json:"at"`
+}
+
+// The statuses of an order.
+const (
+	statusPending = "pending"
+	statusPaid    = "paid"
+	statusFailed  = "payment_failed"
+)
+
+// final tells whether the status can change no more.
+func final(status string) bool { return status == statusPaid || status == statusFailed }
+
+// readMenu asks for the menu. While the order API is away, the last menu that it
+// gave is still shown: what is ordered is priced when it is ordered.
+func (s *Service) readMenu(r *http.Request, lang string) (menu, error) {
+	var m menu
+	err := s.get(r.Context(), r, "/api/v1/menu?lang="+lang, &m)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.menus[lang] = m
+		return m, nil
+	}
+	if old, ok := s.menus[lang]; ok {
+		return old, nil
+	}
+	return menu{}, fmt.Errorf("read menu: %w", err)
+}
+
+func (s *Service) readOrder(ctx context.Context, r *http.Request, id string) (order, error) {
+	var o order
+	if err := s.get(ctx, r, "/api/v1/orders/"+url.PathEscape(id), &o); err != nil {
+		return order{}, fmt.Errorf("read order: %w", err)
+	}
+	return o, nil
+}
+
+// place sends an order and returns its id. Once sent it is seen through, whether
+// or not the customer is still there; and while the same form is being worked on
+// by another request, its result is waited for.
+func (s *Service) place(r *http.Request, key string, body []byte) (string, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), placeTimeout)
+	defer cancel()
+	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {key}}
+	for {
+		a, err := s.call(ctx, r, http.MethodPost, "/api/v1/orders", header, body)
+		if p := problemIn(err); p != nil && p.Status == http.StatusConflict && wait(ctx, busyWait) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("place order: %w", err)
+		}
+		var o order
+		if err := json.Unmarshal(a.body.Bytes(), &o); err != nil {
+			return "", fmt.Errorf("place order: %w", err)
+		}
+		if _, err := uuid.Parse(o.OrderID); err != nil {
+			return "", fmt.Errorf("place order: order_id: %w", err)
+		}
+		return o.OrderID, nil
+	}
+}
+
+// wait lets d pass and tells whether ctx still lives.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func (s *Service) get(ctx context.Context, r *http.Request, path string, v any) error {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	a, err := s.call(ctx, r, http.MethodGet, path, http.Header{}, nil)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(a.body.Bytes(), v)
+}
+
+// call asks the order API on behalf of a customer's request. An answer that is
+// not a success comes back as the *web.Problem that it is.
+func (s *Service) call(ctx context.Context, from *http.Request, method, path string, header http.Header, body []byte) (*answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header = header.Clone()
+	for _, name := range []string{"Traceparent", "X-Request-Id"} {
+		if v := from.Header.Get(name); v != "" {
+			req.Header.Set(name, v)
+		}
+	}
+	req.Host, req.RemoteAddr = from.Host, from.RemoteAddr
+	a := &answer{header: http.Header{}}
+	s.api.ServeHTTP(a, req)
+	switch {
+	case a.tooLarge:
+		return nil, errAnswerTooLarge
+	case a.status == 0 && ctx.Err() != nil:
+		return nil, ctx.Err()
+	case a.status >= 400:
+		return nil, a.problem()
+	}
+	return a, nil
+}
+
+// answer holds what a handler in this process answers.
+type answer struct {
+	status   int
+	header   http.Header
+	body     bytes.Buffer
+	tooLarge bool
+}
+
+// Header is http.ResponseWriter's.
+func (a *answer) Header() http.Header { return a.header }
+
+// WriteHeader is http.ResponseWriter's.
+func (a *answer) WriteHeader(status int) {
+	if a.status == 0 && status >= 200 {
+		a.status = status
+	}
+}
+
+// Write is http.ResponseWriter's.
+func (a *answer) Write(b []byte) (int, error) {
+	a.WriteHeader(http.StatusOK)
+	if a.body.Len()+len(b) > maxAnswer {
+		a.tooLarge = true
+		return 0, errAnswerTooLarge
+	}
+	return a.body.Write(b)
+}
+
+// problem reads the answer as a problem. A body that is none leaves the status.
+func (a *answer) problem() *web.Problem {
+	p := &web.Problem{}
+	if err := json.Unmarshal(a.body.Bytes(), p); err != nil || p.Type == "" {
+		p = &web.Problem{Type: "about:blank", Title: http.StatusText(a.status)}
+	}
+	p.Status = a.status
+	if seconds, err := strconv.Atoi(a.header.Get("Retry-After")); err == nil {
+		p.RetryAfter = time.Duration(seconds) * time.Second
+	}
+	return p
+}
+
+// problemIn returns the problem in an error's chain, or nil.
+func problemIn(err error) *web.Problem {
+	var p *web.Problem
+	errors.As(err, &p)
+	return p
+}

@@ -1,0 +1,117 @@
+package frontend
+
+import (
+	"embed"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/nicksnyder/go-i18n/v2/i18n"
+	"golang.org/x/text/language"
+
+	"pizzaflow/event"
+)
+
+//go:embed locales/*.json
+var locales embed.FS
+
+// languages we speak; the first is for those who speak neither.
+var languages = []string{"ru", "en"}
+
+const languageCookie = "lang"
+
+// words are the texts in every language.
+type words struct {
+	localizers map[string]*i18n.Localizer
+	matcher    language.Matcher
+}
+
+func loadWords() (*words, error) {
+	bundle := i18n.NewBundle(language.Russian)
+	bundle.RegisterUnmarshalFunc("json", json.Unmarshal)
+	w := &words{localizers: map[string]*i18n.Localizer{}}
+	var tags []language.Tag
+	for _, lang := range languages {
+		if _, err := bundle.LoadMessageFileFS(locales, "locales/"+lang+".json"); err != nil {
+			return nil, fmt.Errorf("load %s texts: %w", lang, err)
+		}
+		w.localizers[lang] = i18n.NewLocalizer(bundle, lang)
+		tags = append(tags, language.MustParse(lang))
+	}
+	w.matcher = language.NewMatcher(tags)
+	return w, nil
+}
+
+// say returns the first of the texts that exists, filled with data, or "".
+func (w *words) say(lang string, data map[string]any, ids ...string) string {
+	for _, id := range ids {
+		text, err := w.localizers[lang].Localize(&i18n.LocalizeConfig{MessageID: id, TemplateData: data})
+		if err == nil {
+			return text
+		}
+	}
+	return ""
+}
+
+// language is the one that the request asks for: by ?lang=, which is remembered,
+// by the cookie, or by Accept-Language.
+func (s *Service) language(w http.ResponseWriter, r *http.Request) string {
+	if asked := r.URL.Query().Get("lang"); spoken(asked) {
+		http.SetCookie(w, &http.Cookie{
+			Name: languageCookie, Value: asked, Path: "/", MaxAge: 365 * 24 * 3600,
+			HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: s.secure,
+		})
+		return asked
+	}
+	if c, err := r.Cookie(languageCookie); err == nil && spoken(c.Value) {
+		return c.Value
+	}
+	_, i := language.MatchStrings(s.words.matcher, r.Header.Get("Accept-Language"))
+	return languages[i]
+}
+
+func spoken(lang string) bool {
+	for _, l := range languages {
+		if l == lang {
+			return true
+		}
+	}
+	return false
+}
+
+// symbols stand for currencies in our languages; every other currency is written
+// as its code. They are those of the browsers, so that a script writes the same.
+var symbols = map[string]map[string]string{
+	"ru": {"RUB": "₽", "USD": "$", "EUR": "€", "KZT": "₸"},
+	"en": {"USD": "$", "EUR": "€", "GBP": "£"},
+}
+
+// formatMoney writes an amount as people who speak the language do:
+// 1 200,00 ₽, RUB 1,200.00 or $1,200.00.
+func formatMoney(lang string, m event.Money, currency string) string {
+	const space = "\u00a0" // never breaks the line
+	group, point := ",", "."
+	if lang == "ru" {
+		group, point = space, ","
+	}
+	digits, negative := strings.CutPrefix(m.String(), "-")
+	whole, cents, _ := strings.Cut(digits, ".")
+	for i := len(whole) - 3; i > 0; i -= 3 {
+		whole = whole[:i] + group + whole[i:]
+	}
+	amount, symbol := whole+point+cents, symbols[lang][currency]
+	sign := ""
+	if negative {
+		sign = "-"
+	}
+	switch {
+	case lang == "ru" && symbol != "":
+		return sign + amount + space + symbol
+	case lang == "ru":
+		return sign + amount + space + currency
+	case symbol != "":
+		return sign + symbol + amount
+	}
+	return sign + currency + space + amount
+}
