@@ -1,0 +1,107 @@
+// Command pizza takes pizza orders, gets them paid and tells the customers.
+// Without arguments it runs everything in one process; see `pizza --help`.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"github.com/lmittmann/tint"
+	"golang.org/x/term"
+
+	"pizzaflow"
+)
+
+// Exit codes.
+const (
+	exitDone   = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// A command line: the options are the same for every command.
+type cli struct {
+	pizzaflow.Config
+
+	Output string `short:"o" default:"text" enum:"text,json" help:"How lists are printed: text or json."`
+
+	Run     runCmd     `cmd:"" default:"1" help:"Run the services (the default)."`
+	Migrate migrateCmd `cmd:"" help:"Bring the databases up to date."`
+	Topics  topicsCmd  `cmd:"" help:"Create the Kafka topics that are missing."`
+	Sandbox sandboxCmd `cmd:"" help:"Run the sandbox alone: payment provider, mail and SMS to try things with."`
+	ConfigC configCmd  `cmd:"" name:"config" help:"Show every option and its value."`
+	Version versionCmd `cmd:"" help:"Show the version."`
+}
+
+// A program is what a command runs with.
+type program struct {
+	cfg    pizzaflow.Config
+	json   bool
+	stdout io.Writer
+	stderr io.Writer
+	log    *slog.Logger
+}
+
+func main() {
+	// the first signal asks for a good end, the second is not asked twice
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// run is main without the process around it: it returns the exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	var c cli
+	helped := false
+	parser, err := kong.New(&c, kong.Name("pizza"), kong.Writers(stdout, stderr), kong.UsageOnError(),
+		kong.Description("Takes pizza orders, gets them paid and tells the customers. Without arguments it runs everything."),
+		kong.Exit(func(int) { helped = true }))
+	if err != nil {
+		fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // there is nowhere else to say it
+		return exitFailed
+	}
+	parsed, err := parser.Parse(args)
+	switch {
+	case helped:
+		return exitDone
+	case err != nil:
+		fmt.Fprintf(stderr, "pizza: %v\nSee `pizza --help`.\n", err) //nolint:errcheck // as above
+		return exitUsage
+	}
+	p := &program{cfg: c.Config, json: c.Output == "json", stdout: stdout, stderr: stderr, log: newLogger(c.Config, stderr)}
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	err = parsed.Run(p)
+	switch {
+	case err == nil:
+		return exitDone
+	case errors.Is(err, pizzaflow.ErrConfig):
+		fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // as above
+		return exitUsage
+	}
+	fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // as above
+	return exitFailed
+}
+
+// newLogger writes for people on a terminal and JSON elsewhere.
+func newLogger(cfg pizzaflow.Config, stderr io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		level = slog.LevelInfo // the command line takes no other word
+	}
+	f, isFile := stderr.(*os.File)
+	terminal := isFile && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor
+	switch {
+	case cfg.LogFormat == "auto" && terminal:
+		return slog.New(tint.NewHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))
+	case cfg.LogFormat == "text":
+		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	}
+	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+}

@@ -1,0 +1,319 @@
+package pizzaflow
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pizzaflow/kafka"
+)
+
+// Config is every option of the system. Each has a flag, an environment
+// variable of the same name, a default and a meaning, all of which stand in
+// its tags and nowhere else. The defaults run everything in one process.
+type Config struct {
+	Services string `name:"services" env:"SERVICES" default:"order,payment,notification,frontend,broker,sandbox" help:"Which services this process runs, by commas."`
+
+	HTTPAddr  string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where the shop is served; the order API where no frontend runs. Port 0 means any free port, here and below."`
+	AdminAddr string `name:"admin-addr" env:"ADMIN_ADDR" default:"127.0.0.1:8081" help:"Where metrics, health and profiles are served. Not for the public."`
+	DataDir   string `name:"data-dir" env:"DATA_DIR" default:"./pizza-data" help:"The folder of the SQLite files, the embedded broker and the sandbox."`
+	PublicURL string `name:"public-url" env:"PUBLIC_URL" help:"Where customers reach the shop, for links in messages; HTTP_ADDR when empty."`
+	Currency  string `name:"currency" env:"CURRENCY" default:"RUB" help:"The currency of the menu, ISO 4217."`
+
+	DatabaseURL             string `name:"database-url" env:"DATABASE_URL" secret:"url" help:"postgres://… for all services, a schema each. Empty: SQLite files in DATA_DIR."`
+	OrderDatabaseURL        string `name:"order-database-url" env:"ORDER_DATABASE_URL" secret:"url" help:"The order service's own database, instead of DATABASE_URL."`
+	PaymentDatabaseURL      string `name:"payment-database-url" env:"PAYMENT_DATABASE_URL" secret:"url" help:"The payment service's own database."`
+	NotificationDatabaseURL string `name:"notification-database-url" env:"NOTIFICATION_DATABASE_URL" secret:"url" help:"The notification service's own database."`
+
+	KafkaBrokers       []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"host:port of Kafka brokers, by commas. Empty: the embedded broker."`
+	KafkaListen        string   `name:"kafka-listen" env:"KAFKA_LISTEN" default:"127.0.0.1:9092" help:"Where the embedded broker listens."`
+	KafkaPartitions    int      `name:"kafka-partitions" env:"KAFKA_PARTITIONS" default:"0" help:"Partitions of the topics that are created; 0 means 3 on the embedded broker and 12 on Kafka."`
+	KafkaTLS           bool     `name:"kafka-tls" env:"KAFKA_TLS" help:"Encrypt the connections to Kafka."`
+	KafkaTLSCA         string   `name:"kafka-tls-ca" env:"KAFKA_TLS_CA" help:"PEM file of the authorities to trust; empty means the system's."`
+	KafkaTLSCert       string   `name:"kafka-tls-cert" env:"KAFKA_TLS_CERT" help:"PEM file of the client's certificate."`
+	KafkaTLSKey        string   `name:"kafka-tls-key" env:"KAFKA_TLS_KEY" help:"PEM file of the client's key."`
+	KafkaTLSServerName string   `name:"kafka-tls-server-name" env:"KAFKA_TLS_SERVER_NAME" help:"The name expected in the broker's certificate; empty means the host."`
+	KafkaSASLMechanism string   `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
+	KafkaSASLUser      string   `name:"kafka-sasl-user" env:"KAFKA_SASL_USER" help:"User at the Kafka brokers."`
+	KafkaSASLPassword  string   `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" secret:"yes" help:"Password at the Kafka brokers."`
+
+	OutboxPollInterval time.Duration `name:"outbox-poll-interval" env:"OUTBOX_POLL_INTERVAL" default:"5s" help:"How often a relay looks for events nobody woke it for."`
+	RetryAttempts      int           `name:"retry-attempts" env:"RETRY_ATTEMPTS" default:"3" help:"Attempts at an event before it is dead-lettered."`
+	RetryDelay         time.Duration `name:"retry-delay" env:"RETRY_DELAY" default:"5s" help:"Before attempt n+1 a failed event waits n times this, plus up to 20 %."`
+
+	OrderURL      []string      `name:"order-url" env:"ORDER_URL" help:"Where a frontend without the order service in its process finds it: one address or more."`
+	OrderDeadline time.Duration `name:"order-deadline" env:"ORDER_DEADLINE" default:"30m" help:"How long an order may await its payment before it is marked for the operator."`
+
+	PaymentProviderURL     string        `name:"payment-provider-url" env:"PAYMENT_PROVIDER_URL" secret:"url" help:"sandbox://HOST:PORT. Empty: this process's sandbox."`
+	PaymentProviderTimeout time.Duration `name:"payment-provider-timeout" env:"PAYMENT_PROVIDER_TIMEOUT" default:"10s" help:"How long one call to the payment provider may take."`
+	PaymentTTL             time.Duration `name:"payment-ttl" env:"PAYMENT_TTL" default:"15m" help:"How long a charge the provider knows nothing of is tried again."`
+
+	SMTPURL               string `name:"smtp-url" env:"SMTP_URL" secret:"url" help:"smtp://[USER:PASSWORD@]HOST:PORT. Empty: this process's sandbox."`
+	SMSURL                string `name:"sms-url" env:"SMS_URL" secret:"url" help:"http://HOST:PORT/sms/messages. Empty: this process's sandbox."`
+	MailFrom              string `name:"mail-from" env:"MAIL_FROM" help:"Who the e-mails are from; orders@ the host of PUBLIC_URL when empty."`
+	NotificationTemplates string `name:"notification-templates" env:"NOTIFICATION_TEMPLATES" help:"A folder whose files replace the built-in texts of messages."`
+
+	SandboxAddr     string `name:"sandbox-addr" env:"SANDBOX_ADDR" default:"127.0.0.1:8082" help:"Where the sandbox serves its page, payments and SMS gateway."`
+	SandboxSMTPAddr string `name:"sandbox-smtp-addr" env:"SANDBOX_SMTP_ADDR" default:"127.0.0.1:2525" help:"Where the sandbox takes mail."`
+
+	RateLimit      int      `name:"rate-limit" env:"RATE_LIMIT" default:"600" help:"Requests a minute from one peer; 0 is no limit. This machine is never limited."`
+	TrustedProxies []string `name:"trusted-proxies" env:"TRUSTED_PROXIES" help:"Addresses or CIDR ranges whose X-Forwarded-For counts."`
+
+	LogFormat string `name:"log-format" env:"LOG_FORMAT" default:"auto" enum:"auto,text,json" help:"auto is text on a terminal and JSON elsewhere."`
+	LogLevel  string `name:"log-level" env:"LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"The least level that is logged."`
+}
+
+// An Option is one option of the configuration with its value.
+type Option struct {
+	Env     string `json:"env"`
+	Flag    string `json:"flag"`
+	Value   string `json:"value"` // secrets are blotted out
+	Default string `json:"default"`
+	Help    string `json:"help"`
+}
+
+// Options lists the options with their values, in their order.
+func (c Config) Options() []Option {
+	v := reflect.ValueOf(c)
+	var out []Option
+	for i := range v.NumField() {
+		tag, value := v.Type().Field(i).Tag, fmt.Sprint(v.Field(i).Interface())
+		if list, ok := v.Field(i).Interface().([]string); ok {
+			value = strings.Join(list, ",")
+		}
+		if value != "" {
+			value = blot(value, tag.Get("secret"))
+		}
+		out = append(out, Option{tag.Get("env"), "--" + tag.Get("name"), value, tag.Get("default"), tag.Get("help")})
+	}
+	return out
+}
+
+func blot(value, kind string) string {
+	switch kind {
+	case "":
+		return value
+	case "url":
+		if u, err := url.Parse(value); err == nil {
+			return u.Redacted()
+		}
+	}
+	return "xxxxx"
+}
+
+// ErrConfig is wrapped by every error about the configuration.
+var ErrConfig = errors.New("configuration")
+
+// bad is an error about the option of that environment name.
+func bad(key, format string, args ...any) error {
+	return fmt.Errorf("%w: %s: %w", ErrConfig, key, fmt.Errorf(format, args...))
+}
+
+// services is the list of what runs here.
+func (c Config) services() []string {
+	var out []string
+	for name := range strings.SplitSeq(c.Services, ",") {
+		out = append(out, strings.TrimSpace(name))
+	}
+	return out
+}
+
+// runs reports whether this process runs the service.
+func (c Config) runs(service string) bool { return slices.Contains(c.services(), service) }
+
+// Validate reports all that is wrong with the configuration, each by the name
+// of its key.
+func (c Config) Validate() error {
+	var errs []error
+	for _, name := range c.services() {
+		if !slices.Contains(allServices, name) {
+			errs = append(errs, bad("SERVICES", "%q is not one of %s", name, strings.Join(allServices, ", ")))
+		}
+	}
+	errs = append(errs, c.validateAddresses(), c.validateNumbers(), c.validateURLs(), c.validateKafka())
+	if _, err := c.trustedProxies(); err != nil {
+		errs = append(errs, err)
+	}
+	if len(c.Currency) != 3 || strings.ToUpper(c.Currency) != c.Currency || strings.Trim(c.Currency, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+		errs = append(errs, bad("CURRENCY", "%q is not three capital letters of ISO 4217", c.Currency))
+	}
+	if f := c.NotificationTemplates; f != "" {
+		if info, err := os.Stat(f); err != nil || !info.IsDir() {
+			errs = append(errs, bad("NOTIFICATION_TEMPLATES", "%q is not a folder", f))
+		}
+	}
+	if c.DataDir == "" {
+		errs = append(errs, bad("DATA_DIR", "is empty"))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateAddresses() error {
+	var errs []error
+	for key, addr := range map[string]string{
+		"HTTP_ADDR": c.HTTPAddr, "ADMIN_ADDR": c.AdminAddr, "KAFKA_LISTEN": c.KafkaListen, "SANDBOX_ADDR": c.SandboxAddr, "SANDBOX_SMTP_ADDR": c.SandboxSMTPAddr,
+	} {
+		_, port, err := net.SplitHostPort(addr)
+		if n, e := strconv.Atoi(port); err != nil || e != nil || n < 0 || n > 65535 {
+			errs = append(errs, bad(key, "%q is not HOST:PORT", addr))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateNumbers() error {
+	var errs []error
+	for key, d := range map[string]time.Duration{
+		"OUTBOX_POLL_INTERVAL": c.OutboxPollInterval, "RETRY_DELAY": c.RetryDelay, "ORDER_DEADLINE": c.OrderDeadline,
+		"PAYMENT_PROVIDER_TIMEOUT": c.PaymentProviderTimeout, "PAYMENT_TTL": c.PaymentTTL,
+	} {
+		if d < time.Millisecond {
+			errs = append(errs, bad(key, "%s is too short", d))
+		}
+	}
+	if c.RetryAttempts < 1 {
+		errs = append(errs, bad("RETRY_ATTEMPTS", "%d is less than 1", c.RetryAttempts))
+	}
+	if c.RateLimit < 0 {
+		errs = append(errs, bad("RATE_LIMIT", "%d is negative", c.RateLimit))
+	}
+	if c.KafkaPartitions < 0 {
+		errs = append(errs, bad("KAFKA_PARTITIONS", "%d is negative", c.KafkaPartitions))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateURLs() error {
+	var errs []error
+	for _, s := range domain {
+		if url := c.databaseURL(s.name); c.runs(s.name) && !strings.HasPrefix(url, "sqlite:") && !isPostgres(url) {
+			errs = append(errs, bad(c.databaseKey(s.name), "want postgres://… or sqlite:PATH"))
+		}
+	}
+	if c.runs("frontend") && !c.runs("order") && len(c.OrderURL) == 0 {
+		errs = append(errs, bad("ORDER_URL", "is empty, and the frontend runs without the order service: say where it is"))
+	}
+	for _, raw := range c.OrderURL {
+		if u, err := url.Parse(raw); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
+			errs = append(errs, bad("ORDER_URL", "%q is not http://HOST:PORT", raw))
+		}
+	}
+	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "") {
+		errs = append(errs, bad("PUBLIC_URL", "%q is not http(s)://HOST", c.PublicURL))
+	}
+	for _, o := range []struct{ key, value, service string }{
+		{"PAYMENT_PROVIDER_URL", c.PaymentProviderURL, "payment"}, {"SMTP_URL", c.SMTPURL, "notification"}, {"SMS_URL", c.SMSURL, "notification"},
+	} {
+		if o.value == "" && c.runs(o.service) && !c.runs("sandbox") {
+			errs = append(errs, bad(o.key, "is empty, and no sandbox runs in this process: say what the %s service is to use", o.service))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) validateKafka() error {
+	needs := slices.ContainsFunc(c.services(), func(s string) bool { return s != "broker" && s != "sandbox" })
+	switch {
+	case len(c.KafkaBrokers) == 0 && needs && !c.runs("broker"):
+		return bad("KAFKA_BROKERS", "is empty, and no broker runs in this process: say where Kafka is")
+	case len(c.KafkaBrokers) == 0:
+		return nil
+	}
+	if err := c.kafka(nil).Validate(); err != nil {
+		return bad("KAFKA_*", "%w", err)
+	}
+	return nil
+}
+
+// kafka is how to reach the brokers; embedded is the address of our own.
+func (c Config) kafka(embedded []string) kafka.Config {
+	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow"}
+	if len(c.KafkaBrokers) > 0 {
+		k.Brokers = c.KafkaBrokers
+		k.TLS = kafka.TLS{Enabled: c.KafkaTLS, CAFile: c.KafkaTLSCA, CertFile: c.KafkaTLSCert, KeyFile: c.KafkaTLSKey, ServerName: c.KafkaTLSServerName}
+		k.SASL = kafka.SASL{Mechanism: c.KafkaSASLMechanism, User: c.KafkaSASLUser, Password: c.KafkaSASLPassword}
+	}
+	return k
+}
+
+// databaseURL is where a service keeps its tables: its own URL as it is, a
+// schema of the common PostgreSQL, or a file.
+func (c Config) databaseURL(service string) string {
+	if own := c.ownDatabaseURL(service); own != "" {
+		return own
+	}
+	if c.DatabaseURL == "" {
+		return "sqlite:" + filepath.Join(c.DataDir, service+".db")
+	}
+	u, err := url.Parse(c.DatabaseURL)
+	if err != nil || !isPostgres(c.DatabaseURL) {
+		return "" // Validate refuses it
+	}
+	q := u.Query()
+	if q.Get("search_path") == "" {
+		q.Set("search_path", service+"_service")
+	}
+	u.RawQuery = q.Encode()
+	return u.String()
+}
+
+func (c Config) ownDatabaseURL(service string) string {
+	return map[string]string{"order": c.OrderDatabaseURL, "payment": c.PaymentDatabaseURL, "notification": c.NotificationDatabaseURL}[service]
+}
+
+// databaseKey is the option that decides a service's database.
+func (c Config) databaseKey(service string) string {
+	if c.ownDatabaseURL(service) != "" {
+		return strings.ToUpper(service) + "_DATABASE_URL"
+	}
+	return "DATABASE_URL"
+}
+
+func isPostgres(url string) bool {
+	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
+}
+
+func (c Config) trustedProxies() ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, s := range c.TrustedProxies {
+		p, err := netip.ParsePrefix(s)
+		if err != nil {
+			addr, e := netip.ParseAddr(s)
+			if e != nil {
+				return nil, bad("TRUSTED_PROXIES", "%q is no address and no CIDR range", s)
+			}
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+// topics are the topics the services need, as they are created.
+func (c Config) topics() []kafka.Topic {
+	partitions := c.KafkaPartitions
+	if partitions == 0 {
+		partitions = 12
+		if len(c.KafkaBrokers) == 0 {
+			partitions = 3
+		}
+	}
+	var out []kafka.Topic
+	for _, name := range eventTopics {
+		t := kafka.Topic{Name: name, Partitions: partitions, Replicas: -1, Retention: 7 * 24 * time.Hour, MaxMessageBytes: 1<<20 + 12}
+		if len(c.KafkaBrokers) == 0 {
+			t.RetentionBytes = 32 << 20 // of a partition: the embedded broker reads all of it when it starts
+		}
+		out = append(out, t, kafka.DeadLetters(t))
+	}
+	return out
+}

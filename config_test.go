@@ -1,0 +1,108 @@
+package pizzaflow
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// usable is a configuration without faults: the defaults, as far as they matter.
+func usable() Config {
+	return Config{
+		Services: "order,payment,notification,frontend,broker,sandbox", Currency: "RUB", DataDir: "data",
+		HTTPAddr: "127.0.0.1:0", AdminAddr: "127.0.0.1:0", KafkaListen: "127.0.0.1:0", SandboxAddr: "127.0.0.1:0", SandboxSMTPAddr: "127.0.0.1:0",
+		OutboxPollInterval: time.Second, RetryAttempts: 3, RetryDelay: time.Second, OrderDeadline: time.Minute, PaymentProviderTimeout: time.Second, PaymentTTL: time.Minute,
+	}
+}
+
+func TestBadConfigurationNamesItsKey(t *testing.T) {
+	if err := usable().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	for key, spoil := range map[string]func(*Config){
+		"SERVICES":                  func(c *Config) { c.Services = "order,kitchen" },
+		"HTTP_ADDR":                 func(c *Config) { c.HTTPAddr = "8080" },
+		"ADMIN_ADDR":                func(c *Config) { c.AdminAddr = "127.0.0.1:99999" },
+		"CURRENCY":                  func(c *Config) { c.Currency = "rub" },
+		"DATA_DIR":                  func(c *Config) { c.DataDir = "" },
+		"DATABASE_URL":              func(c *Config) { c.DatabaseURL = "mysql://x" },
+		"PAYMENT_DATABASE_URL":      func(c *Config) { c.PaymentDatabaseURL = "x" },
+		"KAFKA_BROKERS":             func(c *Config) { c.Services = "order,sandbox" },
+		"KAFKA_*":                   func(c *Config) { c.KafkaBrokers = []string{"nowhere"} },
+		"KAFKA_PARTITIONS":          func(c *Config) { c.KafkaPartitions = -1 },
+		"OUTBOX_POLL_INTERVAL":      func(c *Config) { c.OutboxPollInterval = 0 },
+		"RETRY_ATTEMPTS":            func(c *Config) { c.RetryAttempts = 0 },
+		"ORDER_URL":                 func(c *Config) { c.Services = "frontend,broker" },
+		"PUBLIC_URL":                func(c *Config) { c.PublicURL = "pizza.example" },
+		"PAYMENT_PROVIDER_URL":      func(c *Config) { c.Services = "payment,broker" },
+		"SMTP_URL":                  func(c *Config) { c.Services = "notification,broker" },
+		"TRUSTED_PROXIES":           func(c *Config) { c.TrustedProxies = []string{"10.0.0.0/99"} },
+		"RATE_LIMIT":                func(c *Config) { c.RateLimit = -1 },
+		"NOTIFICATION_TEMPLATES":    func(c *Config) { c.NotificationTemplates = "/no/such/folder" },
+		"NOTIFICATION_DATABASE_URL": func(c *Config) { c.NotificationDatabaseURL = "sqlite" },
+	} {
+		c := usable()
+		spoil(&c)
+		err := c.Validate()
+		if !errors.Is(err, ErrConfig) || !strings.Contains(err.Error(), key+":") {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
+func TestEveryOptionIsDescribed(t *testing.T) {
+	seen := map[string]bool{}
+	for _, o := range (Config{}).Options() {
+		if o.Env == "" || o.Flag == "--" || o.Help == "" || seen[o.Env] {
+			t.Errorf("%+v", o)
+		}
+		seen[o.Env] = true
+		if want := "--" + strings.ToLower(strings.ReplaceAll(o.Env, "_", "-")); o.Flag != want {
+			t.Errorf("%s has the flag %s, want %s", o.Env, o.Flag, want)
+		}
+	}
+	if len(seen) != reflect.TypeFor[Config]().NumField() {
+		t.Errorf("%d options of %d fields", len(seen), reflect.TypeFor[Config]().NumField())
+	}
+}
+
+func TestSecretsAreBlottedOut(t *testing.T) {
+	c := usable()
+	c.DatabaseURL, c.SMTPURL, c.KafkaSASLPassword = "postgres://u:hunter2@db/x", "smtp://u:hunter2@mail:25", "hunter2"
+	for _, o := range c.Options() {
+		if strings.Contains(o.Value, "hunter2") {
+			t.Errorf("%s shows a secret: %s", o.Env, o.Value)
+		}
+	}
+}
+
+func TestEachServiceHasItsOwnDatabase(t *testing.T) {
+	c := usable()
+	if got := c.databaseURL("order"); got != "sqlite:data/order.db" {
+		t.Errorf("by default %s", got)
+	}
+	c.DatabaseURL, c.PaymentDatabaseURL = "postgres://u@db/pizza?sslmode=disable", "postgres://u@other/pay"
+	if got := c.databaseURL("order"); got != "postgres://u@db/pizza?search_path=order_service&sslmode=disable" {
+		t.Errorf("with a common database %s", got)
+	}
+	if got := c.databaseURL("payment"); got != "postgres://u@other/pay" {
+		t.Errorf("with one of its own %s", got)
+	}
+}
+
+func TestTopicsAreBounded(t *testing.T) {
+	c := usable()
+	for _, topic := range c.topics() {
+		if topic.Partitions != 3 || topic.Retention == 0 || topic.RetentionBytes == 0 {
+			t.Errorf("embedded: %+v", topic)
+		}
+	}
+	c.KafkaBrokers = []string{"127.0.0.1:9092"}
+	for _, topic := range c.topics() {
+		if topic.Partitions != 12 || topic.Retention == 0 || topic.RetentionBytes != 0 {
+			t.Errorf("Kafka: %+v", topic)
+		}
+	}
+}

@@ -1,0 +1,125 @@
+// Package pizzaflow puts the services together: the table of what there is,
+// and Run, which is the only wiring, whether everything runs in one process or
+// each service in its own. What runs where is a matter of configuration.
+package pizzaflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/event"
+	"pizzaflow/kafka"
+	"pizzaflow/notification"
+	"pizzaflow/order"
+	"pizzaflow/outbox"
+	"pizzaflow/payment"
+	"pizzaflow/sqldb"
+)
+
+// A service is what the services with a database have in common.
+type service interface {
+	Routes(mux *http.ServeMux)
+	Subscribe(c *outbox.Consumer)
+	Run(ctx context.Context) error
+}
+
+// A builder makes a service.
+type builder func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error)
+
+// domain is the table of the services with a database: what each is called,
+// its tables, and how it is made.
+var domain = []struct {
+	name   string
+	schema fs.FS
+	build  builder
+}{
+	{"order", order.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+		return order.New(order.Config{Outbox: out, Log: log, Metrics: reg, Currency: p.cfg.Currency, Deadline: p.cfg.OrderDeadline})
+	}},
+	{"payment", payment.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+		provider, err := payment.NewProvider(p.outside.provider, p.cfg.PaymentProviderTimeout)
+		if err != nil {
+			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
+		}
+		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout})
+	}},
+	{"notification", notification.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+		email, err := notification.NewSMTP(p.outside.smtp)
+		if err != nil {
+			return nil, bad("SMTP_URL", "%w", err)
+		}
+		sms, err := notification.NewSMS(p.outside.sms)
+		if err != nil {
+			return nil, bad("SMS_URL", "%w", err)
+		}
+		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom}
+		if p.cfg.NotificationTemplates != "" {
+			cfg.Templates = os.DirFS(p.cfg.NotificationTemplates)
+		}
+		return notification.New(cfg)
+	}},
+}
+
+// allServices are the names that SERVICES takes.
+var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}
+
+var eventTopics = event.Topics()
+
+// Migrate brings the databases of the services that the configuration runs up
+// to date and tells log what it did.
+func Migrate(ctx context.Context, cfg Config, log *slog.Logger) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	for _, s := range domain {
+		if !cfg.runs(s.name) {
+			continue
+		}
+		db, err := openDatabase(ctx, cfg, s.name, s.schema)
+		if err != nil {
+			return err
+		}
+		if err := db.Close(); err != nil {
+			return fmt.Errorf("migrate %s: %w", s.name, err)
+		}
+		log.Info("database is up to date", "service", s.name, "engine", db.Engine)
+	}
+	return nil
+}
+
+// openDatabase opens a service's database and migrates it.
+func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*sqldb.DB, error) {
+	db, err := sqldb.Open(ctx, cfg.databaseURL(name))
+	if err != nil {
+		return nil, bad(cfg.databaseKey(name), "%w", err)
+	}
+	for _, set := range []struct {
+		name  string
+		files fs.FS
+	}{{"outbox", outbox.Schema}, {name, schema}} {
+		if err := db.Migrate(ctx, set.name, set.files); err != nil {
+			return nil, errors.Join(err, db.Close())
+		}
+	}
+	return db, nil
+}
+
+// EnsureTopics creates the topics that are missing at the brokers of the
+// configuration.
+func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) ([]kafka.Topic, error) {
+	if len(cfg.KafkaBrokers) == 0 {
+		return nil, bad("KAFKA_BROKERS", "is empty: the embedded broker's topics are made when it starts")
+	}
+	if err := cfg.validateKafka(); err != nil {
+		return nil, err
+	}
+	topics := cfg.topics()
+	return topics, kafka.EnsureTopics(ctx, cfg.kafka(nil), log, topics...)
+}

@@ -1,0 +1,407 @@
+package pizzaflow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"pizzaflow/event"
+	"pizzaflow/frontend"
+	"pizzaflow/kafka"
+	"pizzaflow/outbox"
+	"pizzaflow/sandbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/web"
+)
+
+// A Host is what a process stands on.
+type Host struct {
+	Stdout io.Writer    // gets a line KEY=host:port for each listener
+	Stderr io.Writer    // gets the welcome
+	Log    *slog.Logger //
+
+	// How to listen and to dial the broker: the net package's ways when nil.
+	Listen func(network, address string) (net.Listener, error)
+	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// A process is one running pizza. It has three stages, started from the ground
+// up and stopped from the doors down: each ends when what stands on it has.
+type process struct {
+	cfg    Config
+	host   Host
+	ground *stage // broker, sandbox, admin
+	engine *stage // relays, consumers, workers
+	doors  *stage // what customers talk to
+
+	registry  *prometheus.Registry
+	listeners map[string]net.Listener // by key
+	publicURL string
+	outside   struct{ provider, smtp, sms string }
+	kafka     kafka.Config
+	api       http.Handler // the order API, if the order service runs here
+	databases []*sqldb.DB
+	closers   []io.Closer
+	topics    chan struct{} // closed when the topics are there
+	connected atomic.Bool
+}
+
+// Run runs the services of the configuration until ctx ends, then stops them
+// in good order: no new requests, running ones finished, offsets committed,
+// leases given back. An error of the configuration wraps ErrConfig.
+func Run(ctx context.Context, cfg Config, host Host) (err error) {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	if host.Listen == nil {
+		host.Listen = net.Listen
+	}
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	p := &process{
+		cfg: cfg, host: host, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{}, topics: make(chan struct{}),
+		ground: newStage(ctx, fail), engine: newStage(ctx, fail), doors: newStage(ctx, fail),
+	}
+	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	defer func() { err = errors.Join(err, p.doors.stop(), p.engine.stop(), p.ground.stop(), p.close()) }()
+	if err := p.start(ctx); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	host.Log.Info("stopping")
+	return nil
+}
+
+// start brings everything up in order. The ports come first: one that is taken
+// must stop the start before anything has begun.
+func (p *process) start(ctx context.Context) error {
+	for _, step := range []func(context.Context) error{
+		p.listen, p.startSandbox, p.startBroker, p.startServices, p.startFrontend, p.startDoors,
+	} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	return p.welcome()
+}
+
+// listen takes every port the process needs, and tells which it got.
+func (p *process) listen(context.Context) error {
+	for _, l := range []struct {
+		key, addr string
+		needed    bool
+	}{
+		{"HTTP_ADDR", p.cfg.HTTPAddr, p.cfg.runs("order") || p.cfg.runs("frontend")},
+		{"ADMIN_ADDR", p.cfg.AdminAddr, p.cfg.Services != "sandbox"},
+		{"SANDBOX_ADDR", p.cfg.SandboxAddr, p.cfg.needsSandbox()},
+		{"SANDBOX_SMTP_ADDR", p.cfg.SandboxSMTPAddr, p.cfg.needsSandbox()},
+	} {
+		if !l.needed {
+			continue
+		}
+		ln, err := p.host.Listen("tcp", l.addr)
+		if err != nil {
+			return bad(l.key, "%w", err)
+		}
+		p.listeners[l.key] = ln
+		p.closers = append(p.closers, ln)
+		if err := p.tell(l.key, ln.Addr().String()); err != nil {
+			return err
+		}
+	}
+	p.publicURL = p.cfg.PublicURL
+	if ln := p.listeners["HTTP_ADDR"]; p.publicURL == "" && ln != nil {
+		p.publicURL = "http://" + ln.Addr().String()
+	}
+	return nil
+}
+
+func (p *process) tell(key, address string) error {
+	if _, err := fmt.Fprintf(p.host.Stdout, "%s=%s\n", key, address); err != nil {
+		return fmt.Errorf("print addresses: %w", err)
+	}
+	return nil
+}
+
+// needsSandbox reports whether anything points at the sandbox of this process.
+func (c Config) needsSandbox() bool {
+	return c.runs("sandbox") && (c.PaymentProviderURL == "" || c.SMTPURL == "" || c.SMSURL == "" ||
+		strings.Contains(c.PaymentProviderURL, c.SandboxAddr) || strings.Contains(c.SMSURL, c.SandboxAddr) || strings.Contains(c.SMTPURL, c.SandboxSMTPAddr))
+}
+
+func (p *process) startSandbox(context.Context) error {
+	p.outside.provider, p.outside.smtp, p.outside.sms = p.cfg.PaymentProviderURL, p.cfg.SMTPURL, p.cfg.SMSURL
+	if !p.cfg.needsSandbox() {
+		return nil
+	}
+	s, err := sandbox.Open(sandbox.Config{Dir: filepath.Join(p.cfg.DataDir, "sandbox"), Log: p.host.Log})
+	if err != nil {
+		return bad("DATA_DIR", "%w", err)
+	}
+	web, mail := p.listeners["SANDBOX_ADDR"], p.listeners["SANDBOX_SMTP_ADDR"]
+	for _, o := range []struct {
+		url   *string
+		value string
+	}{
+		{&p.outside.provider, "sandbox://" + web.Addr().String()},
+		{&p.outside.smtp, "smtp://" + mail.Addr().String()},
+		{&p.outside.sms, "http://" + web.Addr().String() + "/sms/messages"},
+	} {
+		if *o.url == "" {
+			*o.url = o.value
+		}
+	}
+	p.ground.Go("sandbox", func(ctx context.Context) error { return s.Run(ctx, web, mail) })
+	return nil
+}
+
+func (p *process) startBroker(context.Context) error {
+	if len(p.cfg.KafkaBrokers) > 0 || !p.cfg.runs("broker") {
+		p.kafka = p.cfg.kafka(nil)
+		p.kafka.Dial = p.host.Dial
+		return nil
+	}
+	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log})
+	if err != nil {
+		return bad("KAFKA_LISTEN", "%w", err)
+	}
+	p.kafka = p.cfg.kafka(broker.Addrs())
+	p.kafka.Dial = p.host.Dial
+	p.ground.Go("broker", func(ctx context.Context) error {
+		<-ctx.Done()
+		return broker.Close()
+	})
+	return p.tell("KAFKA_LISTEN", broker.Addrs()[0])
+}
+
+func (p *process) startServices(ctx context.Context) error {
+	if len(p.kafka.Brokers) > 0 {
+		p.engine.Go("topics", func(ctx context.Context) error {
+			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topics()...)
+			if err != nil {
+				return err
+			}
+			p.connected.Store(true)
+			close(p.topics)
+			<-ctx.Done()
+			return nil
+		})
+	}
+	for _, s := range domain {
+		if !p.cfg.runs(s.name) {
+			continue
+		}
+		if err := p.startService(ctx, s.name, s.schema, s.build); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *process) startService(ctx context.Context, name string, schema fs.FS, build builder) error {
+	if err := p.lock(name); err != nil {
+		return err
+	}
+	db, err := openDatabase(ctx, p.cfg, name, schema)
+	if err != nil {
+		return err
+	}
+	p.databases = append(p.databases, db)
+	p.closers = append(p.closers, db)
+	out := outbox.New(db, "/"+name+"-service")
+	svc, err := build(p, out, p.host.Log.With("service", name), p.registry)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	opts, err := p.kafka.Options()
+	if err != nil {
+		return bad("KAFKA_*", "%w", err)
+	}
+	reg := prometheus.WrapRegistererWithPrefix("pizza_", p.registry)
+	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
+		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay, Metrics: reg, Log: p.host.Log,
+	})
+	svc.Subscribe(consumer)
+	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Metrics: reg, Log: p.host.Log})
+	p.engine.Go(name+" worker", svc.Run)
+	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
+	p.engine.Go(name+" relay", p.withTopics(relay.Run))
+	if name == "order" {
+		mux := http.NewServeMux()
+		svc.Routes(mux)
+		p.api = mux
+	}
+	return nil
+}
+
+// withTopics has run wait for the topics: orders are taken before Kafka is
+// there, and published once it is.
+func (p *process) withTopics(run func(context.Context) error) func(context.Context) error {
+	return func(ctx context.Context) error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.topics:
+			return run(ctx)
+		}
+	}
+}
+
+// lock keeps a second process away from a SQLite file: SQLite would let it in,
+// and the two would wait for each other at every write.
+func (p *process) lock(service string) error {
+	path, lite := strings.CutPrefix(p.cfg.databaseURL(service), "sqlite:")
+	if !lite {
+		return nil
+	}
+	l, err := lockFile(path + ".lock")
+	if err != nil {
+		return bad("DATA_DIR", "%s.db: %w", service, err)
+	}
+	p.closers = append(p.closers, l)
+	return nil
+}
+
+func (p *process) startFrontend(context.Context) error {
+	if !p.cfg.runs("frontend") {
+		return nil
+	}
+	api := p.api
+	if api == nil {
+		var err error
+		if api, err = frontend.Remote(p.cfg.OrderURL, p.host.Log); err != nil {
+			return bad("ORDER_URL", "%w", err)
+		}
+	}
+	opts, err := p.kafka.Options()
+	if err != nil {
+		return bad("KAFKA_*", "%w", err)
+	}
+	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.registry})
+	if err != nil {
+		return fmt.Errorf("frontend: %w", err)
+	}
+	p.engine.Go("frontend", p.withTopics(shop.Run))
+	p.api = shop.Handler()
+	return nil
+}
+
+// startDoors serves what is public, and the admin pages.
+func (p *process) startDoors(context.Context) error {
+	proxies, err := p.cfg.trustedProxies()
+	if err != nil {
+		return err
+	}
+	if ln := p.listeners["HTTP_ADDR"]; ln != nil {
+		limit := p.cfg.RateLimit
+		if !p.cfg.runs("frontend") {
+			limit = 0 // the peers are frontends, each of which speaks for many customers
+		}
+		h := web.Handler(p.api, web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
+		p.doors.Go("HTTP_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, h, p.host.Log) })
+	}
+	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
+		p.ground.Go("ADMIN_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, web.Admin(p.registry, p.ready), p.host.Log) })
+	}
+	return nil
+}
+
+// ready says why the process cannot do its work yet.
+func (p *process) ready(ctx context.Context) error {
+	for _, db := range p.databases {
+		if err := db.PingContext(ctx); err != nil {
+			return fmt.Errorf("a database does not answer: %w", err)
+		}
+	}
+	if len(p.kafka.Brokers) > 0 && !p.connected.Load() {
+		return errors.New("the topics are not there yet")
+	}
+	return nil
+}
+
+// welcome tells a person where everything is.
+func (p *process) welcome() error {
+	var b strings.Builder
+	b.WriteString("\nPizzaflow is running. Ctrl-C stops it.\n\n")
+	line := func(what, where string) { fmt.Fprintf(&b, "  %-9s %s\n", what, where) }
+	if p.cfg.runs("frontend") {
+		line("Shop", p.publicURL+"/")
+		line("Tracker", p.publicURL+"/orders/{order_id}")
+		line("API", p.publicURL+"/docs/")
+	} else if p.api != nil {
+		line("API", p.publicURL+"/api/v1/orders")
+	}
+	if ln := p.listeners["SANDBOX_ADDR"]; ln != nil {
+		line("Sandbox", fmt.Sprintf("http://%s/ (what customers received, and the payments)", ln.Addr()))
+	}
+	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
+		line("Admin", fmt.Sprintf("http://%s/metrics", ln.Addr()))
+	}
+	if len(p.kafka.Brokers) > 0 {
+		line("Broker", strings.Join(p.kafka.Brokers, ","))
+		line("Events", fmt.Sprintf("kcat -b %s -t %s -C -e", strings.Join(p.kafka.Brokers, ","), event.OrderTopic))
+	}
+	if _, err := fmt.Fprintln(p.host.Stderr, b.String()); err != nil {
+		return fmt.Errorf("print welcome: %w", err)
+	}
+	return nil
+}
+
+// close closes what is left, last opened first.
+func (p *process) close() error {
+	var errs []error
+	for i := len(p.closers) - 1; i >= 0; i-- {
+		if err := p.closers[i].Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// A stage owns goroutines that end together. One that ends before it is told
+// to brings the process down.
+type stage struct {
+	ctx    context.Context
+	cancel context.CancelFunc
+	fail   context.CancelCauseFunc
+	group  errgroup.Group
+}
+
+func newStage(ctx context.Context, fail context.CancelCauseFunc) *stage {
+	s := &stage{fail: fail}
+	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	return s
+}
+
+// Go runs fn, which must return when its context ends.
+func (s *stage) Go(name string, fn func(context.Context) error) {
+	s.group.Go(func() error {
+		err := fn(s.ctx)
+		if err == nil && s.ctx.Err() == nil {
+			err = errors.New("ended by itself")
+		}
+		if err != nil {
+			err = fmt.Errorf("%s: %w", name, err)
+			s.fail(err)
+		}
+		return err
+	})
+}
+
+// stop ends the stage and waits for its last goroutine.
+func (s *stage) stop() error {
+	s.cancel()
+	return s.group.Wait()
+}
