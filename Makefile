@@ -1,0 +1,40 @@
+# make            this list
+# make test       everything, with the real PostgreSQL, Kafka, Chromium and kcat, which it finds or installs
+.DEFAULT_GOAL := help
+.PHONY: help run build short test lint fmt servers servers-stop
+
+TOOL    := go tool -modfile=tools/go.mod
+SERVERS := /var/tmp/pizzaflow-servers-$(shell id -u)
+
+help: ## list what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## start the pizzeria: shop, broker and database in one process
+	go run ./cmd/pizza
+
+build: ## build bin/pizza, one static file
+	CGO_ENABLED=0 go build -trimpath -o bin/pizza ./cmd/pizza
+
+short: ## the tests that need nothing but Go
+	go test ./...
+
+test: ## the whole check: format, vet, lint, and every test with the race detector on real servers
+	@tools/test
+
+lint: ## vet and golangci-lint
+	go vet -tags synctests ./...
+	$(TOOL) golangci-lint run
+
+fmt: ## format every Go file as lint wants it
+	$(TOOL) golangci-lint fmt
+
+# eval "$(make -s servers)" sets what it prints.
+servers: servers-stop ## start an empty PostgreSQL and Kafka for your own tries and print how to reach them
+	@mkdir -p $(SERVERS)
+	@url=$$(e2e/servers/servers postgres $(SERVERS)/postgres) && echo "export DATABASE_URL='$$url'"
+	@brokers=$$(e2e/servers/servers kafka $(SERVERS)/kafka) && echo "export KAFKA_BROKERS='$$brokers'"
+
+servers-stop: ## stop them and delete their data
+	@if [ -d $(SERVERS)/kafka ]; then e2e/servers/servers kafka-stop $(SERVERS)/kafka; fi
+	@if [ -d $(SERVERS)/postgres ]; then e2e/servers/servers postgres-stop $(SERVERS)/postgres immediate; fi
+	@rm -rf $(SERVERS)

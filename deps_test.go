@@ -1,0 +1,140 @@
+package pizzaflow_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// mayImport says which of our packages each package imports: "." is the root, "*" any.
+// A package without a line fails. So does a service that imports a service, or a library that knows a pizza word.
+var mayImport = map[string]string{
+	"event":           "",
+	"kafka":           "",
+	"sandbox":         "",
+	"sqldb":           "",
+	"web":             "",
+	"kafka/kafkatest": "kafka",
+	"sqldb/sqltest":   "sqldb",
+	"outbox":          "sqldb",
+	"order":           "event outbox sqldb web",
+	"payment":         "event outbox sqldb web",
+	"notification":    "event outbox sqldb web",
+	"frontend":        "event kafka web",
+	".":               "event frontend kafka notification order outbox payment sandbox sqldb web",
+	"cmd/pizza":       ".",
+	"e2e":             "*",
+	"e2e/servers":     "",
+}
+
+// testsMayImport are ours that every package's tests import besides: real things to run against.
+const testsMayImport = "kafka kafka/kafkatest sandbox sqldb sqldb/sqltest"
+
+// homes are the packages that alone import a module of others: the longest matching path counts, "tests" is any test.
+var homes = map[string]string{
+	"github.com/alecthomas/kong":          ". cmd/pizza",
+	"github.com/jackc/pgx":                "sqldb sqldb/sqltest e2e e2e/servers",
+	"github.com/pressly/goose":            "sqldb",
+	"github.com/prometheus/client_golang": "frontend notification order outbox payment web . tests",
+	"github.com/twmb/franz-go":            "frontend kafka kafka/kafkatest outbox e2e tests",
+	"github.com/twmb/franz-go/pkg/kfake":  "kafka kafka/kafkatest",
+	"modernc.org/sqlite":                  "sqldb",
+	"pizzaflow/sqldb/sqltest":             "tests",
+	"pizzaflow/kafka/kafkatest":           "tests",
+	"testing":                             "kafka/kafkatest sqldb/sqltest e2e e2e/servers tests",
+}
+
+// pure are the files that hold a service's domain: no storage, no transport, no call to wait for.
+var pure = []string{"order/order.go", "payment/payment.go", "notification/notification.go"}
+
+var impure = []string{"database/sql", "net/http", "context"}
+
+func TestImportsFollowTheRules(t *testing.T) {
+	for _, src := range sources(t) {
+		ours, known := mayImport[src.dir]
+		if !known {
+			t.Errorf("%s: package %s has no line in mayImport", src.path, src.dir)
+			continue
+		}
+		if src.test {
+			ours += " " + testsMayImport + " " + src.dir
+		}
+		for _, spec := range src.file.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pos := src.fset.Position(spec.Pos())
+			if own, is := strings.CutPrefix(imported+"/", "pizzaflow/"); is && ours != "*" && !has(ours, path.Clean(own)) {
+				t.Errorf("%s: %s may not import %s", pos, src.dir, imported)
+			}
+			home, allowed := homeOf(imported)
+			if atHome := has(allowed, src.dir) || src.test && has(allowed, "tests"); home != "" && !atHome {
+				t.Errorf("%s: %s is imported only by: %s", pos, home, allowed)
+			}
+			if slices.Contains(pure, src.path) && slices.Contains(impure, imported) {
+				t.Errorf("%s: the domain is pure, so %s has no place in %s", pos, imported, src.path)
+			}
+		}
+	}
+}
+
+func has(list, name string) bool { return slices.Contains(strings.Fields(list), name) }
+
+func homeOf(imported string) (home, allowed string) {
+	for h, a := range homes {
+		if (imported == h || strings.HasPrefix(imported, h+"/")) && len(h) > len(home) {
+			home, allowed = h, a
+		}
+	}
+	return home, allowed
+}
+
+// source is one parsed Go file of this module.
+type source struct {
+	path, dir string // from the root, with slashes; the root's own dir is "."
+	test      bool
+	fset      *token.FileSet
+	file      *ast.File
+}
+
+// sources parses every Go file of the module, whatever its build tags.
+func sources(t *testing.T) []source {
+	t.Helper()
+	var all []source
+	fset := token.NewFileSet()
+	err := filepath.WalkDir(".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if entry.IsDir() {
+			_, noModule := os.Stat(filepath.Join(name, "go.mod"))
+			if name != "." && (noModule == nil || entry.Name() == "testdata" || strings.ContainsAny(entry.Name()[:1], "._")) {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if filepath.Ext(name) != ".go" {
+			return nil
+		}
+		file, err := parser.ParseFile(fset, name, nil, parser.ParseComments|parser.SkipObjectResolution)
+		slashed := filepath.ToSlash(name)
+		all = append(all, source{slashed, path.Dir(slashed), strings.HasSuffix(name, "_test.go"), fset, file})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(all) == 0 {
+		t.Fatal("no Go file found")
+	}
+	return all
+}

@@ -1,0 +1,132 @@
+// Package servers gives a test its own real Apache Kafka or PostgreSQL, to crash and start again as it likes.
+//
+// It runs the script of the same name beside it, which fetches both by Maven and picks free ports. A test gets
+// them only when PIZZA_TEST_REQUIRE names "kafka" or "postgres", as "make test" does, and is skipped otherwise;
+// once required, whatever goes wrong fails the test. Everything ends with the test, or with its process.
+// Tests that only need a server, and leave it running, use KAFKA_BROKERS and DATABASE_URL instead.
+package servers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Cluster is a running Apache Kafka.
+type Cluster struct {
+	// Brokers are the addresses of all brokers, separated by commas, as KAFKA_BROKERS takes them.
+	Brokers string
+
+	t   testing.TB
+	dir string
+}
+
+// Kafka starts a cluster of n brokers, numbered from 1. A topic created without saying otherwise has a copy
+// on each of them, on three at most.
+func Kafka(t testing.TB, n int) *Cluster {
+	t.Helper()
+	c := &Cluster{t: t, dir: folder(t, "kafka")}
+	t.Cleanup(func() { script(t, "kafka-stop", c.dir) })
+	c.Brokers = script(t, "kafka", c.dir, strconv.Itoa(n))
+	return c
+}
+
+// Kill ends broker i with SIGKILL.
+func (c *Cluster) Kill(i int) {
+	c.t.Helper()
+	script(c.t, "kafka-stop", c.dir, strconv.Itoa(i))
+}
+
+// Restart starts the killed broker i on its old address with the data it left, and returns when it serves.
+func (c *Cluster) Restart(i int) {
+	c.t.Helper()
+	script(c.t, "kafka-restart", c.dir, strconv.Itoa(i))
+}
+
+// Database is a running PostgreSQL.
+type Database struct {
+	// URL is for its superuser, as DATABASE_URL takes it.
+	URL string
+
+	t   testing.TB
+	dir string
+}
+
+// Postgres starts an empty PostgreSQL.
+func Postgres(t testing.TB) *Database {
+	t.Helper()
+	d := &Database{t: t, dir: folder(t, "postgres")}
+	t.Cleanup(d.Crash)
+	d.Start()
+	return d
+}
+
+// Crash ends the server at once, so that its next start must recover from the log. One that is down stays down.
+func (d *Database) Crash() {
+	d.t.Helper()
+	script(d.t, "postgres-stop", d.dir, "immediate")
+}
+
+// Stop ends the server in order: it cuts its sessions and writes everything down first.
+func (d *Database) Stop() {
+	d.t.Helper()
+	script(d.t, "postgres-stop", d.dir, "fast")
+}
+
+// Start starts the server again after Crash or Stop, on the same URL with its data, and returns when it serves.
+func (d *Database) Start() {
+	d.t.Helper()
+	d.URL = script(d.t, "postgres", d.dir)
+}
+
+// folder makes the server's folder, or skips the test when nobody asked for such a server.
+func folder(t testing.TB, server string) string {
+	t.Helper()
+	if !slices.Contains(strings.Split(os.Getenv("PIZZA_TEST_REQUIRE"), ","), server) {
+		t.Skipf("starts its own server only when PIZZA_TEST_REQUIRE names %s, as make test does", server)
+	}
+	// Not t.TempDir, which only its owner may enter: PostgreSQL runs as another user when the test is root.
+	dir, err := os.MkdirTemp("", "pizzaflow-"+server+"-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func script(t testing.TB, args ...string) string {
+	t.Helper()
+	_, file, _, ok := runtime.Caller(0)
+	if !ok {
+		t.Fatal("the source of the package cannot be found")
+	}
+	// The first start on a machine may have to fetch the servers. t.Context has ended when cleanups run.
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(file), "servers"), args...)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("OWNER=%d", os.Getpid()))
+	out, err := cmd.Output()
+	if err != nil {
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			err = fmt.Errorf("%w: %s", err, exit.Stderr)
+		}
+		t.Fatalf("servers %s: %v", strings.Join(args, " "), err)
+	}
+	return strings.TrimSpace(string(out))
+}

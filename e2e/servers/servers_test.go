@@ -1,0 +1,92 @@
+package servers_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/e2e/servers"
+)
+
+func TestKafkaKeepsItsDataOverACrash(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	cluster := servers.Kafka(t, 1)
+	client, err := kgo.NewClient(kgo.SeedBrokers(cluster.Brokers), kgo.ConsumeTopics("pizzas"),
+		kgo.MetadataMinAge(100*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := kadm.NewClient(client).CreateTopic(ctx, 1, -1, nil, "pizzas"); err != nil {
+		t.Fatal(err)
+	}
+	record := &kgo.Record{Topic: "pizzas", Value: []byte("margherita")}
+	if err := client.ProduceSync(ctx, record).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+
+	cluster.Kill(1)
+	cluster.Restart(1)
+
+	for {
+		fetches := client.PollFetches(ctx)
+		if err := ctx.Err(); err != nil {
+			t.Fatal("the record is not read back:", err)
+		}
+		if records := fetches.Records(); len(records) > 0 {
+			if got := string(records[0].Value); got != "margherita" || len(records) != 1 {
+				t.Fatalf("read %d records, the first %q; want margherita alone", len(records), got)
+			}
+			return
+		}
+	}
+}
+
+func TestPostgresKeepsItsDataOverACrash(t *testing.T) {
+	t.Parallel()
+	database := servers.Postgres(t)
+	if _, err := query(t, database.URL, "CREATE TABLE pizza (name text)"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := query(t, database.URL, "INSERT INTO pizza VALUES ('маргарита')"); err != nil {
+		t.Fatal(err)
+	}
+	url := database.URL
+
+	database.Crash()
+	if _, err := query(t, url, "SELECT name FROM pizza"); err == nil {
+		t.Fatal("it answers after the crash")
+	}
+	database.Start()
+
+	rows, err := query(t, url, "SELECT name FROM pizza")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(rows) != 1 || rows[0] != "маргарита" {
+		t.Fatalf("read %q, want маргарита alone", rows)
+	}
+}
+
+// query runs sql on a connection of its own and returns the first column.
+func query(t *testing.T, url, sql string) ([]string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	rows, err := conn.Query(ctx, sql)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, pgx.RowTo[string])
+}
