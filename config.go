@@ -228,10 +228,21 @@ func (c Config) validateKafka() error {
 	case len(c.KafkaBrokers) == 0:
 		return nil
 	}
-	if err := c.kafka(nil).Validate(); err != nil {
-		return bad("KAFKA_*", "%w", err)
+	var errs []error
+	k := c.kafka(nil)
+	for _, part := range []struct {
+		key string
+		cfg kafka.Config
+	}{
+		{"KAFKA_BROKERS", kafka.Config{Brokers: k.Brokers}},
+		{"KAFKA_TLS", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, TLS: k.TLS}},
+		{"KAFKA_SASL_MECHANISM", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, SASL: k.SASL}},
+	} {
+		if err := part.cfg.Validate(); err != nil {
+			errs = append(errs, bad(part.key, "%w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // kafka is how to reach the brokers; embedded is the address of our own.

@@ -227,7 +227,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return bad("KAFKA_*", "%w", err)
+		return bad("KAFKA_TLS", "%w", err)
 	}
 	reg := prometheus.WrapRegistererWithPrefix("pizza_", p.registry)
 	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
@@ -287,7 +287,7 @@ func (p *process) startFrontend(context.Context) error {
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return bad("KAFKA_*", "%w", err)
+		return bad("KAFKA_TLS", "%w", err)
 	}
 	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.registry})
 	if err != nil {

@@ -16,7 +16,8 @@ var ErrProviderURL = errors.New("payment provider URL: want sandbox://HOST:PORT"
 // A Provider takes money and gives it back. Its methods return when ctx ends
 // at the latest and always with an answer: not knowing is one of them, and
 // nothing but a definite refusal may be called declined. They are safe for
-// concurrent use.
+// concurrent use. One that is an io.Closer is closed when nothing is left to
+// call.
 type Provider interface {
 	// Charge takes the money once for each key, however often it is called, and
 	// answers Captured, Declined or Unanswered.

@@ -219,3 +219,10 @@ func decode(body []byte, v any) error {
 }
 
 func unanswered(err error) Answer { return Answer{Outcome: Unanswered, Detail: err.Error()} }
+
+// Close hangs up what connections are idle: a server that is being stopped
+// would wait for them.
+func (p *sandboxProvider) Close() error {
+	p.client.CloseIdleConnections()
+	return nil
+}

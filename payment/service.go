@@ -5,6 +5,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"time"
@@ -134,7 +135,11 @@ func (s *Service) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.charges.Run(ctx) })
 	g.Go(func() error { return s.refunds.Run(ctx) })
-	return g.Wait()
+	err := g.Wait()
+	if c, ok := s.cfg.Provider.(io.Closer); ok {
+		err = errors.Join(err, c.Close())
+	}
+	return err
 }
 
 // onOrderCreated writes down that the order is to be charged, once.
