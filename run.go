@@ -124,6 +124,8 @@ func (p *process) listen(context.Context) error {
 	p.publicURL = p.cfg.PublicURL
 	if ln := p.listeners["HTTP_ADDR"]; p.publicURL == "" && ln != nil {
 		p.publicURL = "http://" + ln.Addr().String()
+	} else if p.publicURL == "" {
+		p.publicURL = "http://" + p.cfg.HTTPAddr // where the frontend of another process is, as far as this one knows
 	}
 	return nil
 }
@@ -174,6 +176,9 @@ func (p *process) startBroker(context.Context) error {
 		return nil
 	}
 	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log})
+	if errors.Is(err, kafka.ErrDirectoryInUse) {
+		return bad("DATA_DIR", "%w", err)
+	}
 	if err != nil {
 		return bad("KAFKA_LISTEN", "%w", err)
 	}
