@@ -2,6 +2,7 @@ package frontend
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -96,7 +97,7 @@ var menuNames = map[string][]string{
 }
 
 func (a *orderAPI) getMenu(w http.ResponseWriter, r *http.Request) {
-	lang := r.URL.Query().Get("lang")
+	lang := cmp.Or(r.URL.Query().Get("lang"), "ru")
 	about := map[string]string{"en": "Tomato sauce, mozzarella, fresh basil and olive oil.", "ru": "Томатный соус, моцарелла, свежий базилик и оливковое масло."}
 	m := menu{Currency: "RUB"}
 	for i, slug := range slugs {

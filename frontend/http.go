@@ -243,7 +243,7 @@ func stages(o order) []stageView {
 	_, paid := at[statusPaid]
 	switch {
 	case paid:
-		return []stageView{placed, stage("paid", "done", statusPaid), {Name: "kitchen", State: "now"}}
+		return []stageView{placed, stage("paid", "done", statusPaid), {Name: "kitchen_now", State: "now"}}
 	case o.Status == statusFailed:
 		return []stageView{placed, stage("failed", "failed", statusFailed), {Name: "kitchen_not", State: "next"}}
 	}

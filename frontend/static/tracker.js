@@ -57,7 +57,7 @@ function take(fresh) {
 let source;
 function listen() {
   source = new EventSource(`/api/v1/orders/${encodeURIComponent(tracker.dataset.order)}/events`);
-  source.addEventListener("open", () => { if (!final) one("link").textContent = one("link").dataset.on; });
+  source.addEventListener("open", () => { if (!final) one("link").textContent = one("link").dataset.linked; });
   source.addEventListener("message", ({ data }) => {
     newest = Math.max(newest, JSON.parse(data).version);
     refresh();

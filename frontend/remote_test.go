@@ -1,0 +1,199 @@
+package frontend
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/uuid"
+)
+
+var discard = slog.New(slog.DiscardHandler)
+
+// silent returns an address where nothing listens.
+func silent(t testing.TB) string {
+	t.Helper()
+	server := httptest.NewServer(nil)
+	server.Close()
+	return server.URL
+}
+
+func serve(t testing.TB, h http.Handler) string {
+	t.Helper()
+	server := httptest.NewServer(h)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
+func newRemote(t testing.TB, urls ...string) http.Handler {
+	t.Helper()
+	h, err := Remote(urls, discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func askRemote(h http.Handler, method, path, body string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+var goodOrder = fmt.Sprintf(`{"customer_name":"И","customer_email":"a@b.example","customer_phone":"+79001234567","delivery_address":"x","locale":"ru",
+	"items":[{"pizza_id":%q,"quantity":2,"size":"large"}]}`, margherita)
+
+// TestLostAnswers: an address takes the order and is gone before its answer
+// arrives whole. The next one must see the same key, or the order is placed twice.
+func TestLostAnswers(t *testing.T) {
+	for name, lose := range map[string]func(w http.ResponseWriter){
+		"no answer": func(w http.ResponseWriter) {},
+		"half an answer": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Length", "100")
+			w.WriteHeader(http.StatusCreated)
+			fmt.Fprint(w, `{"order_id":"`)
+			_ = http.NewResponseController(w).Flush()
+		},
+		"502": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			api := newOrderAPI()
+			var once sync.Once
+			unlucky := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				lost := false
+				once.Do(func() {
+					api.ServeHTTP(httptest.NewRecorder(), r)
+					lose(w)
+					lost = true
+				})
+				switch {
+				case lost && name != "502":
+					panic(http.ErrAbortHandler)
+				case !lost:
+					api.ServeHTTP(w, r)
+				}
+			})
+			h := newRemote(t, serve(t, unlucky), serve(t, unlucky))
+			w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json")
+			if w.Code != http.StatusCreated || api.count() != 1 {
+				t.Fatalf("%d %s, %d orders", w.Code, w.Body, api.count())
+			}
+			a, b := api.headers[0].Get("Idempotency-Key"), api.headers[len(api.headers)-1].Get("Idempotency-Key")
+			if len(api.headers) < 2 || a != b || uuid.Validate(a) != nil {
+				t.Errorf("%d tries with the keys %q and %q", len(api.headers), a, b)
+			}
+		})
+	}
+}
+
+func TestRemoteFindsWhoAnswers(t *testing.T) {
+	api := newOrderAPI()
+	id := api.put(t)
+	h := newRemote(t, silent(t), serve(t, api), silent(t))
+	for range 6 {
+		if w := askRemote(h, "GET", "/api/v1/orders/"+id, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), id) {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+	// The whole shop works on it.
+	server := site(t, newService(t, h, nowhere))
+	resp, _ := send(t, server, goodForm())
+	if resp.StatusCode != http.StatusSeeOther {
+		t.Fatal(resp.Status)
+	}
+	if resp, page := fetch(t, server, resp.Header.Get("Location")); resp.StatusCode != http.StatusOK || !strings.Contains(page, "A002-77") {
+		t.Errorf("tracker: %s", resp.Status)
+	}
+}
+
+func TestRemoteWithoutAnybody(t *testing.T) {
+	h := newRemote(t, silent(t), silent(t))
+	w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json")
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.HasPrefix(w.Header().Get("Content-Type"), "application/problem+json") {
+		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
+	}
+	api := newOrderAPI()
+	api.away = true
+	h = newRemote(t, serve(t, api), silent(t), serve(t, api))
+	if w := askRemote(h, "GET", "/api/v1/menu", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "5" || !strings.Contains(w.Body.String(), "The database is away.") {
+		t.Errorf("everybody refuses: %d %v %s", w.Code, w.Header(), w.Body)
+	}
+}
+
+func TestRemotePassesOnWhatMatters(t *testing.T) {
+	var got *http.Request
+	var body string
+	h := newRemote(t, serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		got, body = r, string(b)
+		w.Header().Set("Location", "http://elsewhere.example/")
+		w.Header().Set("Connection", "X-Hop")
+		w.Header().Set("X-Hop", "1")
+		w.WriteHeader(http.StatusFound)
+		fmt.Fprint(w, "over there")
+	}))+"/")
+	w := askRemote(h, "PUT", "/api/v1/orders/a%2Fb?lang=ru&x=%20", "hello", "Idempotency-Key", "mine", "Traceparent", "00-1-2-03",
+		"Cookie", "lang=ru", "Origin", "http://shop.example", "Connection", "X-Own", "X-Own", "1", "Sec-Fetch-Site", "same-origin")
+	if w.Code != http.StatusFound || w.Body.String() != "over there" || w.Header().Get("Location") != "http://elsewhere.example/" || w.Header().Get("X-Hop") != "" {
+		t.Errorf("answer: %d %v %s", w.Code, w.Header(), w.Body)
+	}
+	if got.Method != "PUT" || got.RequestURI != "/api/v1/orders/a%2Fb?lang=ru&x=%20" || body != "hello" {
+		t.Errorf("%s %s %q", got.Method, got.RequestURI, body)
+	}
+	for name, want := range map[string]string{"Idempotency-Key": "mine", "Traceparent": "00-1-2-03", "Cookie": "", "Origin": "", "X-Own": "", "Sec-Fetch-Site": ""} {
+		if v := got.Header.Get(name); v != want {
+			t.Errorf("%s: %q, want %q", name, v, want)
+		}
+	}
+	askRemote(h, "GET", "/api/v1/menu", "")
+	if k := got.Header.Get("Idempotency-Key"); k != "" {
+		t.Errorf("a question got the key %q", k)
+	}
+	askRemote(h, "POST", "/api/v1/orders", "{}", "Idempotency-Key", "")
+	if k, ok := got.Header["Idempotency-Key"]; !ok || k[0] != "" {
+		t.Errorf("an empty key became %q", k)
+	}
+	if w := askRemote(h, "POST", "/api/v1/orders", strings.Repeat("x", 64<<10+1)); w.Code != http.StatusRequestEntityTooLarge {
+		t.Errorf("too long: %d", w.Code)
+	}
+}
+
+// TestRemoteWaitsForItsOwnTry: a try that we gave up is still being worked on, and
+// the client never chose a key that it could come back with.
+func TestRemoteWaitsForItsOwnTry(t *testing.T) {
+	api := newOrderAPI()
+	api.busy = 2
+	h := newRemote(t, serve(t, api))
+	if w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json"); w.Code != http.StatusCreated {
+		t.Errorf("own key: %d %s", w.Code, w.Body)
+	}
+	api.busy = 1
+	if w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json", "Idempotency-Key", "mine"); w.Code != http.StatusConflict {
+		t.Errorf("the client's key: %d %s", w.Code, w.Body)
+	}
+}
+
+func TestRemoteAddresses(t *testing.T) {
+	for _, urls := range [][]string{nil, {""}, {"order:8080"}, {"ftp://order"}, {"http://"}, {"http://order/path"}, {"http://a:b@order"}, {"http://order?x=1"}, {"http://order", "::"}} {
+		if _, err := Remote(urls, discard); err == nil {
+			t.Errorf("%q is accepted", urls)
+		}
+	}
+	for _, url := range []string{"http://order:8080", "http://order:8080/", "https://order", "http://[::1]:8080"} {
+		if _, err := Remote([]string{url}, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}

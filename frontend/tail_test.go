@@ -1,0 +1,200 @@
+package frontend
+
+import (
+	"context"
+	"encoding/json"
+	"net/http/httptest"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/event"
+	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
+)
+
+var (
+	kgoMeta   kgo.BrokerMetadata
+	kgoAnswer kgo.BrokerE2E
+)
+
+var topics = []kafka.Topic{{Name: event.OrderTopic, Partitions: 3, Replicas: 1}, {Name: event.PaymentTopic, Partitions: 3, Replicas: 1}}
+
+// run follows the topics until the test ends.
+func run(t testing.TB, s *Service) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func options(t testing.TB, c kafka.Config) []kgo.Opt {
+	t.Helper()
+	opts, err := c.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return opts
+}
+
+// tell produces an event as a service does.
+func tell(t testing.TB, opts []kgo.Opt, topic, eventType, aggregate string, data any) {
+	t.Helper()
+	client, err := kgo.NewClient(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	d, err := json.Marshal(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value, err := json.Marshal(event.Envelope{EventID: uuid.NewString(), EventType: eventType, AggregateID: aggregate, EventData: d, Timestamp: now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: topic, Key: []byte(aggregate), Value: value}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestChangesArePushed(t *testing.T) {
+	api := newOrderAPI()
+	config := kafkatest.Start(t, topics...)
+	opts := options(t, config)
+	tell(t, opts, event.OrderTopic, "OrderCreated", "an order of long ago", map[string]string{})
+	s := newService(t, api, opts)
+	run(t, s)
+	server := site(t, s)
+	eventually(t, "the topics are followed", s.pulse.alive)
+
+	paid, failed := api.put(t), api.put(t)
+	_, first := listen(t, server, paid, "")
+	_, second := listen(t, server, failed, "1")
+	next(t, first)
+	// Records that say nothing of use are passed over.
+	for _, junk := range []string{`{`, `null`, `{"event_data":7}`, `{"event_data":{"order_id":null}}`} {
+		client, err := kgo.NewClient(opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: event.PaymentTopic, Value: []byte(junk)}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		client.Close()
+	}
+	began := time.Now()
+	api.advance(paid, statusPaid, "")
+	tell(t, opts, event.OrderTopic, "OrderPaid", paid, event.OrderPaid{OrderID: paid})
+	if e := next(t, first); e.ID != 2 || e.Data.Status != statusPaid {
+		t.Errorf("pushed %+v", e)
+	}
+	api.advance(failed, statusFailed, "declined")
+	tell(t, opts, event.PaymentTopic, "PaymentFailed", uuid.NewString(), event.PaymentFailed{OrderID: failed})
+	if e := next(t, second); e.ID != 2 || e.Data.Status != statusFailed {
+		t.Errorf("pushed %+v", e)
+	}
+	if took := time.Since(began); took > heartbeat-tick {
+		t.Errorf("pushed after %s: not by the topics", took)
+	}
+}
+
+// TestKafkaGoesAndComesBack: while the broker is away, changes are found by
+// reading again; when it is back, it is followed again, also when it has lost
+// everything.
+func TestKafkaGoesAndComesBack(t *testing.T) {
+	dir := t.TempDir()
+	start := func(name, listen string) *kafka.Broker {
+		t.Helper()
+		b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(dir, name), Listen: listen})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		if err := kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: b.Addrs()}, discard, topics...); err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	broker := start("one", "127.0.0.1:0")
+	address := broker.Addrs()[0]
+	opts := options(t, kafka.Config{Brokers: []string{address}})
+	api := newOrderAPI()
+	s := newService(t, api, opts)
+	run(t, s)
+	server := site(t, s)
+	eventually(t, "the topics are followed", s.pulse.alive)
+	id := api.put(t)
+	_, events := listen(t, server, id, "")
+	next(t, events)
+
+	if err := broker.Close(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the silence is noticed", func() bool { return !s.pulse.alive() })
+	api.advance(id, "baking", "")
+	if e := next(t, events); e.ID != 2 {
+		t.Errorf("without Kafka: %+v", e)
+	}
+
+	start("two", address) // another broker: other topics of the same names
+	eventually(t, "the topics are followed again", s.pulse.alive)
+	eventually(t, "a record wakes the stream", func() bool {
+		s.hub.mu.Lock()
+		before := s.hub.orders[id].hints
+		s.hub.mu.Unlock()
+		tell(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
+		for range 200 {
+			s.hub.mu.Lock()
+			after := s.hub.orders[id].hints
+			s.hub.mu.Unlock()
+			if after > before && s.pulse.alive() {
+				return true
+			}
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-t.Context().Done():
+			}
+		}
+		return false
+	})
+	api.advance(id, statusPaid, "")
+	tell(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
+	if e := next(t, events); e.ID != 3 || e.Data.Status != statusPaid {
+		t.Errorf("with Kafka again: %+v", e)
+	}
+}
+
+// TestStreamsOutliveTheirServersTimeouts is here for the pages' own sake: a stream
+// must not inherit what limits an ordinary answer.
+func TestStreamsOutliveTheirServersTimeouts(t *testing.T) {
+	api := newOrderAPI()
+	s := newService(t, api, nowhere)
+	server := httptest.NewUnstartedServer(s.Handler())
+	server.Config.ReadTimeout, server.Config.WriteTimeout = 200*time.Millisecond, 200*time.Millisecond
+	server.Start()
+	t.Cleanup(server.Close)
+	id := api.put(t)
+	_, events := listen(t, server, id, "")
+	next(t, events)
+	select {
+	case e, open := <-events:
+		t.Fatalf("after the time-outs: %+v, open %v", e, open)
+	case <-time.After(600 * time.Millisecond):
+	}
+	api.advance(id, statusPaid, "")
+	s.hub.hint(id)
+	if e := next(t, events); e.ID != 2 {
+		t.Errorf("%+v", e)
+	}
+}
+
