@@ -1,0 +1,113 @@
+package e2e
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+
+	"pizzaflow/sqldb"
+)
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// shopkeeping is everything of ours but broker and sandbox.
+const shopkeeping = "order,payment,notification,frontend"
+
+// testOutsideAway takes away, one after the other, what the services need.
+func testOutsideAway(t *testing.T, s setup) {
+	s.processes, s.behind = []string{shopkeeping, "sandbox"}, s.engine == sqldb.Postgres
+	if !s.realKafka {
+		s.processes = append(s.processes, "broker")
+	}
+	d := prepare(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
+
+	// The first start finds neither broker nor sandbox; nor is it ready.
+	d.launch(shopkeeping)
+	eventually(t, startLimit, func() string {
+		if status, body, err := fetch(t.Context(), d.shop("/api/v1/menu")); err != nil || status != http.StatusOK {
+			return "no menu: " + string(body)
+		}
+		return ""
+	})
+	if !s.realKafka {
+		if wrong := d.process(shopkeeping).ready(t.Context()); !strings.Contains(wrong, "503") {
+			t.Errorf("without a broker it is ready: %q", wrong)
+		}
+	}
+	first := d.place(t, customer(1, ""))
+	if !s.realKafka {
+		d.start("broker")
+	}
+	d.awaitReady(shopkeeping)
+	d.awaitAttempts(t)
+	if o := d.await(t, first.OrderID, "pending", paidLimit); o.Version != 1 {
+		t.Errorf("without a payment provider: %+v", o)
+	}
+	d.start("sandbox")
+	d.checkServed(t, first, 1)
+
+	if !s.realKafka {
+		d.kill("broker")
+		second := d.place(t, customer(2, ""))
+		if n := d.value(t, "order", `SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`); n != "1" {
+			t.Errorf("%s events wait for the broker, want 1", n)
+		}
+		d.start("broker")
+		d.checkServed(t, second, 2)
+	}
+	if s.behind {
+		d.checkDatabaseAway(t)
+	}
+	d.awaitSettled(t, len(d.rows(t, "order", `SELECT id FROM orders`)))
+}
+
+// awaitAttempts waits until the provider and both channels were tried in vain.
+func (d *deployment) awaitAttempts(t *testing.T) {
+	t.Helper()
+	eventually(t, paidLimit, func() string {
+		if n := d.value(t, "payment", `SELECT COUNT(*) FROM payments WHERE status = 'unknown'`); n != "1" {
+			return n + " payments are unknown"
+		}
+		if n := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE status = 'pending' AND attempts > 0 AND error IS NOT NULL`); n != "2" {
+			return n + " deliveries were tried"
+		}
+		return ""
+	})
+}
+
+// checkServed wants the order paid once, and told.
+func (d *deployment) checkServed(t *testing.T, o order, guest int) {
+	t.Helper()
+	d.await(t, o.OrderID, "paid", settleLimit)
+	if c := d.charges(t, o.OrderID); succeeded(c) != 1 {
+		t.Errorf("charges %+v, want one", c)
+	}
+	mails, texts := d.awaitMessages(t, customer(guest, "").CustomerEmail, guestPhone(guest), 2, settleLimit)
+	if len(mails) != 2 || len(texts) != 2 {
+		t.Errorf("%d mails and %d SMS, want 2 of each", len(mails), len(texts))
+	}
+}
+
+// checkDatabaseAway cuts the database off in the middle.
+func (d *deployment) checkDatabaseAway(t *testing.T) {
+	t.Helper()
+	d.db.lead("")
+	status, header, body := d.postRaw(t, good, "")
+	if retry, err := strconv.Atoi(header.Get("Retry-After")); status != http.StatusServiceUnavailable || err != nil || retry < 1 {
+		t.Errorf("without a database: %d, Retry-After %q, %s", status, header.Get("Retry-After"), body)
+	}
+	if kind := header.Get("Content-Type"); !strings.HasPrefix(kind, "application/problem+json") || strings.Contains(string(body), "sql") || strings.Contains(string(body), "dial") {
+		t.Errorf("without a database: %s %s", kind, body)
+	}
+	if wrong := d.process(shopkeeping).ready(t.Context()); !strings.Contains(wrong, "503") {
+		t.Errorf("without a database it is ready: %q", wrong)
+	}
+	d.db.lead(host(t, d.dbURL))
+	o, err := d.post(t.Context(), customer(3, ""), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.suspect(o.OrderID)
+	d.checkServed(t, o, 3)
+}

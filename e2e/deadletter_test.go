@@ -1,0 +1,236 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// retryDelay is long enough to see other orders go on between two attempts.
+const retryDelay = 700 * time.Millisecond
+
+// A deadLetter is the value of a record on a dead-letter topic.
+type deadLetter struct {
+	OriginalTopic       string          `json:"original_topic"`
+	OriginalPartition   int32           `json:"original_partition"`
+	OriginalOffset      int64           `json:"original_offset"`
+	OriginalMessage     json.RawMessage `json:"original_message"`
+	ErrorReason         string          `json:"error_reason"`
+	FailedAt            time.Time       `json:"failed_at"`
+	RetryCount          int             `json:"retry_count"`
+	ConsumerGroup       string          `json:"consumer_group"`
+	OriginalValueBase64 []byte          `json:"original_value_base64"`
+}
+
+// testDeadLetters puts records on the topics that somebody cannot handle.
+func testDeadLetters(t *testing.T, s setup) {
+	d := deploy(t, s.with("RETRY_DELAY="+retryDelay.String(), "PAYMENT_PROVIDER_TIMEOUT=1s"))
+	first := d.place(t, ivan("first@example.com"))
+	d.await(t, first.OrderID, "paid", paidLimit) // from here on everything is warm
+
+	t.Run("tried three times while others go on", func(t *testing.T) { d.testRetries(t) })
+	t.Run("never valid", func(t *testing.T) { d.testInvalid(t) })
+	t.Run("from a newer writer", func(t *testing.T) { d.testNewerWriter(t) })
+	t.Run("another amount", func(t *testing.T) { d.testMismatch(t) })
+}
+
+// testRetries has the order service told of the payment of an order that does
+// not exist.
+func (d *deployment) testRetries(t *testing.T) {
+	payment := newID(t)
+	sent := d.produce(t, record("payment-events", payment, envelopeOf(t, "PaymentCompleted", payment, map[string]any{
+		"payment_id": payment, "order_id": newID(t), "amount": json.RawMessage("1200.00"), "currency": "RUB",
+		"transaction_id": "ch_e2e", "completed_at": time.Now().UTC(),
+	})))
+	meanwhile := d.place(t, ivan("meanwhile@example.com"))
+	paid := d.await(t, meanwhile.OrderID, "paid", paidLimit)
+
+	letter := d.awaitLetters(t, sent, 1)[0]
+	if letter.ConsumerGroup != "order-service" || letter.RetryCount != 3 {
+		t.Errorf("dead letter of %s after %d attempts, want order-service after 3", letter.ConsumerGroup, letter.RetryCount)
+	}
+	if !paid.PaidAt.Before(letter.FailedAt) {
+		t.Errorf("another order waited until the record was dead: paid at %s, dead at %s", paid.PaidAt, letter.FailedAt)
+	}
+	var attempts []time.Time
+	for _, line := range logLines(t, d.process("").log) {
+		if line["msg"] == "event not handled" && line["event_id"] == headerOf(sent, "ce_id") {
+			at, err := time.Parse(time.RFC3339Nano, fmt.Sprint(line["time"]))
+			if err != nil || line["attempt"] != float64(len(attempts)+1) {
+				t.Errorf("attempt %d: %v %v", len(attempts)+1, line, err)
+			}
+			attempts = append(attempts, at)
+		}
+	}
+	if len(attempts) != 3 {
+		t.Fatalf("%d attempts in the log, want 3", len(attempts))
+	}
+	for i := 1; i < len(attempts); i++ {
+		least := time.Duration(i) * retryDelay
+		// 20 % of jitter, and what a busy machine adds; less than the next longer delay
+		if got := attempts[i].Sub(attempts[i-1]); got < least-20*time.Millisecond || got > least*12/10+retryDelay {
+			t.Errorf("%s between attempts %d and %d, want %s and at most 20 %% more", got, i, i+1, least)
+		}
+	}
+	if n := d.value(t, "order", `SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 3 AND event_id = $1`, headerOf(sent, "ce_id")); n != "1" {
+		t.Errorf("%s dead parked records of 3 attempts, want 1", n)
+	}
+}
+
+// testInvalid sends what no retry can cure, which both groups of the topic say
+// at once.
+func (d *deployment) testInvalid(t *testing.T) {
+	notJSON := record("order-events", newID(t), []byte("\xff not JSON"))
+	unknown := newID(t)
+	noItems := record("order-events", unknown, envelopeOf(t, "OrderCreated", unknown, map[string]any{"order_id": unknown, "items": []any{}}))
+	wrongType := newID(t)
+	badAmount := record("order-events", wrongType, envelopeOf(t, "OrderCreated", wrongType, map[string]any{"order_id": wrongType, "total_amount": "much"}))
+	for _, r := range []*kgo.Record{notJSON, noItems, badAmount} {
+		sent := d.produce(t, r)
+		for _, letter := range d.awaitLetters(t, sent, 2) {
+			if letter.RetryCount != 1 {
+				t.Errorf("%s tried %q %d times, want once", letter.ConsumerGroup, r.Value, letter.RetryCount)
+			}
+		}
+	}
+}
+
+// testNewerWriter sends an order with a header and fields of a later version.
+func (d *deployment) testNewerWriter(t *testing.T) {
+	id := newID(t)
+	r := record("order-events", id, envelopeOf(t, "OrderCreated", id, map[string]any{
+		"order_id": id, "order_number": "NEW-0001", "customer_name": "Анна", "customer_email": "newer@example.com", "customer_phone": "+79005556677",
+		"total_amount": json.RawMessage("500.00"), "currency": "RUB", "delivery_address": "Невский пр., д. 1", "locale": "ru", "created_at": time.Now().UTC(),
+		"items":   []any{map[string]any{"pizza_id": margherita, "name": "Маргарита", "size": "medium", "quantity": 1, "price": json.RawMessage("500.00"), "crust": "thin"}},
+		"loyalty": map[string]any{"points": 50},
+	}))
+	r.Headers = append(r.Headers, kgo.RecordHeader{Key: "x-colour", Value: []byte("green")})
+	sent := d.produce(t, r)
+	eventually(t, paidLimit, func() string {
+		if c := d.charges(t, id); len(c) != 1 || c[0].Status != "succeeded" || c[0].Amount != 500_00 {
+			return fmt.Sprintf("charges %+v, want one of 500.00", c)
+		}
+		return ""
+	})
+	mails, _ := d.awaitMessages(t, "newer@example.com", "+79005556677", 2, paidLimit)
+	if !strings.Contains(mails[0].Text, "NEW-0001") {
+		t.Errorf("mail: %q", mails[0].Text)
+	}
+	if letters := d.letters(t, sent); len(letters) != 0 {
+		t.Errorf("dead letters of a valid event: %+v", letters)
+	}
+}
+
+// testMismatch tells the order service that another amount was paid.
+func (d *deployment) testMismatch(t *testing.T) {
+	pending := d.place(t, ivan("guest+hang-always@example.com"))
+	payment := newID(t)
+	sent := d.produce(t, record("payment-events", payment, envelopeOf(t, "PaymentCompleted", payment, map[string]any{
+		"payment_id": payment, "order_id": pending.OrderID, "amount": json.RawMessage("1.00"), "currency": "RUB",
+		"transaction_id": "ch_e2e", "completed_at": time.Now().UTC(),
+	})))
+	if letter := d.awaitLetters(t, sent, 1)[0]; letter.ConsumerGroup != "order-service" || letter.RetryCount != 1 {
+		t.Errorf("dead letter of %s after %d attempts, want order-service after 1", letter.ConsumerGroup, letter.RetryCount)
+	}
+	if o := d.await(t, pending.OrderID, "pending", paidLimit); o.PaidAt != nil {
+		t.Errorf("paid by another amount: %+v", o)
+	}
+	mark := d.rows(t, "order", `SELECT attention_reason, attention_since IS NOT NULL FROM orders WHERE id = $1`, pending.OrderID)[0]
+	if mark[0] != "payment_amount_mismatch" || mark[1] != "1" && mark[1] != "true" {
+		t.Errorf("the order's mark is %v, want payment_amount_mismatch and since when", mark)
+	}
+}
+
+// awaitLetters waits for n dead letters of the record, each of another group,
+// and checks all that can be said of any.
+func (d *deployment) awaitLetters(t *testing.T, sent *kgo.Record, n int) []deadLetter {
+	t.Helper()
+	var letters []deadLetter
+	eventually(t, paidLimit, func() string {
+		if letters = d.letters(t, sent); len(letters) < n {
+			return fmt.Sprintf("%d dead letters of %q, want %d", len(letters), sent.Value, n)
+		}
+		return ""
+	})
+	groups := map[string]bool{}
+	for _, l := range letters {
+		groups[l.ConsumerGroup] = true
+		if l.OriginalOffset != sent.Offset || l.ErrorReason == "" || time.Since(l.FailedAt) > time.Minute {
+			t.Errorf("dead letter %+v", l)
+		}
+		switch {
+		case !json.Valid(sent.Value) && (string(l.OriginalMessage) != "null" || string(l.OriginalValueBase64) != string(sent.Value)):
+			t.Errorf("the value that is not JSON became %s and %q", l.OriginalMessage, l.OriginalValueBase64)
+		case json.Valid(sent.Value) && (string(l.OriginalMessage) != string(sent.Value) || l.OriginalValueBase64 != nil):
+			t.Errorf("the original message became %s, was %s", l.OriginalMessage, sent.Value)
+		}
+	}
+	if len(letters) != n || len(groups) != n {
+		t.Errorf("%d dead letters of %d groups, want %d of as many", len(letters), len(groups), n)
+	}
+	return letters
+}
+
+// letters are the dead letters of the record, whose key and headers they keep.
+func (d *deployment) letters(t *testing.T, sent *kgo.Record) []deadLetter {
+	t.Helper()
+	var letters []deadLetter
+	for _, r := range d.records(t, sent.Topic+"-dlq") {
+		var l deadLetter
+		if err := json.Unmarshal(r.Value, &l); err != nil {
+			t.Fatalf("dead letter %q: %v", r.Value, err)
+		}
+		if l.OriginalTopic != sent.Topic || l.OriginalPartition != sent.Partition || l.OriginalOffset != sent.Offset {
+			continue
+		}
+		if string(r.Key) != string(sent.Key) {
+			t.Errorf("the dead letter's key is %q, was %q", r.Key, sent.Key)
+		}
+		for _, h := range sent.Headers {
+			if !slices.ContainsFunc(r.Headers, func(o kgo.RecordHeader) bool { return o.Key == h.Key && string(o.Value) == string(h.Value) }) {
+				t.Errorf("the dead letter has lost the header %s=%s: %s", h.Key, h.Value, headersText(r))
+			}
+		}
+		letters = append(letters, l)
+	}
+	return letters
+}
+
+func newID(t *testing.T) string {
+	t.Helper()
+	id, err := uuid.NewV7()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id.String()
+}
+
+// envelopeOf is an event as anybody may write it.
+func envelopeOf(t *testing.T, eventType, aggregate string, data any) []byte {
+	t.Helper()
+	value, err := json.Marshal(map[string]any{
+		"event_id": newID(t), "event_type": eventType, "aggregate_id": aggregate, "event_data": data, "timestamp": time.Now().UTC(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return value
+}
+
+// record is a record with the headers that a writer in another language gives.
+func record(topic, key string, value []byte) *kgo.Record {
+	r := &kgo.Record{Topic: topic, Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{
+		{Key: "x-writer", Value: []byte("e2e")}, {Key: "x-binary", Value: []byte{0, 0xff, 7}},
+	}}
+	var e envelope
+	if json.Unmarshal(value, &e) == nil {
+		r.Headers = append(r.Headers, kgo.RecordHeader{Key: "ce_id", Value: []byte(e.EventID)})
+	}
+	return r
+}

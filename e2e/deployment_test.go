@@ -1,0 +1,380 @@
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	mathrand "math/rand/v2"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
+)
+
+// A setup says how the system is deployed.
+type setup struct {
+	engine    sqldb.Engine
+	realKafka bool              // Apache Kafka, not the embedded broker
+	processes []string          // SERVICES of each process; empty is one process with everything
+	settings  map[string]string // the same for all processes
+	behind    bool              // PostgreSQL is behind a proxy
+}
+
+var (
+	embedded = setup{engine: sqldb.SQLite}
+	servers  = setup{engine: sqldb.Postgres, realKafka: true}
+	apart    = setup{engine: sqldb.Postgres, realKafka: true, processes: []string{"sandbox", "order", "payment", "notification", "frontend"}}
+)
+
+// with is s with more settings, KEY=value.
+func (s setup) with(settings ...string) setup {
+	s.settings = maps.Clone(s.settings)
+	if s.settings == nil {
+		s.settings = map[string]string{}
+	}
+	for _, kv := range settings {
+		key, value, _ := strings.Cut(kv, "=")
+		s.settings[key] = value
+	}
+	return s
+}
+
+// A deployment is a system deployed for one test. Its folder and databases
+// outlive its processes, which can be killed and started again.
+type deployment struct {
+	t       *testing.T
+	setup   setup
+	dir     string // DATA_DIR
+	logs    string // a folder
+	dbURL   string // the PostgreSQL database, "" on SQLite
+	brokers []string
+	order   *proxy // in front of the process of that service, where another needs it
+	sandbox *proxy
+	smtp    *proxy
+	db      *proxy
+
+	mu        sync.Mutex
+	processes map[string]*process // by services; those that were started last
+	suspects  []string            // orders to tell about when the test fails
+}
+
+// kafkaFree is held by the one deployment that may use the real Kafka.
+var kafkaFree sync.Mutex
+
+// deploy starts the system on empty storage and returns when it is ready. It
+// is stopped when the test ends, which must go well.
+func deploy(t *testing.T, s setup) *deployment {
+	t.Helper()
+	d := prepare(t, s)
+	d.start(d.setup.processes...)
+	return d
+}
+
+// prepare is deploy without the start.
+func prepare(t *testing.T, s setup) *deployment {
+	t.Helper()
+	if len(s.processes) == 0 {
+		s.processes = []string{""}
+	}
+	d := &deployment{t: t, setup: s, dir: filepath.Join(t.TempDir(), "data"), logs: t.ArtifactDir(), processes: map[string]*process{}}
+	if s.engine == sqldb.Postgres {
+		d.dbURL = newDatabase(t)
+	}
+	switch {
+	case s.realKafka:
+		d.brokers = kafkaBrokers(t)
+		kafkaFree.Lock()
+		t.Cleanup(kafkaFree.Unlock)
+		wipeKafka(t, d.brokers)
+	case slices.Contains(s.processes, "broker"):
+		d.brokers = []string{quietAddress(t)}
+	}
+	if s.behind {
+		d.db = newProxy(t)
+		d.db.lead(host(t, d.dbURL))
+	}
+	d.order, d.sandbox, d.smtp = newProxy(t), newProxy(t), newProxy(t)
+	t.Cleanup(d.end)
+	return d
+}
+
+// start starts the processes of the services, as a restart if they ran before,
+// and returns when they are ready.
+func (d *deployment) start(services ...string) {
+	d.t.Helper()
+	for _, s := range services {
+		d.launch(s)
+	}
+	for _, s := range services {
+		d.awaitReady(s)
+	}
+}
+
+func (d *deployment) launch(services string) {
+	d.t.Helper()
+	name := strings.ReplaceAll(services, ",", "+")
+	if name == "" {
+		name = "pizza"
+	}
+	p := launch(d.t, services, d.environment(services), filepath.Dir(d.dir), filepath.Join(d.logs, name+".log"))
+	d.mu.Lock()
+	d.processes[services] = p
+	d.mu.Unlock()
+}
+
+func (d *deployment) awaitReady(services string) {
+	d.t.Helper()
+	p := d.process(services)
+	wrong := waitFor(d.t.Context(), startLimit, func() string {
+		if !p.alive() {
+			return ""
+		}
+		return p.ready(d.t.Context())
+	})
+	if !p.alive() {
+		d.t.Fatalf("pizza %s ended while starting: %s", services, p.cmd.ProcessState)
+	}
+	if wrong != "" {
+		d.t.Fatalf("pizza %s is not ready: %s", services, wrong)
+	}
+	d.lead(p)
+}
+
+// lead points the proxies at the ports that the process got.
+func (d *deployment) lead(p *process) {
+	runs := strings.Split(p.services, ",")
+	if slices.Contains(runs, "order") {
+		d.order.lead(p.address("HTTP_ADDR"))
+	}
+	if slices.Contains(runs, "sandbox") {
+		d.sandbox.lead(p.address("SANDBOX_ADDR"))
+		d.smtp.lead(p.address("SANDBOX_SMTP_ADDR"))
+	}
+}
+
+// environment is all that a process with these services is told.
+func (d *deployment) environment(services string) []string {
+	env := map[string]string{
+		"PATH": os.Getenv("PATH"), "HOME": filepath.Dir(d.dir), "TMPDIR": os.TempDir(), "GOCOVERDIR": os.Getenv("GOCOVERDIR"),
+		"DATA_DIR": d.dir, "LOG_FORMAT": "json",
+		"HTTP_ADDR": "127.0.0.1:0", "ADMIN_ADDR": "127.0.0.1:0", "KAFKA_LISTEN": "127.0.0.1:0",
+		"SANDBOX_ADDR": "127.0.0.1:0", "SANDBOX_SMTP_ADDR": "127.0.0.1:0",
+	}
+	if services != "" {
+		env["SERVICES"] = services
+		env["PUBLIC_URL"] = "http://pizza.test"
+	}
+	runs := strings.Split(services, ",")
+	has := func(name string) bool { return services == "" || slices.Contains(runs, name) }
+	if d.dbURL != "" {
+		env["DATABASE_URL"] = d.dbURL
+		if d.db != nil {
+			env["DATABASE_URL"] = behindProxy(d.dbURL, d.db)
+		}
+	}
+	switch {
+	case d.setup.realKafka, len(d.brokers) > 0 && !has("broker"):
+		env["KAFKA_BROKERS"] = strings.Join(d.brokers, ",")
+	case len(d.brokers) > 0:
+		env["KAFKA_LISTEN"] = d.brokers[0]
+	}
+	if has("frontend") && !has("order") {
+		env["ORDER_URL"] = "http://" + d.order.address
+	}
+	if (has("payment") || has("notification")) && !has("sandbox") {
+		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.address
+		env["SMS_URL"] = "http://" + d.sandbox.address + "/sms/messages"
+		env["SMTP_URL"] = "smtp://" + d.smtp.address
+	}
+	maps.Copy(env, d.setup.settings)
+	var out []string
+	for key, value := range env {
+		if value != "" {
+			out = append(out, key+"="+value)
+		}
+	}
+	return out
+}
+
+func host(t *testing.T, rawURL string) string {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Host
+}
+
+func behindProxy(database string, p *proxy) string {
+	u, _ := url.Parse(database) // parsed before
+	u.Host = p.address
+	return u.String()
+}
+
+// process is the process of the services as it was started last.
+func (d *deployment) process(services string) *process {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.processes[services]
+}
+
+// address is where the deployment serves what the key names.
+func (d *deployment) address(key string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, services := range d.setup.processes {
+		if key == "HTTP_ADDR" && services == "order" {
+			continue // the door is the frontend's
+		}
+		if p := d.processes[services]; p != nil && p.address(key) != "" {
+			return p.address(key)
+		}
+	}
+	return "none.invalid:1"
+}
+
+// kill ends the processes of the services, or all, with SIGKILL.
+func (d *deployment) kill(services ...string) {
+	if len(services) == 0 {
+		services = d.setup.processes
+	}
+	for _, s := range services {
+		d.process(s).kill()
+	}
+}
+
+// stop ends the processes of the services, or all, with SIGTERM, all at once.
+func (d *deployment) stop(services ...string) {
+	d.t.Helper()
+	if len(services) == 0 {
+		services = d.setup.processes
+	}
+	var stopping sync.WaitGroup
+	for _, s := range services {
+		p := d.process(s)
+		if p == nil || !p.alive() {
+			continue
+		}
+		stopping.Go(func() {
+			if wrong := p.stop(); wrong != "" {
+				d.t.Errorf("pizza %s %s", p.services, wrong)
+			}
+		})
+	}
+	stopping.Wait()
+}
+
+// end stops what is running. When the test has failed it first tells all that
+// is known.
+func (d *deployment) end() {
+	if d.t.Failed() {
+		d.confess()
+	}
+	d.stop()
+	if d.t.Failed() {
+		files, _ := filepath.Glob(filepath.Join(d.logs, "*.log"))
+		for _, f := range files {
+			d.t.Log(troubles(f))
+		}
+	}
+}
+
+// newDatabase creates an empty database and returns its URL.
+func newDatabase(t *testing.T) string {
+	t.Helper()
+	server := databaseServer(t)
+	name := "e2e_" + strings.ToLower(rand.Text())
+	execute := func(statement string) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		db, err := sqldb.Open(ctx, server)
+		if err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, statement)
+		return errors.Join(err, db.Close())
+	}
+	if err := execute("CREATE DATABASE " + name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := execute("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+var (
+	topics = []string{"order-events", "order-events-dlq", "payment-events", "payment-events-dlq"}
+	groups = []string{"order-service", "payment-service", "notification-service"}
+)
+
+// wipeKafka deletes our topics and groups, whoever left them.
+func wipeKafka(t *testing.T, brokers []string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	eventually(t, startLimit, func() string { // a killed member's group is empty only after its session
+		deleted, err := admin.DeleteGroups(t.Context(), groups...)
+		if err == nil {
+			err = deleted.Error()
+		}
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			return err.Error()
+		}
+		return ""
+	})
+	eventually(t, startLimit, func() string {
+		if _, err := admin.DeleteTopics(t.Context(), topics...); err != nil {
+			return err.Error()
+		}
+		left, err := admin.ListTopics(t.Context(), topics...)
+		if err != nil {
+			return err.Error()
+		}
+		for name, topic := range left {
+			if !errors.Is(topic.Err, kerr.UnknownTopicOrPartition) {
+				return fmt.Sprintf("topic %s is still there", name)
+			}
+		}
+		return ""
+	})
+}
+
+// quietAddress is an address for a server that must come back on the same
+// port: a free one below those that the kernel gives to connections.
+func quietAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000)))
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().String()
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}

@@ -1,0 +1,298 @@
+package e2e
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+const (
+	loadOrders  = 200
+	loadClients = 8
+)
+
+// settleLimit is how long after the last kill everything may take to come to
+// its end: what was on its way to a mail server is taken up again 45 s later.
+const settleLimit = 2 * time.Minute
+
+// testKill kills processes with SIGKILL in the middle of 200 orders and starts
+// them again: together all at once, apart one by one.
+func testKill(t *testing.T, s setup) {
+	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
+	random := chance(t)
+	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	defer cancel()
+	victims := [][]string{d.setup.processes, d.setup.processes, d.setup.processes}
+	if len(s.processes) > 0 {
+		victims = nil
+		for _, at := range random.Perm(len(s.processes)) {
+			victims = append(victims, []string{s.processes[at]})
+		}
+	}
+	var requests []orderRequest
+	var loads []*load
+	inFlight := map[string]int{} // deliveries that a kill met on their way, and how often
+	for i, v := range victims {
+		wave := guests(i*1000, loadOrders/len(victims)+1)
+		first := d.startLoad(ctx, wave[:1], 1)
+		d.await(t, first.wait(t)[0].OrderID, "paid", settleLimit) // everything is at work again
+		rest := d.startLoad(ctx, wave[1:], loadClients)
+		requests, loads = append(requests, wave...), append(loads, first, rest)
+
+		rest.awaitAccepted(t, random.IntN(len(wave)-1))
+		moment(random, 200*time.Millisecond)
+		d.kill(v...)
+		onTheirWay := d.deliveriesInFlight(t)
+		t.Logf("killed %q after %d of %d orders, with %d messages on their way", v, rest.count(), len(wave)-1, len(onTheirWay))
+		for _, id := range onTheirWay {
+			inFlight[id]++
+		}
+		d.start(v...)
+	}
+	var orders []order
+	for _, l := range loads {
+		orders = append(orders, l.wait(t)...)
+	}
+	d.awaitSettled(t, len(orders))
+	d.checkLoad(t, requests, orders, inFlight)
+	d.checkKeys(ctx, t, requests, orders)
+}
+
+// guests are n customers, one in ten of whom has trouble with his card.
+func guests(from, n int) []orderRequest {
+	tags := []string{"+lost", "+declined", "+timeout", "+error", "+hang", "+slow", "+late"}
+	requests := make([]orderRequest, n)
+	for i := range requests {
+		tag := ""
+		if i%10 == 3 {
+			tag = tags[(from/1000*7+i/10)%len(tags)]
+		}
+		requests[i] = customer(from+i, tag)
+	}
+	return requests
+}
+
+// deliveriesInFlight are the messages of which a kill may have taken the
+// record away after they were sent.
+func (d *deployment) deliveriesInFlight(t *testing.T) []string {
+	t.Helper()
+	const statement = `SELECT id FROM notification_deliveries WHERE status = 'pending' AND attempts > 0`
+	if d.setup.engine == sqldb.Postgres {
+		return column(d.rows(t, "notification", statement))
+	}
+	// Only a copy is looked at: opening the files would mend them, which the
+	// killed process must be able to do for itself.
+	copied := t.TempDir()
+	for _, file := range []string{"notification.db", "notification.db-wal"} {
+		content, err := os.ReadFile(filepath.Join(d.dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(copied, file), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := sqldb.Open(t.Context(), "sqlite:"+filepath.Join(copied, "notification.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	_, rows, err := ask(t.Context(), db, statement)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return column(rows)
+}
+
+func column(rows [][]string) []string {
+	var out []string
+	for _, row := range rows {
+		out = append(out, row[0])
+	}
+	return out
+}
+
+// testTerminate stops everything with SIGTERM under load, twice. Unlike a kill
+// it must leave nothing in doubt, so that nothing is done twice.
+func testTerminate(t *testing.T, s setup) {
+	d := deploy(t, s)
+	random := chance(t)
+	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	defer cancel()
+	requests := make([]orderRequest, loadOrders)
+	for i := range requests {
+		requests[i] = customer(i, "")
+	}
+	l := d.startLoad(ctx, requests, loadClients)
+	for i := range 2 {
+		l.awaitAccepted(t, i*loadOrders/2+random.IntN(loadOrders/3)+10)
+		moment(random, 50*time.Millisecond)
+		began := time.Now()
+		d.stop()
+		if t.Failed() {
+			return
+		}
+		t.Logf("stopped after %d orders in %s", l.count(), time.Since(began))
+		for table, service := range map[string]string{"payments": "payment", "notification_deliveries": "notification"} {
+			for _, id := range column(d.rows(t, service, `SELECT order_id FROM `+table+` WHERE lease_token IS NOT NULL`)) {
+				d.suspect(id)
+				t.Errorf("a clean stop left a row of order %s in %s taken, so that nobody takes it up until its lease has passed", id, table)
+			}
+		}
+		d.start(d.setup.processes...)
+	}
+	orders := l.wait(t)
+	d.awaitSettled(t, len(orders))
+	d.checkLoad(t, requests, orders, nil)
+	for _, topic := range []string{"order-events", "payment-events"} {
+		seen := map[string]bool{}
+		for _, r := range d.records(t, topic) {
+			if id := headerOf(r, "ce_id"); seen[id] {
+				t.Errorf("%s holds the event %s twice after clean stops", topic, id)
+			} else {
+				seen[id] = true
+			}
+		}
+	}
+}
+
+// awaitSettled waits until n orders and all that follows from them are done.
+func (d *deployment) awaitSettled(t *testing.T, n int) {
+	t.Helper()
+	for _, unfinished := range []struct{ service, statement string }{
+		{"order", `SELECT id FROM orders WHERE status = 'pending'`},
+		{"payment", `SELECT order_id FROM payments WHERE status NOT IN ('completed', 'failed')`},
+		{"notification", `SELECT order_id FROM order_contacts c WHERE 4 <> (SELECT COUNT(*) FROM notification_deliveries d WHERE d.order_id = c.order_id AND d.status = 'sent')`},
+	} {
+		var left []string
+		wrong := waitFor(t.Context(), settleLimit, func() string {
+			if left = column(d.rows(t, unfinished.service, unfinished.statement)); len(left) > 0 {
+				return left[0]
+			}
+			return ""
+		})
+		if wrong != "" {
+			d.suspect(wrong)
+			t.Fatalf("%s: %d are left of: %s", unfinished.service, len(left), unfinished.statement)
+		}
+	}
+	for service, statement := range map[string]string{
+		"order": `SELECT COUNT(*) FROM orders`, "payment": `SELECT COUNT(*) FROM payments`, "notification": `SELECT COUNT(*) FROM order_contacts`,
+	} {
+		eventually(t, paidLimit, func() string {
+			if got := d.value(t, service, statement); got != itoa(n) {
+				return service + ": " + statement + " is " + got
+			}
+			return ""
+		})
+	}
+	d.awaitPublished(t, paidLimit)
+}
+
+// checkLoad holds what became of the orders against the promise. A message may
+// have come again only where a kill met it on its way.
+func (d *deployment) checkLoad(t *testing.T, requests []orderRequest, orders []order, inFlight map[string]int) {
+	t.Helper()
+	charges := map[string][]charge{}
+	for _, c := range list[charge](t, d, "/payments/charges") {
+		charges[c.OrderReference] = append(charges[c.OrderReference], c)
+	}
+	copies := map[string]int{}            // of each delivery
+	kinds := map[string]map[string]bool{} // the deliveries of each contact
+	told := func(contact, delivery string) {
+		if kinds[contact] == nil {
+			kinds[contact] = map[string]bool{}
+		}
+		kinds[contact][delivery] = true
+		copies[delivery]++
+	}
+	for _, m := range list[mail](t, d, "/mail/messages") {
+		id, _, _ := strings.Cut(strings.Trim(m.MessageID, "<>"), "@")
+		told(m.To[0], id)
+	}
+	for _, m := range list[sms](t, d, "/sms/messages") {
+		told(m.To, m.Reference)
+	}
+
+	statuses := map[string]string{}
+	for _, row := range d.rows(t, "order", `SELECT id, status FROM orders`) {
+		statuses[row[0]] = row[1]
+	}
+	for i, o := range orders {
+		want, takings := "paid", 1
+		if strings.Contains(requests[i].CustomerEmail, "+declined") {
+			want, takings = "payment_failed", 0
+		}
+		wrong := statuses[o.OrderID] != want || succeeded(charges[o.OrderID]) != takings ||
+			len(kinds[requests[i].CustomerEmail]) != 2 || len(kinds[requests[i].CustomerPhone]) != 2
+		if wrong {
+			d.suspect(o.OrderID)
+			t.Errorf("order %s of %s is %q, want %s; %d charges succeeded, want %d; %d different mails and %d different SMS, want 2 of each",
+				o.OrderID, requests[i].CustomerEmail, statuses[o.OrderID], want, succeeded(charges[o.OrderID]), takings,
+				len(kinds[requests[i].CustomerEmail]), len(kinds[requests[i].CustomerPhone]))
+		}
+	}
+	if len(statuses) != len(orders) {
+		t.Errorf("%d orders in the database, %d were accepted", len(statuses), len(orders))
+	}
+	again := 0
+	for id, n := range copies {
+		if again += n - 1; n > 1+inFlight[id] {
+			t.Errorf("message %s came %d times, and %d kills met it on its way", id, n, inFlight[id])
+		}
+	}
+	t.Logf("%d of %d messages came again, %d were on their way at a kill", again, len(copies), len(inFlight))
+	d.checkRecords(t, orders)
+}
+
+// checkRecords looks for each order's events on the topics: all there, the
+// first occurrences of each aggregate in order and without a gap, and no dead
+// letters.
+func (d *deployment) checkRecords(t *testing.T, orders []order) {
+	t.Helper()
+	repeated := 0
+	types := map[string][]string{} // of each order
+	for _, topic := range topics {
+		versions := map[string]int{} // of each aggregate, the last
+		seen := map[string]bool{}
+		for _, r := range d.records(t, topic) {
+			if strings.HasSuffix(topic, "-dlq") {
+				t.Errorf("a dead letter: %s", r.Value)
+				continue
+			}
+			if id := headerOf(r, "ce_id"); seen[id] {
+				repeated++
+				continue
+			} else {
+				seen[id] = true
+			}
+			if versions[string(r.Key)]++; headerOf(r, "aggregate_version") != itoa(versions[string(r.Key)]) {
+				t.Errorf("%s: record %d of %s has version %s: %s", topic, versions[string(r.Key)], r.Key, headerOf(r, "aggregate_version"), r.Value)
+			}
+			types[string(r.Key)] = append(types[string(r.Key)], headerOf(r, "ce_type"))
+		}
+	}
+	for _, o := range orders {
+		if got := types[o.OrderID]; !slices.Equal(got, []string{"OrderCreated", "OrderPaid"}) && !slices.Equal(got, []string{"OrderCreated", "OrderPaymentFailed"}) {
+			d.suspect(o.OrderID)
+			t.Errorf("the events of order %s are %v", o.OrderID, got)
+		}
+	}
+	t.Logf("%d records came again", repeated)
+}
+
+// checkKeys repeats every request: its key must stand for the same order.
+func (d *deployment) checkKeys(ctx context.Context, t *testing.T, requests []orderRequest, orders []order) {
+	t.Helper()
+	for i, r := range requests {
+		if o, err := d.post(ctx, r, r.CustomerEmail); err != nil || o.OrderID != orders[i].OrderID {
+			t.Errorf("the key of order %s stands for %s: %v", orders[i].OrderID, o.OrderID, err)
+		}
+	}
+}

@@ -1,0 +1,140 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+)
+
+// customer is guest number i of a load. Each has his own contacts, so that
+// what he was charged and told can be counted. Some have trouble with their
+// cards, as the tag says.
+func customer(i int, tag string) orderRequest {
+	r := ivan(fmt.Sprintf("guest%d%s@example.com", i, tag))
+	r.CustomerPhone = guestPhone(i)
+	return r
+}
+
+// A load is orders placed by several clients at once, each of whom repeats a
+// request under its key until it is accepted.
+type load struct {
+	requests []orderRequest
+	done     chan struct{} // closed when all are accepted or one is refused
+
+	mu       sync.Mutex
+	cond     *sync.Cond // accepted has grown, or err is set
+	accepted int
+	orders   []order // by request
+	err      error
+}
+
+func (d *deployment) startLoad(ctx context.Context, requests []orderRequest, clients int) *load {
+	l := &load{requests: requests, orders: make([]order, len(requests)), done: make(chan struct{})}
+	l.cond = sync.NewCond(&l.mu)
+	var working sync.WaitGroup
+	for c := range clients {
+		working.Go(func() {
+			for i := c; i < len(requests); i += clients {
+				if err := l.place(ctx, d, i); err != nil {
+					l.settle(i, order{}, err)
+					return
+				}
+			}
+		})
+	}
+	go func() {
+		working.Wait()
+		close(l.done)
+	}()
+	return l
+}
+
+// place repeats request i until it is accepted. The customer's address is its
+// Idempotency-Key.
+func (l *load) place(ctx context.Context, d *deployment, i int) error {
+	for {
+		o, err := d.post(ctx, l.requests[i], l.requests[i].CustomerEmail)
+		if err == nil {
+			l.settle(i, o, nil)
+			return nil
+		}
+		if errors.Is(err, errRefused) {
+			return err
+		}
+		pause := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return fmt.Errorf("%w, at last: %w", ctx.Err(), err)
+		case <-pause.C:
+		}
+	}
+}
+
+func (l *load) settle(i int, o order, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err != nil {
+		l.err = errors.Join(l.err, err)
+	} else {
+		l.orders[i] = o
+		l.accepted++
+	}
+	l.cond.Broadcast()
+}
+
+// awaitAccepted waits until n orders are accepted.
+func (l *load) awaitAccepted(t *testing.T, n int) {
+	t.Helper()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.accepted < n && l.err == nil {
+		l.cond.Wait()
+	}
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+}
+
+// count is how many are accepted.
+func (l *load) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.accepted
+}
+
+// wait waits until all orders are accepted and returns them by request.
+func (l *load) wait(t *testing.T) []order {
+	t.Helper()
+	<-l.done
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil {
+		t.Fatal(l.err)
+	}
+	return l.orders
+}
+
+// chance is a source of randomness whose seed is printed; PIZZA_TEST_SEED
+// repeats a run, as far as the machine does.
+func chance(t *testing.T) *rand.Rand {
+	t.Helper()
+	seed := rand.Uint64()
+	if s := os.Getenv("PIZZA_TEST_SEED"); s != "" {
+		var err error
+		if seed, err = strconv.ParseUint(s, 10, 64); err != nil {
+			t.Fatalf("PIZZA_TEST_SEED: %v", err)
+		}
+	}
+	t.Logf("PIZZA_TEST_SEED=%d", seed)
+	return rand.New(rand.NewPCG(seed, seed))
+}
+
+// moment waits for a random moment within d.
+func moment(r *rand.Rand, d time.Duration) { <-time.After(time.Duration(r.Int64N(int64(d)))) }

@@ -1,0 +1,388 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+// paidLimit is how long an order may take to be paid while everything works.
+// By itself it takes a tenth of a second; the machine may have other work.
+const paidLimit = 20 * time.Second
+
+// Canaries stand for the personal data that must not get into logs.
+var canaries = []string{"Канарейкин", "canary.bird@example.com", "79031112233", "903-111-22-33", "Чёрный пруд"}
+
+// testOrder is the order that everything is about: taken, paid, told, and
+// visible on the topics, in the databases, in the logs and in the metrics.
+func testOrder(t *testing.T, s setup) {
+	kcat := program(t, "kcat")
+	d := deploy(t, s)
+	customer := orderRequest{
+		CustomerName: "Иван Канарейкин", CustomerEmail: "canary.bird@example.com", CustomerPhone: "+7-903-111-22-33",
+		Items: []line{{PizzaID: firstPizza(t, d), Quantity: 2, Size: "large"}}, DeliveryAddress: "ул. Чёрный пруд, д. 10",
+	}
+	placed := d.place(t, customer)
+	if string(placed.TotalAmount) != "1200.00" || placed.Currency != "RUB" || placed.Status != "pending" || placed.OrderNumber == "" {
+		t.Errorf("201 with %+v, want 1200.00 RUB, pending", placed)
+	}
+	paid := d.await(t, placed.OrderID, "paid", paidLimit)
+	if paid.PaidAt == nil || paid.Version != 2 || len(paid.History) != 2 || paid.History[0].Status != "pending" || paid.History[1].Status != "paid" {
+		t.Errorf("paid order: %+v", paid)
+	} else {
+		t.Logf("paid %s after it was placed", paid.PaidAt.Sub(paid.CreatedAt))
+	}
+
+	mails, texts := d.awaitMessages(t, customer.CustomerEmail, "+79031112233", 2, paidLimit)
+	checkMessages(t, placed, mails, texts)
+	counts := d.awaitPublished(t, paidLimit)
+	if want := map[string]int{"order": 2, "payment": 1, "notification": 0}; !maps.Equal(counts, want) {
+		t.Errorf("events in the databases: %v, want %v", counts, want)
+	}
+	if c := d.charges(t, placed.OrderID); len(c) != 1 || c[0].Status != "succeeded" || c[0].Amount != 1200_00 || c[0].Currency != "RUB" {
+		t.Errorf("charges: %+v, want one of 1200.00 RUB", c)
+	}
+	ids := checkTopics(t, d, kcat, placed.OrderID)
+	checkTracker(t, d, placed.OrderID)
+	if len(s.processes) == 0 {
+		checkMetrics(t, d, s)
+	}
+	checkLogs(t, d, ids)
+}
+
+func firstPizza(t *testing.T, d *deployment) string {
+	t.Helper()
+	status, body, err := fetch(t.Context(), d.shop("/api/v1/menu"))
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("menu: %d %s %v", status, body, err)
+	}
+	var menu struct {
+		Pizzas []struct {
+			ID     string `json:"id"`
+			Prices struct {
+				Large json.RawMessage `json:"large"`
+			} `json:"prices"`
+		} `json:"pizzas"`
+	}
+	if err := json.Unmarshal(body, &menu); err != nil {
+		t.Fatal(err)
+	}
+	if len(menu.Pizzas) < 12 || menu.Pizzas[0].ID != margherita || string(menu.Pizzas[0].Prices.Large) != "600.00" {
+		t.Errorf("menu: %d pizzas, the first %+v; want twelve or more, the first for 600.00", len(menu.Pizzas), menu.Pizzas[0])
+	}
+	return menu.Pizzas[0].ID
+}
+
+func checkMessages(t *testing.T, o order, mails []mail, texts []sms) {
+	t.Helper()
+	if len(mails) != 2 || len(texts) != 2 {
+		t.Fatalf("%d mails and %d SMS, want two of each", len(mails), len(texts))
+	}
+	if mails[0].MessageID == mails[1].MessageID || texts[0].Reference == texts[1].Reference {
+		t.Errorf("two messages have one id: %q, %q", mails[0].MessageID, texts[0].Reference)
+	}
+	confirmed := 0
+	for _, m := range mails {
+		if !strings.Contains(m.Subject+m.Text, o.OrderNumber) || !strings.Contains(m.HTML, o.OrderNumber) {
+			t.Errorf("a mail without the order's number %s: %s\n%s", o.OrderNumber, m.Subject, m.Text)
+		}
+		if strings.Contains(m.Text, "Маргарита") && strings.Contains(m.Text, "Чёрный пруд") {
+			confirmed++
+		}
+	}
+	if confirmed == 0 {
+		t.Errorf("no mail says what was ordered and where it goes: %q, %q", mails[0].Text, mails[1].Text)
+	}
+	for _, s := range texts {
+		if !strings.Contains(s.Text, o.OrderNumber) {
+			t.Errorf("an SMS without the order's number %s: %q", o.OrderNumber, s.Text)
+		}
+	}
+}
+
+// checkTopics reads the topics with a client that knows nothing of us, and
+// returns the type of each event by its id.
+func checkTopics(t *testing.T, d *deployment, kcat, orderID string) map[string]string {
+	t.Helper()
+	paymentID := d.value(t, "payment", `SELECT id FROM payments WHERE order_id = $1`, orderID)
+	ids := map[string]string{}
+	for _, want := range []struct {
+		topic, key, aggregate string
+		types                 []string
+	}{
+		{"order-events", orderID, "order_id", []string{"OrderCreated", "OrderPaid"}},
+		{"payment-events", paymentID, "payment_id", []string{"PaymentCompleted"}},
+		{"order-events-dlq", "", "", nil},
+		{"payment-events-dlq", "", "", nil},
+	} {
+		var types []string
+		for line := range strings.Lines(readWithKcat(t, d, kcat, want.topic)) {
+			key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+			e := checkEnvelope(t, []byte(value))
+			if key != want.key || e.AggregateID != want.key {
+				t.Errorf("%s is keyed by %s, its aggregate is %s, want %s", e.EventType, key, e.AggregateID, want.key)
+			}
+			if data := fmt.Sprintf("%q:%q", want.aggregate, want.key); !strings.Contains(string(e.EventData), data) {
+				t.Errorf("%s has no %s: %s", e.EventType, data, e.EventData)
+			}
+			types = append(types, e.EventType)
+			ids[e.EventID] = e.EventType
+		}
+		if !slices.Equal(types, want.types) {
+			t.Errorf("%s holds %v, want %v", want.topic, types, want.types)
+		}
+	}
+	for _, r := range d.records(t, "order-events") {
+		for _, h := range []string{"ce_specversion", "ce_id", "ce_type", "ce_source", "ce_subject", "ce_time", "content-type", "schema_version", "aggregate_version"} {
+			if headerOf(r, h) == "" {
+				t.Errorf("%s has no header %s: %s", headerOf(r, "ce_type"), h, headersText(r))
+			}
+		}
+	}
+	return ids
+}
+
+func readWithKcat(t *testing.T, d *deployment, kcat, topic string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), kcat, "-b", strings.Join(d.broker(), ","), "-t", topic, "-C", "-e", "-q", "-f", `%k %s\n`)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", cmd, err, stderr.String())
+	}
+	return string(out)
+}
+
+type envelope struct {
+	EventID     string          `json:"event_id"`
+	EventType   string          `json:"event_type"`
+	AggregateID string          `json:"aggregate_id"`
+	EventData   json.RawMessage `json:"event_data"`
+	Timestamp   time.Time       `json:"timestamp"`
+}
+
+// checkEnvelope decodes an envelope, which must have the five fields in their
+// order and nothing else.
+func checkEnvelope(t *testing.T, value []byte) envelope {
+	t.Helper()
+	var e envelope
+	if err := json.Unmarshal(value, &e); err != nil {
+		t.Fatalf("%v: %s", err, value)
+	}
+	var fields []string
+	dec, depth := json.NewDecoder(bytes.NewReader(value)), 0
+	for expectName := false; ; {
+		token, err := dec.Token()
+		if err != nil {
+			break
+		}
+		name, isText := token.(string)
+		switch {
+		case token == json.Delim('{') || token == json.Delim('['):
+			depth++
+			expectName = depth == 1
+		case token == json.Delim('}') || token == json.Delim(']'):
+			depth--
+			expectName = depth == 1
+		case depth == 1 && expectName && isText:
+			fields, expectName = append(fields, name), false
+		case depth == 1:
+			expectName = true
+		}
+	}
+	if want := []string{"event_id", "event_type", "aggregate_id", "event_data", "timestamp"}; !slices.Equal(fields, want) {
+		t.Errorf("the envelope has the fields %v, want %v", fields, want)
+	}
+	if _, offset := e.Timestamp.Zone(); offset != 0 || e.Timestamp.IsZero() || len(e.EventID) != 36 || e.EventID[14] != '7' {
+		t.Errorf("the envelope has no UTC timestamp or no UUIDv7: %s", value)
+	}
+	return e
+}
+
+// checkTracker reads the order's event stream as a browser's tracker does.
+func checkTracker(t *testing.T, d *deployment, orderID string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, d.shop("/api/v1/orders/"+orderID+"/events"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if kind := resp.Header.Get("Content-Type"); resp.StatusCode != http.StatusOK || !strings.HasPrefix(kind, "text/event-stream") {
+		t.Fatalf("event stream: %d %s", resp.StatusCode, kind)
+	}
+	var statuses, ids []string
+	for lines := bufio.NewScanner(resp.Body); len(statuses) < 2 && lines.Scan(); {
+		if id, ok := strings.CutPrefix(lines.Text(), "id:"); ok {
+			ids = append(ids, strings.TrimSpace(id))
+		}
+		if data, ok := strings.CutPrefix(lines.Text(), "data:"); ok {
+			var step struct {
+				OrderID string `json:"order_id"`
+				Status  string `json:"status"`
+			}
+			if err := json.Unmarshal([]byte(data), &step); err != nil || step.OrderID != orderID {
+				t.Errorf("event stream: %q %v", data, err)
+			}
+			statuses = append(statuses, step.Status)
+		}
+	}
+	if !slices.Equal(statuses, []string{"pending", "paid"}) || !slices.Equal(ids, []string{"1", "2"}) {
+		t.Errorf("the event stream tells %v with ids %v, want pending and paid, 1 and 2", statuses, ids)
+	}
+}
+
+// checkLogs looks for the two lines of each event, and for what must not be
+// there.
+func checkLogs(t *testing.T, d *deployment, ids map[string]string) {
+	t.Helper()
+	published, processed := map[string]int{}, map[string]int{}
+	for _, services := range d.setup.processes {
+		file := d.process(services).log
+		raw, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, canary := range canaries {
+			if at := bytes.Index(raw, []byte(canary)); at >= 0 {
+				t.Errorf("the log holds %q: …%s…", canary, raw[max(0, at-200):min(len(raw), at+100)])
+			}
+		}
+		for _, line := range logLines(t, file) {
+			id, _ := line["event_id"].(string)
+			switch line["msg"] {
+			case "Event published":
+				requireFields(t, line, ids[id], "event_id", "event_type", "aggregate_id", "topic", "timestamp")
+				published[id]++
+			case "Event processed":
+				requireFields(t, line, ids[id], "event_id", "event_type", "processing_time_ms", "consumer_group", "timestamp")
+				processed[id]++
+			}
+		}
+	}
+	handlers := map[string]int{"OrderCreated": 2, "OrderPaid": 0, "PaymentCompleted": 2}
+	for id, kind := range ids {
+		if published[id] != 1 || processed[id] != handlers[kind] {
+			t.Errorf("%s was logged as published %d times and as processed %d times, want once and %d times", kind, published[id], processed[id], handlers[kind])
+		}
+	}
+}
+
+func requireFields(t *testing.T, line map[string]any, eventType string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if v, ok := line[name]; !ok || v == "" {
+			t.Errorf("%v has no %s: %v", line["msg"], name, line)
+		}
+	}
+	if line["event_type"] != eventType {
+		t.Errorf("%v of a %v that is a %q on the topic", line["msg"], line["event_type"], eventType)
+	}
+}
+
+// checkMetrics looks at what the process tells about itself after one order.
+func checkMetrics(t *testing.T, d *deployment, s setup) {
+	t.Helper()
+	metrics := scrape(t, d)
+	sum := func(name string, labels ...string) (sum float64, series int) {
+		for key, value := range metrics {
+			if n, rest, _ := strings.Cut(key, "{"); n != name {
+				continue
+			} else if all := func() bool {
+				for _, l := range labels {
+					if !strings.Contains(rest, l) {
+						return false
+					}
+				}
+				return true
+			}(); all {
+				sum, series = sum+value, series+1
+			}
+		}
+		return sum, series
+	}
+	for _, want := range []struct {
+		name   string
+		labels []string
+		value  float64
+	}{
+		{"pizza_outbox_unpublished", []string{`service="order"`}, 0},
+		{"pizza_outbox_unpublished", []string{`service="payment"`}, 0},
+		{"pizza_outbox_unpublished", []string{`service="notification"`}, 0},
+		{"pizza_outbox_oldest_seconds", []string{`service="order"`}, 0},
+		{"pizza_outbox_publish_delay_seconds_count", nil, 3},
+		{"pizza_outbox_published_total", []string{`service="order"`}, 2},
+		{"pizza_outbox_published_total", []string{`service="payment"`}, 1},
+		{"pizza_consumer_processed_total", []string{`event_type="OrderCreated"`, `result="handled"`}, 2},
+		{"pizza_consumer_processed_total", []string{`event_type="PaymentCompleted"`, `result="handled"`}, 2},
+		{"pizza_consumer_processing_seconds_count", nil, 4},
+		{"pizza_dead_letters", []string{`group="order-service"`}, 0},
+		{"pizza_dead_letters", []string{`group="payment-service"`}, 0},
+		{"pizza_dead_letters", []string{`group="notification-service"`}, 0},
+		{"pizza_order_end_to_end_seconds_count", nil, 1},
+		{"pizza_payments_total", []string{`result="completed"`}, 1},
+		{"pizza_notification_delivery_seconds_count", []string{`channel="email"`}, 2},
+		{"pizza_notification_delivery_seconds_count", []string{`channel="sms"`}, 2},
+		{"pizza_notification_deliveries_total", []string{`channel="email"`, `result="sent"`}, 2},
+		{"pizza_notification_deliveries_total", []string{`channel="sms"`, `result="sent"`}, 2},
+	} {
+		if value, series := sum(want.name, want.labels...); series == 0 || value != want.value {
+			t.Errorf("%s%v is %v in %d series, want %v", want.name, want.labels, value, series, want.value)
+		}
+	}
+	if _, series := sum("pizza_outbox_publish_errors_total"); series == 0 {
+		t.Error("no pizza_outbox_publish_errors_total")
+	}
+	partitions := 3
+	if s.realKafka {
+		partitions = 12
+	}
+	for _, group := range groups {
+		for _, topic := range map[string][]string{"order-service": {"payment-events"}, "payment-service": {"order-events"}, "notification-service": {"order-events", "payment-events"}}[group] {
+			eventually(t, paidLimit, func() string { // the lag is as of the last fetch
+				metrics = scrape(t, d)
+				if lag, series := sum("pizza_consumer_lag", `group="`+group+`"`, `topic="`+topic+`"`); lag != 0 || series != partitions {
+					return fmt.Sprintf("pizza_consumer_lag of %s on %s is %v in %d series, want 0 in %d", group, topic, lag, series, partitions)
+				}
+				return ""
+			})
+		}
+	}
+	if status, body, err := fetch(t.Context(), "http://"+d.address("ADMIN_ADDR")+"/livez"); err != nil || status != http.StatusOK {
+		t.Errorf("/livez: %d %s %v", status, body, err)
+	}
+}
+
+// scrape reads /metrics: the value of each series by its name with labels.
+func scrape(t *testing.T, d *deployment) map[string]float64 {
+	t.Helper()
+	status, body, err := fetch(t.Context(), "http://"+d.address("ADMIN_ADDR")+"/metrics")
+	if err != nil || status != http.StatusOK {
+		t.Fatalf("/metrics: %d %v", status, err)
+	}
+	series := map[string]float64{}
+	for line := range strings.Lines(string(body)) {
+		if at := strings.LastIndexByte(line, ' '); at > 0 && line[0] != '#' {
+			value, err := strconv.ParseFloat(strings.TrimSpace(line[at:]), 64)
+			if err != nil {
+				t.Fatalf("/metrics: %q", line)
+			}
+			series[line[:at]] = value
+		}
+	}
+	return series
+}

@@ -1,0 +1,176 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	startLimit = 60 * time.Second // generous: two cores may build and test everything else meanwhile
+	stopLimit  = 30 * time.Second
+)
+
+// A process is one running pizza.
+type process struct {
+	services string // the value of SERVICES, "" for the default
+	cmd      *exec.Cmd
+	log      string        // the file of its standard error
+	ended    chan struct{} // closed when it has ended
+
+	mu        sync.Mutex
+	addresses map[string]string // what it printed, by key
+}
+
+// launch starts the binary with exactly this environment.
+func launch(t *testing.T, services string, env []string, dir, log string) *process {
+	t.Helper()
+	stderr, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stderr.Close()
+	p := &process{services: services, log: log, ended: make(chan struct{}), addresses: map[string]string{}}
+	p.cmd = exec.Command(pizza)
+	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.SysProcAttr = dir, env, stderr, dieWithUs()
+	stdout, err := p.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		for lines := bufio.NewScanner(stdout); lines.Scan(); {
+			if key, address, ok := strings.Cut(lines.Text(), "="); ok {
+				p.mu.Lock()
+				p.addresses[key] = address
+				p.mu.Unlock()
+			}
+		}
+		_ = p.cmd.Wait() // whoever waits for ended asks for the exit code
+		close(p.ended)
+	}()
+	return p
+}
+
+// address is what the process printed for the key, "" as long as it has not.
+func (p *process) address(key string) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.addresses[key]
+}
+
+func (p *process) alive() bool {
+	select {
+	case <-p.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// ready says why the process is not ready yet, or "".
+func (p *process) ready(ctx context.Context) string {
+	if p.services == "sandbox" { // it has no admin address
+		for _, key := range []string{"SANDBOX_ADDR", "SANDBOX_SMTP_ADDR"} {
+			if p.address(key) == "" {
+				return "no " + key
+			}
+		}
+		return ""
+	}
+	admin := p.address("ADMIN_ADDR")
+	if admin == "" {
+		return "no ADMIN_ADDR"
+	}
+	status, body, err := fetch(ctx, "http://"+admin+"/readyz")
+	if err != nil {
+		return err.Error()
+	}
+	if status != http.StatusOK {
+		return fmt.Sprintf("/readyz: %d %s", status, body)
+	}
+	return ""
+}
+
+// kill ends the process with SIGKILL and waits until it is gone.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // it may be gone already
+	<-p.ended
+}
+
+// stop asks the process to end with SIGTERM and returns how it did; "" is well.
+func (p *process) stop() string {
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.ended:
+	case <-time.After(stopLimit):
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines are in the log then
+		select {
+		case <-p.ended:
+		case <-time.After(5 * time.Second):
+			p.kill()
+		}
+		return fmt.Sprintf("did not end within %s of SIGTERM", stopLimit)
+	}
+	if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Sprintf("ended with %s after SIGTERM", p.cmd.ProcessState)
+	}
+	return ""
+}
+
+// logLines are the JSON lines that the processes of the log file wrote.
+func logLines(t *testing.T, file string) []map[string]any {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []map[string]any
+	for line := range strings.Lines(string(raw)) {
+		var fields map[string]any
+		if strings.HasPrefix(line, "{") && json.Unmarshal([]byte(line), &fields) == nil {
+			lines = append(lines, fields)
+		}
+	}
+	return lines
+}
+
+// troubles are the last lines of a log that are neither access log nor routine.
+func troubles(file string) string {
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		return err.Error()
+	}
+	var out []string
+	for line := range strings.Lines(string(raw)) {
+		if !strings.Contains(line, `"level":"INFO"`) && strings.TrimSpace(line) != "" {
+			out = append(out, line)
+		}
+	}
+	if over := len(out) - 60; over > 0 {
+		out = append([]string{fmt.Sprintf("… %d lines before\n", over)}, out[over:]...)
+	}
+	return filepath.Base(file) + ":\n" + strings.Join(out, "")
+}
+
+// fetch gets a URL and returns status and body.
+func fetch(ctx context.Context, url string) (status int, body []byte, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return 0, nil, err
+	}
+	status, _, body, err = send(req)
+	return status, body, err
+}

@@ -1,0 +1,60 @@
+package e2e
+
+import (
+	"testing"
+
+	"pizzaflow/sqldb"
+)
+
+// A scenario is a test of a deployed system, however it is deployed.
+type scenario struct {
+	name string
+	run  func(t *testing.T, s setup)
+}
+
+var scenarios = []scenario{
+	{"Order", testOrder},
+	{"BadInput", testBadInput},
+	{"Payments", testPayments},
+	{"DeadLetters", testDeadLetters},
+	{"Kill", testKill},
+	{"Terminate", testTerminate},
+	{"OutsideAway", testOutsideAway},
+}
+
+// TestEmbedded needs nothing but the binary.
+func TestEmbedded(t *testing.T) {
+	t.Parallel()
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) {
+			t.Parallel()
+			s.run(t, embedded)
+		})
+	}
+}
+
+// TestServers runs on PostgreSQL and Apache Kafka, whose topics have fixed
+// names: one after the other.
+func TestServers(t *testing.T) {
+	t.Parallel()
+	databaseServer(t)
+	kafkaBrokers(t)
+	for _, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) { s.run(t, servers) })
+	}
+	t.Run("Apart", func(t *testing.T) {
+		for _, s := range []scenario{{"Order", testOrder}, {"Kill", testKill}} {
+			t.Run(s.name, func(t *testing.T) { s.run(t, apart) })
+		}
+	})
+}
+
+// TestMixed runs on one engine and the other's usual broker.
+func TestMixed(t *testing.T) {
+	t.Parallel()
+	t.Run("PostgresEmbedded", func(t *testing.T) {
+		t.Parallel()
+		databaseServer(t)
+		testOrder(t, setup{engine: sqldb.Postgres})
+	})
+}
