@@ -19,8 +19,10 @@ const (
 	// sendTimeout bounds one attempt; a mail server may think for a while
 	// about what it was given, and giving up then may repeat the mail.
 	sendTimeout = 30 * time.Second
-	// laneLimit is how many messages of one channel are on their way at once.
-	laneLimit = 32
+	// laneLimit is how many messages of one channel are on their way at once,
+	// until what came of them is recorded: so many may be sent twice when the
+	// process dies. SQLite has one writer, who would only have them queue.
+	laneLimit, laneLimitSQLite = 32, 12
 	// laneWait is how long a message waits for its channel.
 	laneWait = 2 * time.Second
 	// workLimit leaves room for one channel while all messages of the other
@@ -35,20 +37,30 @@ type lane struct {
 	slots  chan struct{}
 }
 
-func newLane(s Sender) *lane { return &lane{sender: s, slots: make(chan struct{}, laneLimit)} }
+func newLane(s Sender, engine sqldb.Engine) *lane {
+	n := laneLimit
+	if engine == sqldb.SQLite {
+		n = laneLimitSQLite
+	}
+	return &lane{sender: s, slots: make(chan struct{}, n)}
+}
 
 // errLaneFull is why a message was not even tried.
 var errLaneFull = errors.New("all lines of the channel are busy")
 
-func (l *lane) send(ctx context.Context, m Message) Result {
+// enter waits for a line; leave frees it.
+func (l *lane) enter() (leave func(), ok bool) {
 	wait := time.NewTimer(laneWait)
 	defer wait.Stop()
 	select {
 	case l.slots <- struct{}{}:
-		defer func() { <-l.slots }()
+		return func() { <-l.slots }, true
 	case <-wait.C:
-		return Result{Outcome: Temporary, Err: errLaneFull}
+		return nil, false
 	}
+}
+
+func (l *lane) send(ctx context.Context, m Message) Result {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
 	return l.sender.Send(ctx, m)
@@ -64,6 +76,11 @@ func (s *Service) deliver(ctx context.Context, c outbox.Claim) error {
 	if err != nil {
 		return err
 	}
+	leave, ok := s.channels[d.Channel].enter()
+	if !ok {
+		return s.settle(ctx, c, d, Result{Outcome: Temporary, Err: errLaneFull})
+	}
+	defer leave() // not before the result is recorded
 	return s.settle(ctx, c, d, s.send(ctx, d))
 }
 

@@ -63,7 +63,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
 	s := &Service{db: cfg.Outbox.DB(), log: cfg.Log, metrics: m, templates: texts, from: from}
-	s.channels = map[Channel]*lane{Email: newLane(cfg.Email), SMS: newLane(cfg.SMS)}
+	s.channels = map[Channel]*lane{Email: newLane(cfg.Email, s.db.Engine), SMS: newLane(cfg.SMS, s.db.Engine)}
 	s.work = outbox.NewWork(outbox.WorkConfig{
 		DB: s.db, Table: "notification_deliveries", Limit: workLimit, Lease: lease, Do: s.deliver, Log: cfg.Log,
 	})
