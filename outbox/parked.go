@@ -110,7 +110,7 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 	rows, err := c.db.Read().QueryContext(ctx, `
 		SELECT seq, state, attempts, topic, partition, record_offset, key, value, headers, event_id
 		FROM parked_records p
-		WHERE consumer = $1 AND (state = 'waiting' OR state = 'retrying' AND due_at <= $2) AND NOT EXISTS (
+		WHERE consumer = $1 AND (state = 'waiting' OR state = 'retrying' AND (due_at IS NULL OR due_at <= $2)) AND NOT EXISTS (
 			SELECT 1 FROM parked_records q
 			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key = p.key AND q.seq < p.seq AND q.state IN ('retrying', 'waiting', 'dead'))
 		ORDER BY seq LIMIT 100`, c.cfg.Group, now)
