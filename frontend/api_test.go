@@ -26,14 +26,13 @@ import (
 type orderAPI struct {
 	mux *http.ServeMux
 
-	mu       sync.Mutex
-	orders   map[string]*order
-	keys     map[string]keyed
-	away     bool // answers 503
-	busy     int  // answers 409 to that many more orders
-	reads    int
-	comments []string
-	headers  []http.Header // of the orders that were posted
+	mu      sync.Mutex
+	orders  map[string]*order
+	keys    map[string]keyed
+	away    bool // answers 503
+	busy    int  // answers 409 to that many more orders
+	reads   int
+	headers []http.Header // of the orders that were posted
 }
 
 type keyed struct {
@@ -174,7 +173,6 @@ func (a *orderAPI) postOrder(w http.ResponseWriter, r *http.Request) {
 		web.Error(w, r, nil, web.Invalid(errs...))
 		return
 	}
-	a.comments = append(a.comments, p.Comment)
 	o := &order{
 		OrderID: uuid.NewString(), OrderNumber: fmt.Sprintf("A%03d-77", len(a.orders)+1), Status: statusPending, Currency: "RUB",
 		DeliveryAddress: p.DeliveryAddress, CreatedAt: now(), Version: 1,
@@ -204,6 +202,13 @@ func (a *orderAPI) getOrder(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	web.JSON(w, http.StatusOK, o)
+}
+
+// asked tells how often an order was read.
+func (a *orderAPI) asked() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.reads
 }
 
 // advance gives an order its next status.

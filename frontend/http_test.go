@@ -92,6 +92,7 @@ func TestTracker(t *testing.T) {
 	}{
 		{statusPaid, "", map[string][]string{"ru": {"Оплачено. Дальше кухня", "очередь за кухней"}, "en": {"Paid. The kitchen is next", `aria-current="step"`}}},
 		{statusFailed, "insufficient_funds", map[string][]string{"ru": {"Оплата не прошла", "не хватило средств", "Заказать заново"}, "en": {"The payment failed", "not enough money", "No money was taken", "Order again"}}},
+		{statusFailed, "card_declined", map[string][]string{"ru": {"Банк отклонил платёж"}, "en": {"The bank declined"}}},
 		{statusFailed, "something_new", map[string][]string{"ru": {"Платёж не прошёл"}, "en": {"did not go through"}}},
 		{"baking", "", map[string][]string{"ru": {"Заказ в работе"}, "en": {"The order is under way"}}},
 	} {
@@ -386,6 +387,8 @@ func TestPagesObeyTheirPolicy(t *testing.T) {
 			for _, a := range attribute.FindAllStringSubmatch(el, -1) {
 				name, value := strings.ToLower(a[1]), html.UnescapeString(a[2])
 				switch {
+				case strings.HasPrefix(value, `"`):
+					t.Errorf("the template took a text for a script: %s", el)
 				case name == "style" || strings.HasPrefix(name, "on"):
 					t.Errorf("inline: %s", el)
 				case name == "src" || name == "href" || name == "action" || name == "data-picture":

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -64,7 +65,7 @@ func Remote(urls []string, log *slog.Logger) (http.Handler, error) {
 		if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.Path != "" || u.RawQuery != "" || u.User != nil {
 			return nil, fmt.Errorf("order API: %q is not of the form http://host:port", raw)
 		}
-		m.replicas = append(m.replicas, &replica{url: u.String()})
+		m.replicas = append(m.replicas, &replica{base: u})
 	}
 	return m, nil
 }
@@ -78,7 +79,7 @@ type remote struct {
 
 // replica is one address.
 type replica struct {
-	url  string
+	base *url.URL
 	rest atomic.Int64 // Unix milliseconds until which it is asked last
 }
 
@@ -86,8 +87,7 @@ type replica struct {
 func (m *remote) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, web.MaxBody))
 	if err != nil {
-		var tooLarge *http.MaxBytesError
-		if !errors.As(err, &tooLarge) {
+		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); !tooLarge {
 			err = web.NewProblem(http.StatusBadRequest, "body-broken", "The body is incomplete", "The request's body could not be read to its end.").Because(err)
 		}
 		web.Error(w, r, m.log, err)
@@ -122,14 +122,12 @@ func (a *answer) copyTo(w http.ResponseWriter, r *http.Request) {
 	for _, name := range hopByHop(a.header) {
 		a.header.Del(name)
 	}
-	for name, values := range a.header {
-		w.Header()[name] = values
-	}
+	maps.Copy(w.Header(), a.header)
 	if r.Method != http.MethodHead && a.status != http.StatusNoContent && a.status != http.StatusNotModified {
 		w.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body.Bytes()) // the only error is a client that is gone
+	_, _ = w.Write(a.body.Bytes()) //nolint:gosec // the order API's own words; the only error is a client that is gone
 }
 
 // ask tries the addresses in turn. The last refusal is better than no answer.
@@ -142,7 +140,7 @@ func (m *remote) ask(ctx context.Context, r *http.Request, header http.Header, b
 			to.rest.Store(0)
 			return a, nil
 		}
-		errs = append(errs, fmt.Errorf("%s: %w", to.url, err))
+		errs = append(errs, fmt.Errorf("%s: %w", to.base, err))
 		if errors.Is(r.Context().Err(), context.Canceled) {
 			return nil, errors.Join(errs...) // that says nothing of the address
 		}
@@ -185,12 +183,14 @@ func (m *remote) try(ctx context.Context, to *replica, r *http.Request, header h
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, r.Method, to.url+r.URL.RequestURI(), bytes.NewReader(body))
+	target := *to.base // whatever the request's URL is, only its path and query go there
+	target.Path, target.RawPath, target.RawQuery = r.URL.Path, r.URL.RawPath, r.URL.RawQuery
+	req, err := http.NewRequestWithContext(ctx, r.Method, target.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	req.Header = header.Clone()
-	resp, err := m.client.Do(req)
+	resp, err := m.client.Do(req) //nolint:gosec // the host is the operator's
 	if err != nil {
 		return nil, err
 	}

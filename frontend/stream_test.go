@@ -52,7 +52,9 @@ func listen(t testing.TB, server *httptest.Server, id, last string) (*http.Respo
 			name, value, _ := strings.Cut(lines.Text(), ": ")
 			switch name {
 			case "id":
-				fmt.Sscan(value, &e.ID)
+				if _, err := fmt.Sscan(value, &e.ID); err != nil {
+					t.Errorf("id %q: %v", value, err)
+				}
 			case "data":
 				if err := json.Unmarshal([]byte(value), &e.Data); err != nil {
 					t.Errorf("data %q: %v", value, err)
@@ -197,7 +199,7 @@ func TestNothingIsMissed(t *testing.T) {
 				defer cancel()
 				w := &recorder{header: http.Header{}, full: func(body string) bool { return strings.Contains(body, `"status":"paid"`) }, done: cancel}
 				s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/api/v1/orders/"+id+"/events", nil))
-				if got := strings.Count(w.body, "data:"); got != 3 || strings.Count(w.body, "id: 2\n") != 1 {
+				if got := w.count("data:"); got != 3 || w.count("id: 2\n") != 1 {
 					t.Errorf("%d steps:\n%s", got, w.body)
 				}
 			})
@@ -209,9 +211,17 @@ func TestNothingIsMissed(t *testing.T) {
 // A recorder takes an answer and calls done when it is full.
 type recorder struct {
 	header http.Header
-	body   string
 	full   func(body string) bool
 	done   func()
+
+	mu   sync.Mutex
+	body string
+}
+
+func (w *recorder) count(what string) int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return strings.Count(w.body, what)
 }
 
 func (w *recorder) Header() http.Header { return w.header }
@@ -219,6 +229,8 @@ func (w *recorder) WriteHeader(int)     {}
 func (w *recorder) FlushError() error   { return nil }
 
 func (w *recorder) Write(b []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.body += string(b)
 	if w.full != nil && w.full(w.body) {
 		w.done()
@@ -247,11 +259,11 @@ func TestOneReadForAll(t *testing.T) {
 		api.advance(id, statusPaid, "")
 		s.hub.hint(id)
 		synctest.Wait()
-		if api.reads != 2 {
-			t.Errorf("%d reads, want one for the first and one for the change", api.reads)
+		if n := api.asked(); n != 2 {
+			t.Errorf("%d reads, want one for the first and one for the change", n)
 		}
 		for _, st := range streams {
-			if strings.Count(st.body, "data:") != 2 {
+			if st.count("data:") != 2 {
 				t.Errorf("a stream has\n%s", st.body)
 			}
 		}
@@ -280,25 +292,25 @@ func TestClockOfAStream(t *testing.T) {
 		}
 		for i := 1; i <= 4; i++ {
 			pass(heartbeat)
-			if n := strings.Count(w.body, ":\n\n"); n != i {
+			if n := w.count(":\n\n"); n != i {
 				t.Errorf("%d heartbeats after %d × 15 s", n, i)
 			}
 		}
 		// Kafka is away: the order is read again every few seconds.
-		if api.reads < 15 || api.reads > 30 {
-			t.Errorf("%d reads in a minute without Kafka", api.reads)
+		if n := api.asked(); n < 15 || n > 30 {
+			t.Errorf("%d reads in a minute without Kafka", n)
 		}
 		api.set(func() { api.away = true })
 		pass(heartbeat)
 		api.set(func() { api.away = false })
 		api.advance(id, statusPaid, "")
 		pass(2 * tick)
-		if strings.Count(w.body, "data:") != 2 {
+		if w.count("data:") != 2 {
 			t.Errorf("a change that nobody told of:\n%s", w.body)
 		}
-		reads := api.reads
+		reads := api.asked()
 		pass(lingering / 2)
-		if api.reads != reads {
+		if api.asked() != reads {
 			t.Error("a finished order is read again")
 		}
 		select {

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	fetchWait  = 2 * time.Second // a broker with nothing to say answers after this long
-	silence    = 3 * fetchWait   // after which it is taken to be away
-	fetchBytes = 4 << 20         // of one answer
+	fetchWait  = time.Second   // a broker with nothing to say answers after this long
+	silence    = 4 * fetchWait // after which it is taken to be away
+	fetchBytes = 4 << 20       // of one answer
 )
 
 // Run follows the topics from their end until ctx ends, and wakes the trackers of

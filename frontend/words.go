@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/nicksnyder/go-i18n/v2/i18n"
@@ -58,7 +59,7 @@ func (w *words) say(lang string, data map[string]any, ids ...string) string {
 // by the cookie, or by Accept-Language.
 func (s *Service) language(w http.ResponseWriter, r *http.Request) string {
 	if asked := r.URL.Query().Get("lang"); spoken(asked) {
-		http.SetCookie(w, &http.Cookie{
+		http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure wherever the shop is served over https
 			Name: languageCookie, Value: asked, Path: "/", MaxAge: 365 * 24 * 3600,
 			HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: s.secure,
 		})
@@ -71,14 +72,7 @@ func (s *Service) language(w http.ResponseWriter, r *http.Request) string {
 	return languages[i]
 }
 
-func spoken(lang string) bool {
-	for _, l := range languages {
-		if l == lang {
-			return true
-		}
-	}
-	return false
-}
+func spoken(lang string) bool { return slices.Contains(languages, lang) }
 
 // symbols stand for currencies in our languages; every other currency is written
 // as its code. They are those of the browsers, so that a script writes the same.
