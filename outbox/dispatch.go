@@ -76,6 +76,7 @@ func (d *dispatcher) assigned(_ context.Context, client *kgo.Client, parts map[s
 		for _, id := range ids {
 			tp := topicPartition{topic, id}
 			d.partitions[tp] = &partition{topicPartition: tp, lowWater: -1, committed: -1}
+			d.c.metrics.lag.WithLabelValues(topic, fmt.Sprint(id)).Set(0)
 		}
 	}
 	client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made for

@@ -111,6 +111,10 @@ func (w *Work) claim(ctx context.Context, n int) (claims []Claim, next time.Dura
 		}
 		return nil, time.Second, err
 	}
+	// what is claimed must be known: broken off, the statement may have taken
+	// rows that nobody works on until their lease runs out
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
 	token := rand.Text()
 	locking := ""
 	if w.cfg.DB.Engine == sqldb.Postgres {
