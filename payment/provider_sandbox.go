@@ -222,7 +222,7 @@ func unanswered(err error) Answer { return Answer{Outcome: Unanswered, Detail: e
 
 // Close hangs up what connections are idle: a server that is being stopped
 // would wait for them.
-func (p *sandboxProvider) Close() error {
-	p.client.CloseIdleConnections()
+func (s *sandboxProvider) Close() error {
+	s.client.CloseIdleConnections()
 	return nil
 }

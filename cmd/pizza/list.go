@@ -80,15 +80,15 @@ func show[T any](p *program, list []T, header string, columns func(T) []any) err
 		return enc.Encode(list)
 	}
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, header) //nolint:errcheck // Flush tells
+	fmt.Fprintln(w, header)
 	for _, item := range list {
 		for i, c := range columns(item) {
 			if i > 0 {
-				fmt.Fprint(w, "\t") //nolint:errcheck // Flush tells
+				fmt.Fprint(w, "\t")
 			}
-			fmt.Fprint(w, c) //nolint:errcheck // Flush tells
+			fmt.Fprint(w, c)
 		}
-		fmt.Fprintln(w) //nolint:errcheck // Flush tells
+		fmt.Fprintln(w)
 	}
 	return w.Flush()
 }

@@ -64,7 +64,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		kong.Description("Takes pizza orders, gets them paid and tells the customers. Without arguments it runs everything."),
 		kong.Exit(func(int) { helped = true }))
 	if err != nil {
-		fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // there is nowhere else to say it
+		fmt.Fprintln(stderr, "pizza:", err)
 		return exitFailed
 	}
 	parsed, err := parser.Parse(args)
@@ -72,7 +72,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case helped:
 		return exitDone
 	case err != nil:
-		fmt.Fprintf(stderr, "pizza: %v\nSee `pizza --help`.\n", err) //nolint:errcheck // as above
+		fmt.Fprintf(stderr, "pizza: %v\nSee `pizza --help`.\n", err)
 		return exitUsage
 	}
 	p := &program{cfg: c.Config, json: c.Output == "json", stdout: stdout, stderr: stderr, log: newLogger(c.Config, stderr)}
@@ -82,10 +82,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	case err == nil:
 		return exitDone
 	case errors.Is(err, pizzaflow.ErrConfig):
-		fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // as above
+		fmt.Fprintln(stderr, "pizza:", err)
 		return exitUsage
 	}
-	fmt.Fprintln(stderr, "pizza:", err) //nolint:errcheck // as above
+	fmt.Fprintln(stderr, "pizza:", err)
 	return exitFailed
 }
 
@@ -96,7 +96,7 @@ func newLogger(cfg pizzaflow.Config, stderr io.Writer) *slog.Logger {
 		level = slog.LevelInfo // the command line takes no other word
 	}
 	f, isFile := stderr.(*os.File)
-	terminal := isFile && term.IsTerminal(int(f.Fd())) //nolint:gosec // a file descriptor
+	terminal := isFile && term.IsTerminal(int(f.Fd()))
 	switch {
 	case cfg.LogFormat == "auto" && terminal:
 		return slog.New(tint.NewHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))

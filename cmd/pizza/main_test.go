@@ -128,9 +128,7 @@ func TestBadConfigurationNamesItsKey(t *testing.T) {
 	} {
 		t.Run(c.key+"="+c.value, func(t *testing.T) {
 			env := map[string]string{}
-			for key, value := range c.more {
-				env[key] = value
-			}
+			maps.Copy(env, c.more)
 			if c.value != "" {
 				env[c.key] = c.value
 			}
