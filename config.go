@@ -87,7 +87,7 @@ func (c Config) Options() []Option {
 	var out []Option
 	for i := range v.NumField() {
 		tag, value := v.Type().Field(i).Tag, fmt.Sprint(v.Field(i).Interface())
-		if list, ok := v.Field(i).Interface().([]string); ok {
+		if list, ok := reflect.TypeAssert[[]string](v.Field(i)); ok {
 			value = strings.Join(list, ",")
 		}
 		if value != "" {

@@ -99,7 +99,7 @@ func newLogger(cfg pizzaflow.Config, stderr io.Writer) *slog.Logger {
 	terminal := isFile && term.IsTerminal(int(f.Fd()))
 	switch {
 	case cfg.LogFormat == "auto" && terminal:
-		return slog.New(tint.NewHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))
+		return slog.New(tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))
 	case cfg.LogFormat == "text":
 		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 	}
