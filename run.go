@@ -196,6 +196,9 @@ func (p *process) startServices(ctx context.Context) error {
 	if len(p.kafka.Brokers) > 0 {
 		p.engine.Go("topics", func(ctx context.Context) error {
 			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topics()...)
+			if ctx.Err() != nil {
+				return nil // told to stop while it waited for the broker
+			}
 			if err != nil {
 				return err
 			}

@@ -221,7 +221,8 @@ type inbound struct {
 	attempt int
 	key     string // of its queue
 	part    *partition
-	done    bool
+	settled bool // handled or parked, by whoever works on it
+	done    bool // the same, as its partition knows it
 	began   time.Time
 }
 

@@ -30,6 +30,13 @@ type cursor struct {
 	head     int64
 	gaps     []gap // in order, disjoint
 	inFlight []span
+	aside    []aside // in order of seq: refused for now, and not read again before their time
+}
+
+// An aside is a row that could not be published yet.
+type aside struct {
+	seq   int64
+	queue string
 }
 
 // newCursor starts from what is stored: everything up to floor is done with,
@@ -53,6 +60,9 @@ func (c *cursor) floor() int64 {
 	}
 	if len(c.inFlight) > 0 {
 		f = min(f, c.inFlight[0].lo-1)
+	}
+	if len(c.aside) > 0 {
+		f = min(f, c.aside[0].seq-1)
 	}
 	return f
 }
@@ -110,14 +120,33 @@ func (c *cursor) locks(current []string) {
 }
 
 // landed is the cursor after the rows in flight have been dealt with: those
-// that were not acknowledged are gaps again.
-func (c *cursor) landed(failed []int64) *cursor {
-	after := &cursor{head: c.head, gaps: slices.Clone(c.gaps)}
-	for _, s := range spans(failed) {
-		after.gaps = append(after.gaps, gap{span: s})
-	}
-	slices.SortFunc(after.gaps, func(a, b gap) int { return cmp.Compare(a.lo, b.lo) })
+// that were refused are set aside, so that they fill no further round.
+func (c *cursor) landed(refused []aside) *cursor {
+	after := &cursor{head: c.head, gaps: slices.Clone(c.gaps), aside: append(slices.Clone(c.aside), refused...)}
+	slices.SortFunc(after.aside, func(a, b aside) int { return cmp.Compare(a.seq, b.seq) })
 	return after
+}
+
+// recall has the first n rows that were set aside read again.
+func (c *cursor) recall(n int) {
+	n = min(n, len(c.aside))
+	for _, a := range c.aside[:n] {
+		c.gaps = append(c.gaps, gap{span: span{a.seq, a.seq}})
+	}
+	c.aside = slices.Clone(c.aside[n:])
+	slices.SortFunc(c.gaps, func(a, b gap) int { return cmp.Compare(a.lo, b.lo) })
+}
+
+// firstAside is the first row set aside of each queue: nothing of the queue may
+// be sent that comes after it.
+func (c *cursor) firstAside() map[string]int64 {
+	first := map[string]int64{}
+	for _, a := range c.aside {
+		if _, ok := first[a.queue]; !ok {
+			first[a.queue] = a.seq
+		}
+	}
+	return first
 }
 
 // spans folds seqs, in order, into stretches without holes.

@@ -51,13 +51,14 @@ func TestCursorMissesNothing(t *testing.T) {
 		limit := rapid.IntRange(1, 6).Draw(t, "limit")
 
 		round := func(refuse bool) int {
+			c.recall(rapid.IntRange(0, 3).Draw(t, "recalled"))
 			seqs, cut := w.read(c, limit)
 			c.read(seqs, cut)
 			c.locks(w.holders())
-			var failed []int64
+			var failed []aside
 			for _, seq := range seqs {
 				if refuse && rapid.Bool().Draw(t, "refused") {
-					failed = append(failed, seq)
+					failed = append(failed, aside{seq: seq})
 				} else {
 					published[seq]++
 				}
@@ -112,6 +113,7 @@ func TestCursorMissesNothing(t *testing.T) {
 			w.visible, committed = append(w.visible, seqs...), append(committed, seqs...)
 			delete(w.open, tx)
 		}
+		c.recall(len(c.aside))
 		for range 3 + len(committed) { // two idle rounds more than it takes, for the dead
 			round(false)
 		}

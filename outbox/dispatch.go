@@ -15,8 +15,9 @@ import (
 )
 
 const (
-	batchRecords  = 64   // of different keys, in one transaction
-	windowRecords = 2000 // of one partition between fetched and done; above it fetching pauses
+	batchRecords  = 64      // of different keys, in one transaction
+	windowRecords = 2000    // of one partition between fetched and done; above it fetching pauses
+	windowBytes   = 8 << 20 // the same, by the size of the values
 	commitEvery   = 500 * time.Millisecond
 	drainTimeout  = 10 * time.Second // of a partition that is taken away
 )
@@ -49,6 +50,7 @@ type partition struct {
 	epoch     int32
 	committed int64
 	highWater int64 // the end of the log at the last fetch
+	bytes     int   // of the values in the window
 	atWork    int
 	paused    bool
 	gone      atomic.Bool // taken away
@@ -144,6 +146,7 @@ func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte,
 		in, ignored := d.c.open(rec, topicID)
 		in.part = p
 		p.window = append(p.window, in)
+		p.bytes += len(rec.Value)
 		if ignored {
 			in.done = true
 			d.c.metrics.processed.WithLabelValues(topic, "other", "ignored").Inc()
@@ -164,7 +167,7 @@ func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte,
 		}
 	}
 	d.advance(p)
-	if len(p.window) > windowRecords && !p.paused {
+	if !p.paused && (len(p.window) > windowRecords || p.bytes > windowBytes) {
 		p.paused = true
 		client.PauseFetchPartitions(map[string][]int32{topic: {p.partition}})
 	}
@@ -201,11 +204,11 @@ func (d *dispatcher) take() []*inbound {
 
 // finish takes a batch back. What was not settled, because the end came, is
 // not done: it will be fetched again.
-func (d *dispatcher) finish(batch []*inbound, settled bool) {
+func (d *dispatcher) finish(batch []*inbound) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, in := range batch {
-		in.done = settled
+		in.done = in.settled
 		in.part.atWork--
 		q := d.queues[in.key]
 		q.busy = false
@@ -224,6 +227,7 @@ func (d *dispatcher) advance(p *partition) {
 	n := 0
 	for n < len(p.window) && p.window[n].done {
 		p.lowWater, p.epoch = p.window[n].rec.Offset+1, p.window[n].rec.LeaderEpoch
+		p.bytes -= len(p.window[n].rec.Value)
 		n++
 	}
 	p.window = p.window[n:]
@@ -245,7 +249,8 @@ func (d *dispatcher) work(ctx context.Context) {
 		if batch == nil {
 			return
 		}
-		d.finish(batch, d.c.settle(ctx, batch))
+		d.c.settle(ctx, batch)
+		d.finish(batch)
 	}
 }
 
@@ -276,7 +281,7 @@ func (d *dispatcher) resume(client *kgo.Client) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, p := range d.partitions {
-		if p.paused && len(p.window) <= windowRecords/2 {
+		if p.paused && len(p.window) <= windowRecords/2 && p.bytes <= windowBytes/2 {
 			p.paused = false
 			client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
 		}

@@ -43,7 +43,7 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 		switch {
 		case err != nil:
 			onError(fmt.Errorf("read lease: %w", err))
-		case by != "" && (s != seen || now.Sub(since) < ttl):
+		case by != "" && by != holder && (s != seen || now.Sub(since) < ttl):
 			if s != seen {
 				seen, since = s, now
 			}
@@ -69,9 +69,16 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 	}
 }
 
-// keep renews the lease until ctx ends or the lease is lost. A database that is
-// slow or away loses nobody the lease: then nobody else gets it either.
+// keep renews the lease on a connection of its own, until ctx ends or the
+// lease is lost. A SQLite that is slow loses nobody the lease: then nobody else
+// gets it either. A connection to PostgreSQL that broke ends the term: behind
+// the next one there may be a standby that lacks what this term remembers.
 func (l *lease) keep(ctx context.Context, floor func() int64) error {
+	conn, done, err := pin(ctx, l.db)
+	if err != nil {
+		return err
+	}
+	defer done()
 	tick := time.NewTicker(l.ttl / 4)
 	defer tick.Stop()
 	for {
@@ -80,19 +87,46 @@ func (l *lease) keep(ctx context.Context, floor func() int64) error {
 			return nil
 		case <-tick.C:
 		}
-		if err := l.renew(ctx, floor()); errors.Is(err, errLeaseLost) {
+		err := l.renew(ctx, conn, floor())
+		if ctx.Err() == nil && err != nil && (errors.Is(err, errLeaseLost) || l.db.Engine == sqldb.Postgres) {
 			return err
 		}
 	}
 }
 
+// statementTimeout is for one statement of the relay: a server that fell silent
+// must not be waited for.
+const statementTimeout = 10 * time.Second
+
+// A connection is what the relay speaks to for one term: always the same
+// session on PostgreSQL.
+type connection interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+	ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error)
+	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
+}
+
+// pin returns a session that does not change under its user's feet. SQLite has
+// no server that could be exchanged, and one connection that must be shared.
+func pin(ctx context.Context, db *sqldb.DB) (c connection, done func(), err error) {
+	if db.Engine != sqldb.Postgres {
+		return db, func() {}, nil
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("connect: %w", err)
+	}
+	return conn, func() { _ = conn.Close() }, nil // back to the pool, or gone already
+}
+
 // renew counts the lease up and stores the floor with it, so that a successor
 // need not search from far back.
-func (l *lease) renew(ctx context.Context, floor int64) error {
+func (l *lease) renew(ctx context.Context, c connection, floor int64) error {
 	began := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, l.ttl)
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	res, err := l.db.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+	res, err := c.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
 	if err != nil {
 		return fmt.Errorf("renew lease: %w", err)
 	}
@@ -109,34 +143,73 @@ func (l *lease) fresh() bool { return time.Since(*l.renewed.Load()) < l.ttl }
 
 // mark records the ranges as published, the rows that are blocked, and the
 // floor, if the lease is still this holder's.
-func (l *lease) mark(ctx context.Context, floor int64, ranges []span, blocked []blockedRow) error {
-	return l.db.Tx(ctx, func(tx *sql.Tx) error {
-		res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+func (l *lease) mark(ctx context.Context, c connection, floor int64, ranges []span, blocked []blockedRow) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	if l.db.Engine == sqldb.Postgres && len(blocked) == 0 {
+		return l.markAtOnce(ctx, c, floor, ranges)
+	}
+	tx, err := c.BeginTx(ctx, nil)
+	if err != nil {
+		return fmt.Errorf("mark published: %w", err)
+	}
+	if err := l.markIn(ctx, tx, floor, ranges, blocked); err != nil {
+		return errors.Join(err, tx.Rollback())
+	}
+	if err := tx.Commit(); err != nil {
+		return fmt.Errorf("mark published: %w", err)
+	}
+	return nil
+}
+
+// markAtOnce is mark as one statement: a holder that is stopped in the middle
+// of a transaction would keep the lease's row locked, and its standby out.
+func (l *lease) markAtOnce(ctx context.Context, c connection, floor int64, ranges []span) error {
+	los, his := make([]int64, len(ranges)), make([]int64, len(ranges))
+	for i, s := range ranges {
+		los[i], his[i] = s.lo, s.hi
+	}
+	var held int
+	err := c.QueryRowContext(ctx, `
+		WITH l AS (UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2 RETURNING 1),
+			p AS (INSERT INTO outbox_published (first_seq, last_seq, published_at)
+				SELECT lo, hi, $3::timestamptz FROM l, unnest($4::bigint[], $5::bigint[]) u (lo, hi))
+		SELECT COUNT(*) FROM l`, floor, l.epoch, sqldb.Now(), los, his).Scan(&held)
+	if err != nil {
+		return fmt.Errorf("mark published: %w", err)
+	}
+	if held == 0 {
+		return errLeaseLost
+	}
+	return nil
+}
+
+func (l *lease) markIn(ctx context.Context, tx *sql.Tx, floor int64, ranges []span, blocked []blockedRow) error {
+	res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+	if err != nil {
+		return fmt.Errorf("mark published: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(errLeaseLost, err)
+	}
+	at := sqldb.Now()
+	for _, b := range blocked {
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES ($1, $2, $3, $4, $5)`,
+			b.seq, b.topic, nullBytes(b.key), b.reason, at)
+		if err != nil {
+			return fmt.Errorf("mark blocked: %w", err)
+		}
+	}
+	return sqldb.Chunks(len(ranges), 512, func(from, to int) error {
+		args := make([]any, 0, 3*(to-from))
+		for _, s := range ranges[from:to] {
+			args = append(args, s.lo, s.hi, at)
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES `+sqldb.Values(3, to-from), args...)
 		if err != nil {
 			return fmt.Errorf("mark published: %w", err)
 		}
-		if n, err := res.RowsAffected(); err != nil || n == 0 {
-			return errors.Join(errLeaseLost, err)
-		}
-		at := sqldb.Now()
-		for _, b := range blocked {
-			_, err := tx.ExecContext(ctx, `INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES ($1, $2, $3, $4, $5)`,
-				b.seq, b.topic, nullBytes(b.key), b.reason, at)
-			if err != nil {
-				return fmt.Errorf("mark blocked: %w", err)
-			}
-		}
-		return sqldb.Chunks(len(ranges), 512, func(from, to int) error {
-			args := make([]any, 0, 3*(to-from))
-			for _, s := range ranges[from:to] {
-				args = append(args, s.lo, s.hi, at)
-			}
-			_, err := tx.ExecContext(ctx, `INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES `+sqldb.Values(3, to-from), args...)
-			if err != nil {
-				return fmt.Errorf("mark published: %w", err)
-			}
-			return nil
-		})
+		return nil
 	})
 }
 

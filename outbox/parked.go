@@ -4,7 +4,9 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"hash/fnv"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -52,11 +54,11 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 		return fmt.Errorf("park record: %w", err)
 	}
 	_, err = tx.ExecContext(ctx, `
-		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, value, headers, event_id, event_type,
+		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, key_hash, value, headers, event_id, event_type,
 			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)`,
 		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, nullBytes(in.rec.Key), nullBytes(in.rec.Value), string(headers),
-		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), errorClass(s.err), reason(s.err), sqldb.NullTime(s.at))
+		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), errorClass(s.err), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
@@ -76,8 +78,10 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context) {
 			}
 			if err := c.retry(workCtx, h); err != nil {
 				c.cfg.Log.Error("retry record", "consumer_group", c.cfg.Group, "event_id", h.id, "err", err)
-				next = time.Second // the database is away: no attempt was spent
-				break
+				next = time.Second // no attempt was spent
+				if sqldb.IsUnavailable(err) {
+					break
+				}
 			}
 		}
 		if err == nil && next == 0 {
@@ -107,13 +111,19 @@ type head struct {
 func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
 	const poll = 2 * time.Second
 	now := sqldb.Now()
+	types := []any{""} // what could not be opened, and what this program handles: another's may know the rest
+	for on := range c.subs {
+		types = append(types, on.eventType)
+	}
 	rows, err := c.db.Read().QueryContext(ctx, `
 		SELECT seq, state, attempts, topic, partition, record_offset, key, value, headers, event_id
 		FROM parked_records p
 		WHERE consumer = $1 AND (state = 'waiting' OR state = 'retrying' AND (due_at IS NULL OR due_at <= $2)) AND NOT EXISTS (
 			SELECT 1 FROM parked_records q
-			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key = p.key AND q.seq < p.seq AND q.state IN ('retrying', 'waiting', 'dead'))
-		ORDER BY seq LIMIT 100`, c.cfg.Group, now)
+			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq < p.seq
+				AND q.state IN ('retrying', 'waiting', 'dead'))
+			AND event_type IN (`+sqldb.List(3, len(types))+`)
+		ORDER BY seq LIMIT 100`, append([]any{c.cfg.Group, now}, types...)...)
 	if err != nil {
 		return nil, poll, fmt.Errorf("read parked records: %w", err)
 	}
@@ -133,7 +143,7 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 	if err != nil || due.IsZero() {
 		return nil, poll, err
 	}
-	return nil, min(poll, due.Sub(now)), nil
+	return nil, min(poll, max(due.Sub(now), 50*time.Millisecond)), nil
 }
 
 func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
@@ -148,10 +158,7 @@ func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
 		return head{}, fmt.Errorf("headers of record %d: %w", h.seq, err)
 	}
 	rec.Headers = list
-	in, ignored := c.open(rec, [16]byte{})
-	if ignored {
-		in.err = Permanent(fmt.Errorf("no handler for %s in this program", text(in.msg.EventType, 200)))
-	}
+	in, _ := c.open(rec, [16]byte{}) // only what is handled here was asked for
 	in.id, in.attempt = id, h.attempts+1
 	h.inbound = in
 	return h, nil
@@ -175,7 +182,7 @@ func (c *Consumer) retry(ctx context.Context, h head) error {
 		return nil
 	case err == nil || ctx.Err() != nil:
 		return nil
-	case sqldb.IsUnavailable(err):
+	case c.databaseAway(ctx, err):
 		return err
 	}
 	s := c.afterFailure(h.attempt, err)
@@ -195,6 +202,16 @@ func (c *Consumer) retry(ctx context.Context, h head) error {
 // claim moves a parked record from the state it was read in to another; false
 // says that somebody else has moved it meanwhile.
 func (c *Consumer) claim(ctx context.Context, tx *Tx, h head, to parkedState) (bool, error) {
+	if c.db.Engine == sqldb.Postgres { // who is being worked on by another is not waited for
+		var seq int64
+		err := tx.QueryRowContext(ctx, `SELECT seq FROM parked_records WHERE seq = $1 FOR UPDATE SKIP LOCKED`, h.seq).Scan(&seq)
+		if errors.Is(err, sql.ErrNoRows) {
+			return false, nil
+		}
+		if err != nil {
+			return false, fmt.Errorf("claim parked record: %w", err)
+		}
+	}
 	finished := time.Time{}
 	if to.state == stateHandled {
 		finished = sqldb.Now()
@@ -254,6 +271,11 @@ func (c *Consumer) bury(ctx context.Context, tx *Tx, in *inbound, s parkedState)
 		letter.OriginalMessage, letter.OriginalValueBase64 = nil, in.rec.Value
 	}
 	value, err := marshal(letter)
+	if err == nil && len(value) > maxDeadLetterBytes-maxRecordBytes/2 { // room for key and headers
+		letter.OriginalMessage, letter.OriginalValueBase64 = nil, nil
+		letter.ErrorReason = text(letter.ErrorReason, 900) + " (the message is too large for this topic: it stands in parked_records)"
+		value, err = marshal(letter)
+	}
 	if err != nil {
 		return fmt.Errorf("write dead letter: %w", err)
 	}
@@ -290,6 +312,16 @@ func text(s string, limit int) string {
 		s = s[:len(s)-size]
 	}
 	return s
+}
+
+// keyHash is what a key is looked for by; nil for no key.
+func keyHash(key []byte) any {
+	if key == nil {
+		return nil
+	}
+	h := fnv.New64a()
+	h.Write(key)
+	return int64(h.Sum64())
 }
 
 // nullBytes is b as an argument: nil is NULL, which empty is not.

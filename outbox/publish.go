@@ -15,7 +15,7 @@ import (
 // A fate is what became of the rows of a round.
 type fate struct {
 	acked   []int64
-	failed  []int64      // to be read and tried again
+	refused []aside      // to be tried again
 	blocked []blockedRow // refused for ever, or behind one that was
 }
 
@@ -24,10 +24,11 @@ type blockedRow struct {
 	reason string
 }
 
-// Why a row is not sent because of another of its key.
+// Why a row is not sent.
 var (
-	errWaits   = errors.New("waits behind a refused record of its key")
-	errBlocked = errors.New("its key is blocked")
+	errWaits     = errors.New("waits behind a refused record of its key")
+	errBlocked   = errors.New("its key is blocked")
+	errOversized = errors.New("larger than its topic takes")
 )
 
 // send produces the rows in order and waits for the outcome of each. After a
@@ -35,24 +36,24 @@ var (
 func (r *Relay) send(ctx context.Context, producer *kgo.Client, rows []row) (fate, error) {
 	errs := make([]error, len(rows))
 	var outcome sync.WaitGroup
-	refused := map[string]bool{} // by what was sent one by one
-	now := time.Now()
+	stopped := map[string]bool{} // queues of which nothing more is sent
+	first := r.cursor.firstAside()
 	for i := range rows {
-		key := rows[i].queue()
-		if errs[i] = r.sendable(&rows[i], refused[key], now); errs[i] == nil {
+		queue := rows[i].queue()
+		if errs[i] = r.sendable(&rows[i], stopped[queue], first); errs[i] == nil {
 			outcome.Add(1)
 			producer.Produce(context.Background(), rows[i].record(r.cfg.Outbox.source), func(_ *kgo.Record, err error) {
 				errs[i] = err
 				outcome.Done()
 			})
+		} else {
+			stopped[queue] = true
 		}
 		if r.single || i == len(rows)-1 {
 			if err := r.await(ctx, producer, &outcome); err != nil {
 				return fate{}, err
 			}
-		}
-		if r.single && errs[i] != nil {
-			refused[key] = true
+			stopped[queue] = stopped[queue] || errs[i] != nil
 		}
 	}
 	return r.sort(rows, errs), nil
@@ -77,64 +78,75 @@ func (r *Relay) await(ctx context.Context, producer *kgo.Client, outcome *sync.W
 }
 
 // sendable says why a row may not be sent now.
-func (r *Relay) sendable(row *row, refused bool, now time.Time) error {
-	switch n, key := row.size(), row.queue(); {
-	case r.blocked[key]:
+func (r *Relay) sendable(row *row, stopped bool, firstAside map[string]int64) error {
+	queue := row.queue()
+	before, waits := firstAside[queue]
+	switch n := row.size(); {
+	case stopped || waits && before < row.seq:
+		return errWaits
+	case r.blocked[queue]:
 		return errBlocked
 	case n > maxBytes(row.topic):
-		r.blocked[key] = true
-		return fmt.Errorf("%w: %d bytes, %d are allowed", kerr.MessageTooLarge, n, maxBytes(row.topic))
-	case refused || now.Before(r.held[key]):
-		return errWaits
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, maxBytes(row.topic))
 	}
 	return nil
 }
 
-// sort decides the fate of each row. A refusal for ever blocks the key, once
-// it is certain which record is meant: the client fails a whole batch for one
-// record, so a refused batch is sent again record by record first.
+// sort decides the fate of each row, in order. A refusal for ever blocks the
+// key, once it is certain which record is meant: the client fails a whole batch
+// for one record, so a refused batch is sent again record by record first.
 func (r *Relay) sort(rows []row, errs []error) (f fate) {
-	wasSingle := r.single || len(rows) == 1
-	r.single = false
+	certain := r.single || len(rows) == 1
+	r.single, r.retryAt = false, time.Now().Add(retryPause)
+	waits := map[string]bool{} // an earlier row of the queue is to be tried again
 	for i := range rows {
-		row, err := &rows[i], errs[i]
-		key := row.queue()
+		row, err, queue := &rows[i], errs[i], rows[i].queue()
 		forEver := errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
 		switch {
 		case err == nil:
 			f.acked = append(f.acked, row.seq)
-			continue
-		case forEver && (wasSingle || r.blocked[key]):
-			r.blocked[key] = true
+		case waits[queue]:
+			f.refused = append(f.refused, aside{row.seq, queue})
+		case errors.Is(err, errOversized) || forEver && certain:
+			r.blocked[queue] = true
 			f.blocked = append(f.blocked, blockedRow{row, reason(err)})
-		case r.blocked[key]:
+			r.tellRefused(row, err)
+		case r.blocked[queue]:
 			f.blocked = append(f.blocked, blockedRow{row, reason(errBlocked)})
-			continue
 		default:
-			f.failed = append(f.failed, row.seq)
-			if errors.Is(err, errWaits) {
-				continue
+			waits[queue] = true
+			f.refused = append(f.refused, aside{row.seq, queue})
+			switch {
+			case errors.Is(err, errWaits):
+			case forEver:
+				r.single, r.retryAt = true, time.Time{}
+			default:
+				r.tellRefused(row, err)
 			}
-			if forEver {
-				r.single = true
-				continue
-			}
-			r.held[key] = time.Now().Add(retryPause)
 		}
-		r.metrics.errors.Inc()
-		r.cfg.Log.Error("event refused", "service", r.cfg.Service, "event_id", row.id, "event_type", row.eventType,
-			"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", r.blocked[key], "err", err)
 	}
 	return f
 }
 
-// queue is what must stay in order: the records of one key on one topic.
-func (r *row) queue() string { return r.topic + "\x00" + string(r.key) }
+func (r *Relay) tellRefused(row *row, err error) {
+	r.metrics.errors.Inc()
+	r.cfg.Log.Error("event refused", "service", r.cfg.Service, "event_id", row.id, "event_type", row.eventType,
+		"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", r.blocked[row.queue()], "err", err)
+}
+
+// queue is what must stay in order: the records of one key on one topic. A
+// record without a key is a queue of its own.
+func (r *row) queue() string {
+	if r.key == nil {
+		return fmt.Sprintf("%s\x00\x00%d", r.topic, r.seq)
+	}
+	return r.topic + "\x00" + string(r.key)
+}
 
 // size is about what the row takes as a record: the envelope and the headers
 // come to less than 700 bytes beside what is counted.
 func (r *row) size() int {
-	n := 700 + 2*len(r.key) + len(r.data.String) + len(r.value)
+	n := 700 + 3*len(r.key) + len(r.data.String) + len(r.value)
 	for _, h := range r.headers {
 		n += len(h.Key) + len(h.Value) + 4
 	}

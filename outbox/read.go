@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
-	"time"
 
 	"pizzaflow/sqldb"
 )
@@ -20,12 +19,12 @@ func (r *Relay) load(ctx context.Context, floor int64) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.cursor, r.held, r.blocked, r.single = newCursor(floor, done), map[string]time.Time{}, blocked, false
+	r.cursor, r.blocked, r.single, r.recallNext = newCursor(floor, done), blocked, false, recallFew
 	return nil
 }
 
 func (r *Relay) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]bool, err error) {
-	rows, err := r.db.Read().QueryContext(ctx, `
+	rows, err := r.reads.QueryContext(ctx, `
 		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
 		UNION ALL
 		SELECT seq, seq, topic, key FROM outbox_blocked
@@ -41,7 +40,7 @@ func (r *Relay) loadDone(ctx context.Context, floor int64) (done []span, blocked
 		if err := rows.Scan(&s.lo, &s.hi, &w.topic, &w.key); err != nil {
 			return nil, nil, err
 		}
-		if w.topic != "" {
+		if w.topic != "" && w.key != nil {
 			blocked[w.queue()] = true
 		}
 		if s.hi > floor {
@@ -49,30 +48,6 @@ func (r *Relay) loadDone(ctx context.Context, floor int64) (done []span, blocked
 		}
 	}
 	return done, blocked, rows.Err()
-}
-
-// reload waits until the database answers and starts over from what it says.
-func (r *Relay) reload(ctx context.Context, l *lease) error {
-	for attempt := 1; ; attempt++ {
-		var epoch, floor int64
-		err := r.db.Read().QueryRowContext(ctx, `SELECT epoch, floor FROM outbox_lease WHERE id = 1`).Scan(&epoch, &floor)
-		if err == nil && epoch != l.epoch {
-			return errLeaseLost
-		}
-		if err == nil {
-			err = r.load(ctx, floor)
-		}
-		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 2*time.Second))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return nil
-		case <-pause.C:
-		}
-		if err == nil {
-			return nil
-		}
-	}
 }
 
 func (r *Relay) forget() {
@@ -112,6 +87,8 @@ var readSQL = map[sqldb.Engine]string{
 
 // read takes the next rows, in order; cut says that there may be more.
 func (r *Relay) read(ctx context.Context) (rows []row, cut bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq > $1 ORDER BY seq LIMIT $2`
 	args := []any{r.cursor.head, roundRows}
 	if len(r.cursor.gaps) > 0 {
@@ -122,7 +99,7 @@ func (r *Relay) read(ctx context.Context) (rows []row, cut bool, err error) {
 		}
 		args = append(args, r.array(los), r.array(his))
 	}
-	result, err := r.db.Read().QueryContext(ctx, query, args...)
+	result, err := r.reads.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("read outbox: %w", err)
 	}
@@ -190,7 +167,7 @@ func (r *Relay) writers(ctx context.Context) ([]string, error) {
 	if r.db.Engine != sqldb.Postgres {
 		return nil, nil
 	}
-	rows, err := r.db.Read().QueryContext(ctx, `
+	rows, err := r.reads.QueryContext(ctx, `
 		SELECT virtualtransaction FROM pg_locks
 		WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox_events'::regclass
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)

@@ -29,6 +29,7 @@ const (
 	maxDeadLetterBytes = 4_000_000
 
 	retryPause = time.Second // before a refused record is tried again
+	recallFew  = 100         // how many of them at first
 )
 
 // RelayConfig is what a Relay needs.
@@ -54,10 +55,13 @@ type Relay struct {
 	mu     sync.Mutex
 	cursor *cursor // nil while another relay leads
 
-	// of the round alone
-	held    map[string]time.Time // keys of refused records, and when to try them again
-	blocked map[string]bool      // keys that stand in outbox_blocked
-	single  bool                 // record by record, to find out which one spoils a batch
+	// of the term
+	conn       connection
+	reads      connection      // the same, but on SQLite a reader that does not wait for the writer
+	blocked    map[string]bool // queues that stand in outbox_blocked
+	single     bool            // record by record, to find out which one spoils a batch
+	retryAt    time.Time       // when rows set aside are tried again
+	recallNext int             // how many of them
 }
 
 // NewRelay makes a Relay; Run starts it.
@@ -98,6 +102,12 @@ func (r *Relay) Run(ctx context.Context) error {
 			return nil
 		}
 		r.cfg.Log.Warn("relay no longer leads", "service", r.cfg.Service, "epoch", l.epoch, "err", err)
+		pause := time.NewTimer(r.cfg.TTL / 8)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
 	}
 }
 
@@ -121,6 +131,14 @@ func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
 		return fmt.Errorf("make producer: %w", err)
 	}
 	defer producer.Close()
+	var done func()
+	if r.conn, done, err = pin(ctx, r.db); err != nil {
+		return err
+	}
+	defer done()
+	if r.reads = r.conn; r.db.Engine == sqldb.SQLite {
+		r.reads = r.db.Read()
+	}
 	if err := r.load(ctx, floor); err != nil {
 		return err
 	}
@@ -149,11 +167,7 @@ func (r *Relay) publishRounds(ctx, run context.Context, producer *kgo.Client, l 
 			return err
 		case err != nil && ctx.Err() == nil:
 			r.metrics.errors.Inc()
-			r.cfg.Log.Error("publish", "service", r.cfg.Service, "err", err)
-			if err := r.reload(ctx, l); err != nil {
-				return err
-			}
-			continue
+			return err // the next term starts over from what the database says
 		case again:
 			continue
 		}
@@ -175,12 +189,13 @@ func (r *Relay) publishRounds(ctx, run context.Context, producer *kgo.Client, l 
 // round reads what is unpublished, sends it, awaits every acknowledgement and
 // records those that came. It says whether there is more to do at once.
 func (r *Relay) round(ctx, run context.Context, producer *kgo.Client, l *lease) (again bool, err error) {
+	r.recall()
 	rows, cut, err := r.read(ctx)
 	if err != nil || len(rows) == 0 {
 		return false, err
 	}
 	if !l.fresh() { // this process may have slept through its own end: ask before anything is sent
-		if err := l.renew(ctx, r.floor()); err != nil {
+		if err := l.renew(ctx, r.conn, r.floor()); err != nil {
 			return false, err
 		}
 	}
@@ -198,7 +213,22 @@ func (r *Relay) round(ctx, run context.Context, producer *kgo.Client, l *lease) 
 	if err != nil {
 		return false, err
 	}
-	return cut, r.mark(flushCtx, l, rows, fate)
+	if len(fate.refused) == 0 && len(fate.acked) > 0 {
+		r.recallNext = len(rows) * 10 // what was refused before may be taken now
+	} else {
+		r.recallNext = recallFew
+	}
+	return cut || r.single, r.mark(flushCtx, l, rows, fate)
+}
+
+// recall has rows that were refused read again when their time has come: a few,
+// to see, and many while they are taken.
+func (r *Relay) recall() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.cursor.aside) > 0 && time.Now().After(r.retryAt) {
+		r.cursor.recall(r.recallNext)
+	}
 }
 
 // mark records what was acknowledged and what is blocked. Only when that is
@@ -206,10 +236,10 @@ func (r *Relay) round(ctx, run context.Context, producer *kgo.Client, l *lease) 
 // them.
 func (r *Relay) mark(ctx context.Context, l *lease, rows []row, f fate) error {
 	r.mu.Lock()
-	after := r.cursor.landed(f.failed)
+	after := r.cursor.landed(f.refused)
 	r.mu.Unlock()
 	if len(f.acked)+len(f.blocked) > 0 {
-		if err := l.mark(ctx, after.floor(), spans(f.acked), f.blocked); err != nil {
+		if err := l.mark(ctx, r.conn, after.floor(), spans(f.acked), f.blocked); err != nil {
 			return err
 		}
 	}
@@ -230,17 +260,10 @@ func (r *Relay) mark(ctx context.Context, l *lease, rows []row, f fate) error {
 	return nil
 }
 
-// untilRetry is how long until a held key may be tried again.
+// untilRetry is how long until rows that were refused are tried again.
 func (r *Relay) untilRetry() time.Duration {
-	wait := r.cfg.Poll
-	now := time.Now()
-	for key, at := range r.held {
-		if d := at.Sub(now); d > 0 {
-			wait = min(wait, d)
-		} else {
-			delete(r.held, key)
-			wait = time.Millisecond
-		}
+	if len(r.cursor.aside) == 0 {
+		return r.cfg.Poll
 	}
-	return wait
+	return min(r.cfg.Poll, max(time.Until(r.retryAt), time.Millisecond))
 }

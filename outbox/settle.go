@@ -2,7 +2,6 @@ package outbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,32 +10,36 @@ import (
 	"pizzaflow/sqldb"
 )
 
+// settleTimeout is for one transaction; a server that fell silent must not hold
+// a worker for ever.
+const settleTimeout = 30 * time.Second
+
 // settle brings every record of the batch to where its offset may be passed:
-// handled, known already, or parked. It gives up, and returns false, only when
-// ctx has ended or the partitions were taken away.
-func (c *Consumer) settle(ctx context.Context, batch []*inbound) bool {
+// handled, known already, or parked. Those that it gives up, because ctx has
+// ended or their partitions were taken away, are left unsettled.
+func (c *Consumer) settle(ctx context.Context, batch []*inbound) {
 	// locks are taken in one order by all: two batches cannot wait for each other
 	slices.SortFunc(batch, func(a, b *inbound) int { return strings.Compare(a.key, b.key) })
-	for attempt := 1; ; attempt++ {
+	for attempt := 1; len(batch) > 0; attempt++ {
 		culprit, err := c.try(ctx, batch)
-		if err == nil {
-			return true
+		if err == nil || ctx.Err() != nil {
+			return
 		}
-		if ctx.Err() == nil && !sqldb.IsUnavailable(err) {
-			switch {
-			case len(batch) == 1:
-				if err = c.park(ctx, batch[0], err); err == nil {
-					return true
-				}
-			case culprit >= 0: // the others had no fault and no effect: once more without it
-				bad, rest := batch[culprit:culprit+1], slices.Delete(slices.Clone(batch), culprit, culprit+1)
-				if err = c.park(ctx, bad[0], err); err == nil {
-					return c.settle(ctx, rest)
-				}
-			default: // one of them spoils it for all: find out which
+		if isPermanent(err) || !sqldb.IsUnavailable(err) || attempt > 2 && !c.databaseAway(ctx, err) {
+			if culprit < 0 && len(batch) > 1 { // one of them spoils it for all: find out which
 				half := len(batch) / 2
-				left := c.settle(ctx, batch[:half])
-				return c.settle(ctx, batch[half:]) && left
+				c.settle(ctx, batch[:half])
+				c.settle(ctx, batch[half:])
+				return
+			}
+			bad := batch[max(culprit, 0)]
+			if err = c.park(ctx, bad, err); err == nil || !sqldb.IsUnavailable(err) {
+				// the others had no fault and no effect: once more without it
+				c.settle(ctx, slices.DeleteFunc(slices.Clone(batch), func(in *inbound) bool { return in == bad }))
+				if err == nil {
+					return
+				}
+				batch = []*inbound{bad}
 			}
 		}
 		// the database is away, which is no fault of the records: wait for it
@@ -45,13 +48,24 @@ func (c *Consumer) settle(ctx context.Context, batch []*inbound) bool {
 		select {
 		case <-ctx.Done():
 			pause.Stop()
-			return false
+			return
 		case <-pause.C:
 		}
-		if !slices.ContainsFunc(batch, func(in *inbound) bool { return !in.part.gone.Load() }) {
-			return false
-		}
+		batch = slices.DeleteFunc(slices.Clone(batch), func(in *inbound) bool { return in.part.gone.Load() })
 	}
+}
+
+// databaseAway reports whether err means that the database is away. Some errors
+// look like it wherever they come from, a handler for instance: then the
+// database is asked.
+func (c *Consumer) databaseAway(ctx context.Context, err error) bool {
+	if isPermanent(err) || !sqldb.IsUnavailable(err) {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	_, err = c.db.ExecContext(ctx, `UPDATE outbox_lease SET floor = floor WHERE id = 0`)
+	return err != nil
 }
 
 // An outcome is what became of a record, as the metrics call it.
@@ -68,6 +82,8 @@ const (
 // try handles the batch in one transaction. It names the record whose handler
 // failed, -1 when the error is nobody's in particular.
 func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
 	outcomes := make([]outcome, len(batch))
 	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
 		culprit = -1
@@ -111,6 +127,7 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err 
 
 // settled tells the world what became of a record.
 func (c *Consumer) settled(in *inbound, o outcome) {
+	in.settled = true
 	c.metrics.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
 	switch o {
 	case waiting, retrying:
@@ -175,11 +192,11 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 	args := make([]any, 0, n+1)
 	args = append(args, c.cfg.Group)
 	for i := range n {
-		args = append(args, batch[min(i, len(batch)-1)].rec.Key)
+		args = append(args, keyHash(batch[min(i, len(batch)-1)].rec.Key))
 	}
 	result, err := tx.QueryContext(ctx, `
 		SELECT DISTINCT topic, key FROM parked_records
-		WHERE consumer = $1 AND state IN ('retrying', 'waiting', 'dead') AND key IN (`+sqldb.List(2, n)+`)`, args...)
+		WHERE consumer = $1 AND state IN ('retrying', 'waiting', 'dead') AND key_hash IN (`+sqldb.List(2, n)+`)`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look for parked records: %w", err)
 	}
@@ -200,6 +217,8 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 // dead at once when no retry will cure it. With its mark in the inbox it is
 // settled as far as its partition is concerned.
 func (c *Consumer) park(ctx context.Context, in *inbound, cause error) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
 	s := c.afterFailure(in.attempt, cause)
 	o := outcome("")
 	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
@@ -215,7 +234,7 @@ func (c *Consumer) park(ctx context.Context, in *inbound, cause error) error {
 		return c.bury(ctx, tx, in, s)
 	})
 	if err != nil {
-		return errors.Join(fmt.Errorf("park record: %w", err), cause)
+		return fmt.Errorf("park record: %w (it could not be handled: %v)", err, cause) //nolint:errorlint // only the first decides
 	}
 	c.settled(in, o)
 	c.failed(in, s)

@@ -35,6 +35,7 @@ type Claim struct {
 	ID      string
 	Token   string // stands in the row for as long as it is this claim's
 	Attempt int    // how often the row was taken: 1, 2, …
+	until   time.Time
 }
 
 // A Work makes calls to the outside for rows that are due. The rows are the
@@ -120,16 +121,19 @@ func (w *Work) claim(ctx context.Context, n int) (claims []Claim, next time.Dura
 	if w.cfg.DB.Engine == sqldb.Postgres {
 		locking = ` FOR UPDATE SKIP LOCKED` // others take other rows instead of waiting for these
 	}
+	// MATERIALIZED: the choice is made once. Inside the UPDATE a planner may make
+	// it again for every row, and then the limit limits nothing.
 	rows, err := w.cfg.DB.QueryContext(ctx, `
+		WITH mine AS MATERIALIZED (SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $3 ORDER BY due_at LIMIT $4`+locking+`)
 		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND id IN (SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $3 ORDER BY due_at LIMIT $4`+locking+`)
+		WHERE due_at <= $3 AND id IN (SELECT id FROM mine)
 		RETURNING id, attempts`, now.Add(w.cfg.Lease), token, now, n)
 	if err != nil {
 		return nil, time.Second, err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		c := Claim{Token: token}
+		c := Claim{Token: token, until: now.Add(w.cfg.Lease)}
 		if err := rows.Scan(&c.ID, &c.Attempt); err != nil {
 			return claims, time.Second, err
 		}
@@ -144,7 +148,7 @@ func (w *Work) claim(ctx context.Context, n int) (claims []Claim, next time.Dura
 func (w *Work) do(ctx context.Context, c Claim) {
 	// a call that has begun is finished although Run is ending: breaking it off
 	// would leave its outcome unknown
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.cfg.Lease)
+	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.until)
 	defer cancel()
 	err := func() (err error) {
 		defer func() {
@@ -158,6 +162,8 @@ func (w *Work) do(ctx context.Context, c Claim) {
 		return
 	}
 	w.cfg.Log.Error("work", "table", w.cfg.Table, "id", c.ID, "attempt", c.Attempt, "err", err)
+	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
 	due := sqldb.Now().Add(Backoff(c.Attempt, 500*time.Millisecond, 30*time.Second))
 	_, err = w.cfg.DB.ExecContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, due, c.ID, c.Token)
 	if err != nil { // then the lease runs out by itself

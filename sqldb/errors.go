@@ -49,8 +49,8 @@ func IsUnavailable(err error) bool {
 	}
 	if code := postgresCode(err); code != "" {
 		// 08 connection, 53 resources (disk full, too many connections), 58 system error,
-		// 57P0x shutdown, 25006 a read-only server, 40xxx conflicts that did not go away
-		return slices.Contains([]string{"08", "53", "58", "40"}, code[:2]) || strings.HasPrefix(code, "57P") || code == "25006"
+		// 57P0x shutdown, 25006 a read-only server, 25P03 and 25P04 a session that slept, 40xxx conflicts that did not go away
+		return slices.Contains([]string{"08", "53", "58", "40"}, code[:2]) || strings.HasPrefix(code, "57P") || slices.Contains([]string{"25006", "25P03", "25P04"}, code)
 	}
 	var netErr net.Error
 	var connect *pgconn.ConnectError

@@ -81,6 +81,7 @@ func URL(t testing.TB, engine sqldb.Engine) string {
 	schema := "t_" + strings.ToLower(rand.Text())
 	q := u.Query()
 	q.Set("search_path", schema)
+	q.Set("application_name", schema) // so that a test can tell its own sessions from others'
 	u.RawQuery = q.Encode()
 	admin(t, server, `CREATE SCHEMA `+schema)
 	t.Cleanup(func() { admin(t, server, `DROP SCHEMA `+schema+` CASCADE`) })

@@ -72,6 +72,7 @@ CREATE TABLE parked_records (
   partition         INTEGER NOT NULL,
   record_offset     BIGINT NOT NULL,
   key               BYTEA,
+  key_hash          BIGINT, -- to find the key by: an index takes no key of any length
   value             BYTEA,
   headers           JSON NOT NULL,
   event_id          UUID NOT NULL,
@@ -85,4 +86,4 @@ CREATE TABLE parked_records (
   finished_at       TIMESTAMPTZ,
   UNIQUE (consumer, event_id)
 );
-CREATE INDEX parked_records_open ON parked_records (consumer, topic, key, seq) WHERE state IN ('retrying', 'waiting', 'dead');
+CREATE INDEX parked_records_open ON parked_records (consumer, topic, key_hash, seq) WHERE state IN ('retrying', 'waiting', 'dead');

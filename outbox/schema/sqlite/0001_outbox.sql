@@ -70,6 +70,7 @@ CREATE TABLE parked_records (
   partition         INTEGER NOT NULL,
   record_offset     INTEGER NOT NULL,
   key               BLOB,
+  key_hash          INTEGER, -- to find the key by: an index takes no key of any length
   value             BLOB,
   headers           TEXT NOT NULL,
   event_id          TEXT NOT NULL,
@@ -83,4 +84,4 @@ CREATE TABLE parked_records (
   finished_at       TIMESTAMP,
   UNIQUE (consumer, event_id)
 );
-CREATE INDEX parked_records_open ON parked_records (consumer, topic, key, seq) WHERE state IN ('retrying', 'waiting', 'dead');
+CREATE INDEX parked_records_open ON parked_records (consumer, topic, key_hash, seq) WHERE state IN ('retrying', 'waiting', 'dead');
