@@ -9,8 +9,6 @@ import (
 	"pizzaflow/sqldb"
 )
 
-func itoa(n int) string { return strconv.Itoa(n) }
-
 // shopkeeping is everything of ours but broker and sandbox.
 const shopkeeping = "order,payment,notification,frontend"
 

@@ -33,14 +33,14 @@ func TestBrowser(t *testing.T) {
 			number := guest
 			t.Run(fmt.Sprintf("%s at %d", lang, width), func(t *testing.T) {
 				t.Parallel()
-				testShop(t, d, openTab(t, chromium, d, width), lang, number)
+				testShop(t, d, openTab(chromium, t, d, width), lang, number)
 			})
 		}
 		guest++
 		number := guest
 		t.Run(lang+" without JavaScript", func(t *testing.T) {
 			t.Parallel()
-			testPlainShop(t, d, openTab(t, chromium, d, 375), lang, number)
+			testPlainShop(t, d, openTab(chromium, t, d, 375), lang, number)
 		})
 	}
 }
@@ -68,6 +68,9 @@ func testShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 	// The bank takes two seconds. The mark tells whether the page was loaded anew.
 	tab.do(chromedp.WaitVisible(chromedp.CSS(`.tracker__head--pending`)))
 	tab.run(`window.notReloaded = true`)
+	if line := tab.text(`[data-link]`); line == "" || strings.Contains(line, `"`) {
+		t.Errorf("the tracker says %q", line)
+	}
 	before := tab.text(`[data-headline]`)
 	tab.shoot("pending")
 	tab.do(chromedp.WaitVisible(chromedp.CSS(`.tracker__head--paid`)))
@@ -144,7 +147,7 @@ func startChromium(t *testing.T) context.Context {
 		path = program(t, "chromium")
 	}
 	options := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU,
-		chromedp.Flag("disable-quic", true), chromedp.Flag("disable-component-update", true), chromedp.UserDataDir(t.TempDir()))
+		chromedp.Flag("disable-quic", true), chromedp.Flag("force-prefers-reduced-motion", true), chromedp.Flag("disable-component-update", true), chromedp.UserDataDir(t.TempDir()))
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	t.Cleanup(stop)
 	ctx, cancel := chromedp.NewContext(allocator)
@@ -157,7 +160,7 @@ func startChromium(t *testing.T) context.Context {
 
 // openTab opens a tab that fails the test when its page has a mistake or asks
 // another host for anything.
-func openTab(t *testing.T, chromium context.Context, d *deployment, width int64) *tab {
+func openTab(chromium context.Context, t *testing.T, d *deployment, width int64) *tab {
 	t.Helper()
 	tab := &tab{t: t, width: width, host: d.address("HTTP_ADDR")}
 	ctx, cancel := chromedp.NewContext(chromium, chromedp.WithNewBrowserContext(), chromedp.WithListener(tab.listen))

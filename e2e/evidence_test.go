@@ -142,7 +142,8 @@ func (d *deployment) records(t *testing.T, topic string) []*kgo.Record {
 }
 
 func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(d.broker()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	client, err := kgo.NewClient(kgo.SeedBrokers(d.broker()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxWait(100*time.Millisecond)) // a fetch that met only empty partitions holds up the others
 	if err != nil {
 		return nil, err
 	}
@@ -230,12 +231,14 @@ func (d *deployment) history(ctx context.Context, orderID string) string {
 		}
 	}
 	tell("order", `SELECT * FROM orders WHERE id = $1`, orderID)
+	tell("order", `SELECT * FROM order_items WHERE order_id = $1 ORDER BY line`, orderID)
 	tell("order", `SELECT * FROM order_history WHERE order_id = $1 ORDER BY version`, orderID)
 	tell("payment", `SELECT * FROM payments WHERE order_id = $1`, orderID)
 	if paymentID != orderID {
 		tell("payment", `SELECT * FROM payment_attempts WHERE payment_id = $1 ORDER BY attempt`, paymentID)
 		tell("payment", `SELECT * FROM refunds WHERE payment_id = $1`, paymentID)
 	}
+	tell("notification", `SELECT * FROM order_contacts WHERE order_id = $1`, orderID)
 	tell("notification", `SELECT * FROM notifications WHERE order_id = $1`, orderID)
 	tell("notification", `SELECT * FROM notification_deliveries WHERE order_id = $1`, orderID)
 	for _, service := range domain {

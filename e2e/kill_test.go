@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func testKill(t *testing.T, s setup) {
 		requests, loads = append(requests, wave...), append(loads, first, rest)
 
 		rest.awaitAccepted(t, random.IntN(len(wave)-1))
-		moment(random, 200*time.Millisecond)
+		moment(random, []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond}[random.IntN(3)])
 		d.kill(v...)
 		onTheirWay := d.deliveriesInFlight(t)
 		t.Logf("killed %q after %d of %d orders, with %d messages on their way", v, rest.count(), len(wave)-1, len(onTheirWay))
@@ -140,9 +141,9 @@ func testTerminate(t *testing.T, s setup) {
 		}
 		t.Logf("stopped after %d orders in %s", l.count(), time.Since(began))
 		for table, service := range map[string]string{"payments": "payment", "notification_deliveries": "notification"} {
-			for _, id := range column(d.rows(t, service, `SELECT order_id FROM `+table+` WHERE lease_token IS NOT NULL`)) {
-				d.suspect(id)
-				t.Errorf("a clean stop left a row of order %s in %s taken, so that nobody takes it up until its lease has passed", id, table)
+			if taken := column(d.rows(t, service, `SELECT order_id FROM `+table+` WHERE lease_token IS NOT NULL`)); len(taken) > 0 {
+				d.suspect(taken[0])
+				t.Errorf("a clean stop left %d rows of %s taken, so that nobody takes them up until their lease has passed", len(taken), table)
 			}
 		}
 		d.start(d.setup.processes...)
@@ -186,7 +187,7 @@ func (d *deployment) awaitSettled(t *testing.T, n int) {
 		"order": `SELECT COUNT(*) FROM orders`, "payment": `SELECT COUNT(*) FROM payments`, "notification": `SELECT COUNT(*) FROM order_contacts`,
 	} {
 		eventually(t, paidLimit, func() string {
-			if got := d.value(t, service, statement); got != itoa(n) {
+			if got := d.value(t, service, statement); got != strconv.Itoa(n) {
 				return service + ": " + statement + " is " + got
 			}
 			return ""
@@ -266,13 +267,12 @@ func (d *deployment) checkRecords(t *testing.T, orders []order) {
 				t.Errorf("a dead letter: %s", r.Value)
 				continue
 			}
-			if id := headerOf(r, "ce_id"); seen[id] {
+			if seen[headerOf(r, "ce_id")] {
 				repeated++
 				continue
-			} else {
-				seen[id] = true
 			}
-			if versions[string(r.Key)]++; headerOf(r, "aggregate_version") != itoa(versions[string(r.Key)]) {
+			seen[headerOf(r, "ce_id")] = true
+			if versions[string(r.Key)]++; headerOf(r, "aggregate_version") != strconv.Itoa(versions[string(r.Key)]) {
 				t.Errorf("%s: record %d of %s has version %s: %s", topic, versions[string(r.Key)], r.Key, headerOf(r, "aggregate_version"), r.Value)
 			}
 			types[string(r.Key)] = append(types[string(r.Key)], headerOf(r, "ce_type"))

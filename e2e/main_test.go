@@ -27,7 +27,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }() // what stays is a file of /tmp
 	pizza = filepath.Join(dir, "pizza")
 	if out, err := exec.Command("go", "build", "-o", pizza, "pizzaflow/cmd/pizza").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the binary under test: %v\n%s", err, out)

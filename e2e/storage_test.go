@@ -1,0 +1,107 @@
+package e2e
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
+)
+
+// newDatabase creates an empty database and returns its URL.
+func newDatabase(t *testing.T) string {
+	t.Helper()
+	server := databaseServer(t)
+	name := "e2e_" + strings.ToLower(rand.Text())
+	execute := func(statement string) error {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		db, err := sqldb.Open(ctx, server)
+		if err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, statement)
+		return errors.Join(err, db.Close())
+	}
+	if err := execute("CREATE DATABASE " + name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := execute("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
+			t.Error(err)
+		}
+	})
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Path = "/" + name
+	return u.String()
+}
+
+var (
+	topics = []string{"order-events", "order-events-dlq", "payment-events", "payment-events-dlq"}
+	groups = []string{"order-service", "payment-service", "notification-service"}
+)
+
+// wipeKafka deletes our topics and groups, whoever left them.
+func wipeKafka(t *testing.T, brokers []string) {
+	t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	admin := kadm.NewClient(client)
+	eventually(t, startLimit, func() string { // a killed member's group is empty only after its session
+		deleted, err := admin.DeleteGroups(t.Context(), groups...)
+		if err == nil {
+			err = deleted.Error()
+		}
+		if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
+			return err.Error()
+		}
+		return ""
+	})
+	eventually(t, startLimit, func() string {
+		if _, err := admin.DeleteTopics(t.Context(), topics...); err != nil {
+			return err.Error()
+		}
+		left, err := admin.ListTopics(t.Context(), topics...)
+		if err != nil {
+			return err.Error()
+		}
+		for name, topic := range left {
+			if !errors.Is(topic.Err, kerr.UnknownTopicOrPartition) {
+				return fmt.Sprintf("topic %s is still there", name)
+			}
+		}
+		return ""
+	})
+}
+
+// quietAddress is an address for a server that must come back on the same
+// port: a free one below those that the kernel gives to connections.
+func quietAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000)))
+		if err == nil {
+			defer ln.Close()
+			return ln.Addr().String()
+		}
+	}
+	t.Fatal("no free port")
+	return ""
+}
