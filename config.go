@@ -194,8 +194,11 @@ func (c Config) validateNumbers() error {
 
 func (c Config) validateURLs() error {
 	var errs []error
+	if c.DatabaseURL != "" && !isPostgres(c.DatabaseURL) {
+		errs = append(errs, bad("DATABASE_URL", "want postgres://…; without it there are SQLite files in DATA_DIR"))
+	}
 	for _, s := range domain {
-		if url := c.databaseURL(s.name); c.runs(s.name) && !strings.HasPrefix(url, "sqlite:") && !isPostgres(url) {
+		if own := c.ownDatabaseURL(s.name); own != "" && !strings.HasPrefix(own, "sqlite:") && !isPostgres(own) {
 			errs = append(errs, bad(c.databaseKey(s.name), "want postgres://… or sqlite:PATH"))
 		}
 	}
@@ -220,10 +223,14 @@ func (c Config) validateURLs() error {
 	return errors.Join(errs...)
 }
 
+// needsKafka reports whether a service runs here that reads or writes topics.
+func (c Config) needsKafka() bool {
+	return slices.ContainsFunc(c.services(), func(s string) bool { return s != "broker" && s != "sandbox" })
+}
+
 func (c Config) validateKafka() error {
-	needs := slices.ContainsFunc(c.services(), func(s string) bool { return s != "broker" && s != "sandbox" })
 	switch {
-	case len(c.KafkaBrokers) == 0 && needs && !c.runs("broker"):
+	case len(c.KafkaBrokers) == 0 && c.needsKafka() && !c.runs("broker"):
 		return bad("KAFKA_BROKERS", "is empty, and no broker runs in this process: say where Kafka is")
 	case len(c.KafkaBrokers) == 0:
 		return nil

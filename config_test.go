@@ -94,6 +94,31 @@ func TestEachServiceHasItsOwnDatabase(t *testing.T) {
 	}
 }
 
+func TestSandboxRunsWhereItIsPointedAt(t *testing.T) {
+	c := usable()
+	c.SandboxAddr, c.SandboxSMTPAddr = "127.0.0.1:8082", "127.0.0.1:2525"
+	point := func(host string) Config {
+		c := c
+		c.PaymentProviderURL, c.SMSURL, c.SMTPURL = "sandbox://"+host+":8082", "http://"+host+":8082/sms/messages", "smtp://"+host+":2525"
+		return c
+	}
+	alone := point("pizza-sandbox")
+	alone.Services, alone.SandboxAddr, alone.SandboxSMTPAddr = "sandbox", "0.0.0.0:8082", "0.0.0.0:2525"
+	for what, want := range map[string]struct {
+		cfg Config
+		run bool
+	}{
+		"nothing said": {c, true}, "by another name": {point("localhost"), true}, "elsewhere": {point("provider.example"), false}, "alone": {alone, true},
+	} {
+		if want.cfg.needsSandbox() != want.run {
+			t.Errorf("%s: runs %v, want %v", what, !want.run, want.run)
+		}
+	}
+	if got := visible("[::]:8080"); got != "localhost:8080" {
+		t.Errorf("a wildcard is shown as %s", got)
+	}
+}
+
 func TestTopicsAreBounded(t *testing.T) {
 	c := usable()
 	for _, topic := range c.topics() {

@@ -9,10 +9,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -57,6 +60,7 @@ type process struct {
 	closers   []io.Closer
 	topics    chan struct{} // closed when the topics are there
 	connected atomic.Bool
+	started   atomic.Bool
 }
 
 // Run runs the services of the configuration until ctx ends, then stops them
@@ -69,6 +73,7 @@ func Run(ctx context.Context, cfg Config, host Host) (err error) {
 	if host.Listen == nil {
 		host.Listen = net.Listen
 	}
+	asked := ctx
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	p := &process{
@@ -78,6 +83,9 @@ func Run(ctx context.Context, cfg Config, host Host) (err error) {
 	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() { err = errors.Join(err, p.doors.stop(), p.engine.stop(), p.ground.stop(), p.close()) }()
 	if err := p.start(ctx); err != nil {
+		if asked.Err() != nil {
+			return nil // told to stop before all was up
+		}
 		return err
 	}
 	<-ctx.Done()
@@ -89,12 +97,13 @@ func Run(ctx context.Context, cfg Config, host Host) (err error) {
 // must stop the start before anything has begun.
 func (p *process) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		p.listen, p.startSandbox, p.startBroker, p.startServices, p.startFrontend, p.startDoors,
+		p.listen, p.startAdmin, p.startSandbox, p.startBroker, p.startServices, p.startFrontend, p.startDoors,
 	} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
+	p.started.Store(true)
 	return p.welcome()
 }
 
@@ -124,9 +133,9 @@ func (p *process) listen(context.Context) error {
 	}
 	p.publicURL = p.cfg.PublicURL
 	if ln := p.listeners["HTTP_ADDR"]; p.publicURL == "" && ln != nil {
-		p.publicURL = "http://" + ln.Addr().String()
+		p.publicURL = "http://" + visible(ln.Addr().String())
 	} else if p.publicURL == "" {
-		p.publicURL = "http://" + p.cfg.HTTPAddr // where the frontend of another process is, as far as this one knows
+		p.publicURL = "http://" + visible(p.cfg.HTTPAddr) // where the frontend of another process is, as far as this one knows
 	}
 	return nil
 }
@@ -138,10 +147,43 @@ func (p *process) tell(key, address string) error {
 	return nil
 }
 
-// needsSandbox reports whether anything points at the sandbox of this process.
+// needsSandbox reports whether this process runs a sandbox: alone always, and
+// beside other services if any of them, or of another process, may point at it.
 func (c Config) needsSandbox() bool {
-	return c.runs("sandbox") && (c.PaymentProviderURL == "" || c.SMTPURL == "" || c.SMSURL == "" ||
-		strings.Contains(c.PaymentProviderURL, c.SandboxAddr) || strings.Contains(c.SMSURL, c.SandboxAddr) || strings.Contains(c.SMTPURL, c.SandboxSMTPAddr))
+	return c.runs("sandbox") && (len(c.services()) == 1 || c.PaymentProviderURL == "" || c.SMTPURL == "" || c.SMSURL == "" ||
+		pointsAt(c.PaymentProviderURL, c.SandboxAddr) || pointsAt(c.SMSURL, c.SandboxAddr) || pointsAt(c.SMTPURL, c.SandboxSMTPAddr))
+}
+
+// pointsAt reports whether a URL may lead to our own address, whose host can be
+// spelt in many ways.
+func pointsAt(rawURL, addr string) bool {
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return false
+	}
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || u.Port() != port {
+		return false
+	}
+	local := func(h string) bool {
+		a, err := netip.ParseAddr(h)
+		return h == "" || h == "localhost" || err == nil && (a.IsLoopback() || a.IsUnspecified())
+	}
+	return u.Hostname() == host || local(host) && local(u.Hostname()) || host == "" || unspecified(host)
+}
+
+func unspecified(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "" || err == nil && a.IsUnspecified()
+}
+
+// visible is an address as a browser on this machine finds it.
+func visible(addr string) string {
+	host, port, err := net.SplitHostPort(addr)
+	if err == nil && unspecified(host) {
+		return net.JoinHostPort("localhost", port)
+	}
+	return addr
 }
 
 func (p *process) startSandbox(context.Context) error {
@@ -193,7 +235,7 @@ func (p *process) startBroker(context.Context) error {
 }
 
 func (p *process) startServices(ctx context.Context) error {
-	if len(p.kafka.Brokers) > 0 {
+	if p.cfg.needsKafka() {
 		p.engine.Go("topics", func(ctx context.Context) error {
 			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topics()...)
 			if ctx.Err() != nil {
@@ -223,7 +265,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	if err := p.lock(name); err != nil {
 		return err
 	}
-	db, err := openDatabase(ctx, p.cfg, name, schema)
+	db, err := p.awaitDatabase(ctx, name, schema)
 	if err != nil {
 		return err
 	}
@@ -253,6 +295,25 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		p.api = mux
 	}
 	return nil
+}
+
+// awaitDatabase opens a service's database, and waits for one that is not there
+// yet: no process needs another to have started before it.
+func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
+	for attempt := 1; ; attempt++ {
+		db, err := openDatabase(ctx, p.cfg, name, schema)
+		if err == nil || !sqldb.IsUnavailable(err) || !isPostgres(p.cfg.databaseURL(name)) {
+			return db, err
+		}
+		p.host.Log.Warn("the database does not answer", "service", name, "err", err)
+		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
+		select {
+		case <-ctx.Done():
+			pause.Stop()
+			return nil, fmt.Errorf("%s: told to stop while waiting for the database: %w", name, err)
+		case <-pause.C:
+		}
+	}
 }
 
 // withTopics has run wait for the topics: orders are taken before Kafka is
@@ -307,7 +368,7 @@ func (p *process) startFrontend(context.Context) error {
 	return nil
 }
 
-// startDoors serves what is public, and the admin pages.
+// startDoors serves what is public.
 func (p *process) startDoors(context.Context) error {
 	proxies, err := p.cfg.trustedProxies()
 	if err != nil {
@@ -321,6 +382,12 @@ func (p *process) startDoors(context.Context) error {
 		h := web.Handler(p.api, web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
 		p.doors.Go("HTTP_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, h, p.host.Log) })
 	}
+	return nil
+}
+
+// startAdmin serves metrics and health, from before there is anything to tell:
+// a process that waits for its database is alive and not ready.
+func (p *process) startAdmin(context.Context) error {
 	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
 		p.ground.Go("ADMIN_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, web.Admin(p.registry, p.ready), p.host.Log) })
 	}
@@ -329,12 +396,15 @@ func (p *process) startDoors(context.Context) error {
 
 // ready says why the process cannot do its work yet.
 func (p *process) ready(ctx context.Context) error {
+	if !p.started.Load() {
+		return errors.New("still starting")
+	}
 	for _, db := range p.databases {
 		if err := db.PingContext(ctx); err != nil {
 			return fmt.Errorf("a database does not answer: %w", err)
 		}
 	}
-	if len(p.kafka.Brokers) > 0 && !p.connected.Load() {
+	if p.cfg.needsKafka() && !p.connected.Load() {
 		return errors.New("the topics are not there yet")
 	}
 	return nil
@@ -358,7 +428,7 @@ func (p *process) welcome() error {
 	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
 		line("Admin", fmt.Sprintf("http://%s/metrics", ln.Addr()))
 	}
-	if len(p.kafka.Brokers) > 0 {
+	if len(p.kafka.Brokers) > 0 && (p.cfg.needsKafka() || p.cfg.runs("broker")) {
 		line("Broker", strings.Join(p.kafka.Brokers, ","))
 		line("Events", fmt.Sprintf("kcat -b %s -t %s -C -e", strings.Join(p.kafka.Brokers, ","), event.OrderTopic))
 	}

@@ -45,9 +45,6 @@ func newLane(s Sender, engine sqldb.Engine) *lane {
 	return &lane{sender: s, slots: make(chan struct{}, n)}
 }
 
-// errLaneFull is why a message was not even tried.
-var errLaneFull = errors.New("all lines of the channel are busy")
-
 // enter waits for a line; leave frees it.
 func (l *lane) enter() (leave func(), ok bool) {
 	wait := time.NewTimer(laneWait)
@@ -77,8 +74,8 @@ func (s *Service) deliver(ctx context.Context, c outbox.Claim) error {
 		return err
 	}
 	leave, ok := s.channels[d.Channel].enter()
-	if !ok {
-		return s.settle(ctx, c, d, Result{Outcome: Temporary, Err: errLaneFull})
+	if !ok { // it was not tried, and does not count
+		return postpone(ctx, s.db, c, sqldb.Now().Add(laneWait))
 	}
 	defer leave() // not before the result is recorded
 	return s.settle(ctx, c, d, s.send(ctx, d))

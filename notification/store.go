@@ -194,3 +194,14 @@ func nullText(s string) any {
 	}
 	return s
 }
+
+// postpone gives a claim back that nothing was done about.
+func postpone(ctx context.Context, db *sqldb.DB, c outbox.Claim, due time.Time) error {
+	_, err := db.ExecContext(ctx, `
+		UPDATE notification_deliveries SET due_at = $1, lease_token = NULL, attempts = attempts - 1
+		WHERE id = $2 AND lease_token = $3`, due, c.ID, c.Token)
+	if err != nil {
+		return fmt.Errorf("postpone delivery: %w", err)
+	}
+	return nil
+}

@@ -105,6 +105,14 @@ func openSQLite(path string) (*DB, error) {
 	if err := os.MkdirAll(filepath.Dir(abs), 0o700); err != nil {
 		return nil, err
 	}
+	// SQLite gives its other files the mode of this one
+	f, err := os.OpenFile(abs, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
 	dsn := func(txlock string, pragmas ...string) string {
 		q := url.Values{"_txlock": {txlock}, "_time_format": {"sqlite"}, "_pragma": append([]string{
 			"busy_timeout(10000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)",

@@ -257,6 +257,9 @@ func TestSQLiteIsDurableAndPrivate(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("the folder has mode %v (%v), want 0700", info.Mode(), err)
 	}
+	if info, err := os.Stat(filepath.Join(dir, "a b.db")); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the file has mode %v (%v), want 0600", info.Mode(), err)
+	}
 	var version string
 	if err := db.QueryRow(`SELECT sqlite_version()`).Scan(&version); err != nil || version < "3.51.3" {
 		t.Errorf("SQLite %s (%v): before 3.51.3 a reset of the write-ahead log can corrupt the file", version, err)

@@ -100,7 +100,7 @@ func TestBadConfigurationNamesItsKey(t *testing.T) {
 		{key: "ADMIN_ADDR", value: "127.0.0.1:99999"},
 		{key: "SANDBOX_SMTP_ADDR", value: "25"},
 		{key: "DATABASE_URL", value: "mysql://localhost/pizza"},
-		{key: "DATABASE_URL", value: "postgres://127.0.0.1:1/nobody?connect_timeout=2"},
+		{key: "DATABASE_URL", value: "postgres://127.0.0.1:port/nobody"},
 		{key: "ORDER_DATABASE_URL", value: "pizza.db"},
 		{key: "KAFKA_BROKERS", value: "kafka"},
 		{key: "KAFKA_BROKERS", value: "", more: map[string]string{"SERVICES": "order"}},
