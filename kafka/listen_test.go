@@ -62,14 +62,15 @@ func TestStrangersDoNotHurtTheBroker(t *testing.T) {
 func TestAllInterfacesAreAdvertisedByName(t *testing.T) {
 	name, err := os.Hostname()
 	if err != nil {
-		t.Skip("this machine has no name:", err)
-	}
-	if _, err := net.LookupHost(name); err != nil {
-		t.Skip("this machine's name does not resolve:", err)
+		t.Fatal(err)
 	}
 	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir(), Listen: "0.0.0.0:0"})
 	if host, _, err := net.SplitHostPort(config.Brokers[0]); err != nil || host != name {
 		t.Fatalf("advertised as %s, want the name %s", config.Brokers[0], name)
+	}
+	if _, err := net.LookupHost(name); err != nil {
+		t.Log("nobody can connect by the name, which is the network's matter:", err)
+		return
 	}
 	ensure(t, config, single())
 	produce(t, client(t, config), "a")

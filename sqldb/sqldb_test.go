@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -168,7 +169,7 @@ func TestDeadlocksAreRunAgain(t *testing.T) {
 						if i == 0 && db.Engine == sqldb.Postgres && runs.Load() <= 2 {
 							first <- struct{}{}
 							for len(first) < 2 && runs.Load() <= 2 {
-								time.Sleep(0) // until the other has its first lock
+								runtime.Gosched() // until the other has its first lock
 							}
 						}
 					}
