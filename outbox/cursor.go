@@ -1,7 +1,7 @@
 package outbox
 
 import (
-	"cmp"
+	"math"
 	"slices"
 )
 
@@ -9,8 +9,7 @@ import (
 type span struct{ lo, hi int64 }
 
 // A gap is a stretch below the head that was not seen. Its numbers belong to
-// transactions that are still open, or were rolled back, or to rows that could
-// not be published yet.
+// transactions that are still open, or were rolled back.
 //
 // An INSERT locks the table before it draws a number and keeps the lock until
 // its commit can be seen. So a gap is dead, rolled back and never to be
@@ -24,19 +23,10 @@ type gap struct {
 }
 
 // A cursor knows which rows of the outbox are still to be read: those above
-// the head and those in the gaps below it. Together with the rows in flight,
-// between read and marked, that is all that is not published.
+// the head and those in the gaps below it.
 type cursor struct {
-	head     int64
-	gaps     []gap // in order, disjoint
-	inFlight []span
-	aside    []aside // in order of seq: refused for now, and not read again before their time
-}
-
-// An aside is a row that could not be published yet.
-type aside struct {
-	seq   int64
-	queue string
+	head int64
+	gaps []gap // in order, disjoint
 }
 
 // newCursor starts from what is stored: everything up to floor is done with,
@@ -52,30 +42,42 @@ func newCursor(floor int64, published []span) *cursor {
 	return c
 }
 
-// floor is the highest seq up to which everything is published or dead.
+// floor is the highest seq up to which everything was read or is dead.
 func (c *cursor) floor() int64 {
-	f := c.head
 	if len(c.gaps) > 0 {
-		f = min(f, c.gaps[0].lo-1)
+		return c.gaps[0].lo - 1
 	}
-	if len(c.inFlight) > 0 {
-		f = min(f, c.inFlight[0].lo-1)
-	}
-	if len(c.aside) > 0 {
-		f = min(f, c.aside[0].seq-1)
-	}
-	return f
+	return c.head
 }
 
-// read takes note of the seqs, in order, that a read of gaps and head has
-// returned: they are in flight now. A read that was cut off by its limit says
-// nothing about what lies above its last row; any other says that the gaps
-// left are still missing, and those whose holders had all ended are dropped.
-func (c *cursor) read(seqs []int64, cut bool) {
-	complete := int64(1<<63 - 1) // up to where the read has looked
-	if cut {
-		complete = seqs[len(seqs)-1]
+// wants reports whether the row was not read yet.
+func (c *cursor) wants(seq int64) bool {
+	if seq > c.head {
+		return true
 	}
+	i, found := slices.BinarySearchFunc(c.gaps, seq, func(g gap, seq int64) int {
+		switch {
+		case g.hi < seq:
+			return -1
+		case g.lo > seq:
+			return 1
+		}
+		return 0
+	})
+	return found && i >= 0
+}
+
+// How far a read has looked, when it was not cut off by its limit, or when it
+// has not looked at all: rows that were handed over say nothing about others.
+const (
+	everywhere = int64(math.MaxInt64)
+	nowhere    = int64(0)
+)
+
+// read takes note of the seqs, in order, that a read of gaps and head has
+// returned. It has looked up to complete: what it misses there is still
+// missing, and gaps whose holders had all ended before it are dropped.
+func (c *cursor) read(seqs []int64, complete int64) {
 	var left []gap
 	for _, g := range c.gaps {
 		i, _ := slices.BinarySearch(seqs, g.lo)
@@ -95,7 +97,6 @@ func (c *cursor) read(seqs []int64, cut bool) {
 		}
 	}
 	c.gaps = left
-	c.inFlight = spans(seqs)
 }
 
 // appendGap keeps what a read has left of g, unless it is dead.
@@ -117,36 +118,6 @@ func (c *cursor) locks(current []string) {
 		}
 		g.holders = slices.DeleteFunc(slices.Clone(g.holders), func(h string) bool { return !slices.Contains(current, h) })
 	}
-}
-
-// landed is the cursor after the rows in flight have been dealt with: those
-// that were refused are set aside, so that they fill no further round.
-func (c *cursor) landed(refused []aside) *cursor {
-	after := &cursor{head: c.head, gaps: slices.Clone(c.gaps), aside: append(slices.Clone(c.aside), refused...)}
-	slices.SortFunc(after.aside, func(a, b aside) int { return cmp.Compare(a.seq, b.seq) })
-	return after
-}
-
-// recall has the first n rows that were set aside read again.
-func (c *cursor) recall(n int) {
-	n = min(n, len(c.aside))
-	for _, a := range c.aside[:n] {
-		c.gaps = append(c.gaps, gap{span: span{a.seq, a.seq}})
-	}
-	c.aside = slices.Clone(c.aside[n:])
-	slices.SortFunc(c.gaps, func(a, b gap) int { return cmp.Compare(a.lo, b.lo) })
-}
-
-// firstAside is the first row set aside of each queue: nothing of the queue may
-// be sent that comes after it.
-func (c *cursor) firstAside() map[string]int64 {
-	first := map[string]int64{}
-	for _, a := range c.aside {
-		if _, ok := first[a.queue]; !ok {
-			first[a.queue] = a.seq
-		}
-	}
-	return first
 }
 
 // spans folds seqs, in order, into stretches without holes.

@@ -31,11 +31,22 @@ func (w *table) read(c *cursor, limit int) (seqs []int64, cut bool) {
 	slices.Sort(w.visible)
 	for _, seq := range w.visible {
 		wanted := seq > c.head || slices.ContainsFunc(c.gaps, func(g gap) bool { return g.lo <= seq && seq <= g.hi })
+		if wanted != c.wants(seq) {
+			panic(fmt.Sprintf("the cursor wants %d: %v, its gaps say otherwise", seq, c.wants(seq)))
+		}
 		if wanted && len(seqs) < limit {
 			seqs = append(seqs, seq)
 		}
 	}
 	return seqs, len(seqs) == limit
+}
+
+func rowsOf(seqs ...int64) []row {
+	rows := make([]row, len(seqs))
+	for i := range seqs {
+		rows[i].seq = seqs[i]
+	}
+	return rows
 }
 
 // Whatever the interleaving of writers, rollbacks, refusals and restarts, every
@@ -44,30 +55,57 @@ func (w *table) read(c *cursor, limit int) (seqs []int64, cut bool) {
 func TestCursorMissesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &table{open: map[string][]int64{}}
-		c := newCursor(0, nil)
+		term := &term{cursor: newCursor(0, nil), lanes: map[string]*lane{}}
 		var committed []int64
 		published := map[int64]int{}
 		restarts := 0
 		limit := rapid.IntRange(1, 6).Draw(t, "limit")
 
-		round := func(refuse bool) int {
-			c.recall(rapid.IntRange(0, 3).Draw(t, "recalled"))
-			seqs, cut := w.read(c, limit)
-			c.read(seqs, cut)
-			c.locks(w.holders())
-			var failed []aside
-			for _, seq := range seqs {
+		// land has the oldest round in flight acknowledged and marked, or refused in part
+		land := func(refuse bool) {
+			rd := term.flights[0]
+			for _, row := range rd.rows {
 				if refuse && rapid.Bool().Draw(t, "refused") {
-					failed = append(failed, aside{seq: seq})
+					if term.lanes["x"] == nil {
+						term.lanes["x"] = &lane{}
+					}
+					term.lanes["x"].add(row.seq)
 				} else {
-					published[seq]++
+					published[row.seq]++
 				}
 			}
-			if f := c.floor(); len(seqs) > 0 && f >= seqs[0] {
-				t.Fatalf("floor %d while %d is in flight", f, seqs[0])
+			if f := term.floor(); f >= rd.rows[0].seq {
+				t.Fatalf("floor %d while %d is in flight", f, rd.rows[0].seq)
 			}
-			c = c.landed(failed)
-			return len(seqs)
+			term.flights = term.flights[1:]
+		}
+		// mend has the first rows of the lane published
+		mend := func(n int) {
+			l := term.lanes["x"]
+			if l == nil {
+				return
+			}
+			for _, seq := range l.seqs[:min(n, len(l.seqs))] {
+				published[seq]++
+			}
+			if l.seqs = l.seqs[min(n, len(l.seqs)):]; len(l.seqs) == 0 {
+				delete(term.lanes, "x")
+			}
+		}
+		round := func(refuse, ask bool) {
+			seqs, cut := w.read(term.cursor, limit)
+			complete := everywhere
+			if cut {
+				complete = seqs[len(seqs)-1]
+			}
+			term.take(rowsOf(seqs...), complete)
+			if ask {
+				term.cursor.locks(w.holders())
+			}
+			for len(term.flights) > 0 && (!refuse || rapid.Bool().Draw(t, "landed")) {
+				land(refuse)
+			}
+			mend(rapid.IntRange(0, 3).Draw(t, "mended"))
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"draw": func(t *rapid.T) {
@@ -89,22 +127,35 @@ func TestCursorMissesNothing(t *testing.T) {
 				delete(w.open, tx)
 				w.begun++
 			},
-			"round": func(*rapid.T) { round(true) },
+			"round": func(t *rapid.T) { round(true, rapid.Bool().Draw(t, "asked")) },
+			"hand over": func(t *rapid.T) { // rows that were just committed, by those who did it
+				var fresh []int64
+				for _, seq := range w.visible {
+					if term.cursor.wants(seq) {
+						fresh = append(fresh, seq)
+					}
+				}
+				if len(fresh) == 0 {
+					t.Skip("nothing is new")
+				}
+				term.take(rowsOf(rapid.SampledFrom(fresh).Draw(t, "handed over")), nowhere)
+			},
 			"restart": func(*rapid.T) { // with what the tables say: the floor and the ranges above it
+				floor := term.floor()
 				var marked []int64
 				for seq := range published {
-					if seq > c.floor() {
+					if seq > floor {
 						marked = append(marked, seq)
 					}
 				}
 				slices.Sort(marked)
-				c = newCursor(c.floor(), spans(marked))
+				term.cursor, term.flights, term.lanes = newCursor(floor, spans(marked)), nil, map[string]*lane{}
 				restarts++
 			},
 			"": func(t *rapid.T) {
 				for _, seq := range committed {
-					if published[seq] == 0 && seq <= c.floor() {
-						t.Fatalf("%d is not published and the floor is %d", seq, c.floor())
+					if published[seq] == 0 && seq <= term.floor() {
+						t.Fatalf("%d is not published and the floor is %d", seq, term.floor())
 					}
 				}
 			},
@@ -113,17 +164,17 @@ func TestCursorMissesNothing(t *testing.T) {
 			w.visible, committed = append(w.visible, seqs...), append(committed, seqs...)
 			delete(w.open, tx)
 		}
-		c.recall(len(c.aside))
 		for range 3 + len(committed) { // two idle rounds more than it takes, for the dead
-			round(false)
+			round(false, true)
 		}
+		mend(len(committed))
 		for _, seq := range committed {
 			if published[seq] != 1 {
 				t.Fatalf("%d was published %d times, with %d restarts", seq, published[seq], restarts)
 			}
 		}
-		if c.floor() != c.head || len(c.gaps) != 0 {
-			t.Fatalf("floor %d, head %d, gaps %v, want none", c.floor(), c.head, c.gaps)
+		if c := term.cursor; term.floor() != c.head || len(c.gaps) != 0 {
+			t.Fatalf("floor %d, head %d, gaps %v, want none", term.floor(), c.head, c.gaps)
 		}
 	})
 }

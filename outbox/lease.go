@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,10 +20,15 @@ var errLeaseLost = errors.New("lease lost")
 // still for the TTL on the standby's own clock: no two clocks are compared.
 // Each take-over bumps the epoch, and everything the holder writes asks for
 // its epoch, so that a holder who slept through his own end changes nothing.
+// Whoever changes what is to be published bumps it too: the holder's term
+// ends, and the next one begins from the tables.
 type lease struct {
-	db      *sqldb.DB
-	epoch   int64
-	ttl     time.Duration
+	db    *sqldb.DB
+	epoch int64
+	ttl   time.Duration
+
+	mu      sync.Mutex // one renewal at a time
+	conn    connection // of the renewals
 	renewed atomic.Pointer[time.Time]
 }
 
@@ -74,11 +80,6 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 // gets it either. A connection to PostgreSQL that broke ends the term: behind
 // the next one there may be a standby that lacks what this term remembers.
 func (l *lease) keep(ctx context.Context, floor func() int64) error {
-	conn, done, err := pin(ctx, l.db)
-	if err != nil {
-		return err
-	}
-	defer done()
 	tick := time.NewTicker(l.ttl / 4)
 	defer tick.Stop()
 	for {
@@ -87,7 +88,7 @@ func (l *lease) keep(ctx context.Context, floor func() int64) error {
 			return nil
 		case <-tick.C:
 		}
-		err := l.renew(ctx, conn, floor())
+		err := l.renew(ctx, floor())
 		if ctx.Err() == nil && err != nil && (errors.Is(err, errLeaseLost) || l.db.Engine == sqldb.Postgres) {
 			return err
 		}
@@ -99,7 +100,7 @@ func (l *lease) keep(ctx context.Context, floor func() int64) error {
 const statementTimeout = 10 * time.Second
 
 // A connection is what the relay speaks to for one term: always the same
-// session on PostgreSQL.
+// session on PostgreSQL, the database that all share on SQLite.
 type connection interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
@@ -107,26 +108,38 @@ type connection interface {
 	BeginTx(ctx context.Context, opts *sql.TxOptions) (*sql.Tx, error)
 }
 
-// pin returns a session that does not change under its user's feet. SQLite has
-// no server that could be exchanged, and one connection that must be shared.
-func pin(ctx context.Context, db *sqldb.DB) (c connection, done func(), err error) {
-	if db.Engine != sqldb.Postgres {
-		return db, func() {}, nil
+// connect opens n connections for one term.
+func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, done func(), err error) {
+	var opened []*sql.Conn
+	done = func() {
+		for _, c := range opened {
+			_ = c.Close() // gone already, or gone now
+		}
 	}
-	conn, err := db.Conn(ctx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("connect: %w", err)
+	for range n {
+		if db.Engine != sqldb.Postgres {
+			conns = append(conns, db)
+			continue
+		}
+		c, err := db.Session(ctx)
+		if err != nil {
+			done()
+			return nil, nil, err
+		}
+		opened, conns = append(opened, c), append(conns, c)
 	}
-	return conn, func() { _ = conn.Close() }, nil // back to the pool, or gone already
+	return conns, done, nil
 }
 
 // renew counts the lease up and stores the floor with it, so that a successor
 // need not search from far back.
-func (l *lease) renew(ctx context.Context, c connection, floor int64) error {
+func (l *lease) renew(ctx context.Context, floor int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	res, err := c.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
+	res, err := l.conn.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
 	if err != nil {
 		return fmt.Errorf("renew lease: %w", err)
 	}
@@ -163,7 +176,8 @@ func (l *lease) mark(ctx context.Context, c connection, floor int64, ranges []sp
 }
 
 // markAtOnce is mark as one statement: a holder that is stopped in the middle
-// of a transaction would keep the lease's row locked, and its standby out.
+// of a transaction would keep the lease's row locked, and its standby out. It
+// does not wait for the disk: a mark that is lost only repeats a publish.
 func (l *lease) markAtOnce(ctx context.Context, c connection, floor int64, ranges []span) error {
 	los, his := make([]int64, len(ranges)), make([]int64, len(ranges))
 	for i, s := range ranges {
@@ -174,7 +188,7 @@ func (l *lease) markAtOnce(ctx context.Context, c connection, floor int64, range
 		WITH l AS (UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2 RETURNING 1),
 			p AS (INSERT INTO outbox_published (first_seq, last_seq, published_at)
 				SELECT lo, hi, $3::timestamptz FROM l, unnest($4::bigint[], $5::bigint[]) u (lo, hi))
-		SELECT COUNT(*) FROM l`, floor, l.epoch, sqldb.Now(), los, his).Scan(&held)
+		SELECT (SELECT COUNT(*) FROM l) + 0 * length(set_config('synchronous_commit', 'off', true))`, floor, l.epoch, sqldb.Now(), los, his).Scan(&held)
 	if err != nil {
 		return fmt.Errorf("mark published: %w", err)
 	}

@@ -39,7 +39,7 @@ type message struct {
 
 // appendEnvelope writes the value of a record. The event's data goes in as it
 // was written, byte for byte.
-func appendEnvelope(b []byte, id, eventType, aggregateID, data, at string) []byte {
+func appendEnvelope(b []byte, id, eventType, aggregateID, data string, at time.Time) []byte {
 	b = append(b, `{"event_id":"`...)
 	b = append(b, id...)
 	b = append(b, `","event_type":`...)
@@ -49,8 +49,58 @@ func appendEnvelope(b []byte, id, eventType, aggregateID, data, at string) []byt
 	b = append(b, `,"event_data":`...)
 	b = append(b, data...)
 	b = append(b, `,"timestamp":"`...)
-	b = append(b, at...)
+	b = at.AppendFormat(b, time.RFC3339Nano)
 	return append(b, `"}`...)
+}
+
+// records builds the records of one round in one piece of memory each for
+// their values and their headers.
+type records struct {
+	source  []byte
+	values  []byte
+	headers []kgo.RecordHeader
+}
+
+// envelopeHeaders is how many headers an event gets beside those stored with it.
+const envelopeHeaders = 8
+
+var (
+	cloudEvents = []byte("1.0")
+	jsonContent = []byte("application/json")
+)
+
+func newRecords(source string, rows []row) *records {
+	size, headers := 0, 0
+	for i := range rows {
+		size += 200 + len(rows[i].data.String) + 3*len(rows[i].key)
+		headers += envelopeHeaders + len(rows[i].headers)
+	}
+	return &records{source: []byte(source), values: make([]byte, 0, size), headers: make([]kgo.RecordHeader, 0, headers)}
+}
+
+// record is the row as it goes to the broker.
+func (b *records) record(r *row) *kgo.Record {
+	rec := &kgo.Record{Topic: r.topic, Key: r.key, Headers: r.headers, Value: r.value}
+	if !r.data.Valid { // a dead letter: the original's headers, its own value
+		return rec
+	}
+	from := len(b.values)
+	b.values = appendEnvelope(b.values, r.id, r.eventType, r.aggregateID, r.data.String, r.createdAt)
+	rec.Value = b.values[from:len(b.values):len(b.values)]
+	n := len(b.headers)
+	b.headers = append(b.headers,
+		kgo.RecordHeader{Key: headerSpecVersion, Value: cloudEvents},
+		kgo.RecordHeader{Key: headerID, Value: []byte(r.id)},
+		kgo.RecordHeader{Key: headerType, Value: []byte(r.eventType)},
+		kgo.RecordHeader{Key: headerSource, Value: b.source},
+		kgo.RecordHeader{Key: headerSubject, Value: []byte(r.aggregateID)},
+		kgo.RecordHeader{Key: headerTime, Value: r.createdAt.AppendFormat(nil, time.RFC3339Nano)},
+		kgo.RecordHeader{Key: headerContentType, Value: jsonContent},
+		kgo.RecordHeader{Key: headerAggregateVersion, Value: strconv.AppendInt(nil, r.version.Int64, 10)},
+	)
+	b.headers = append(b.headers, r.headers...)
+	rec.Headers = b.headers[n:len(b.headers):len(b.headers)]
+	return rec
 }
 
 func appendJSON(b []byte, s string) []byte {
@@ -142,6 +192,24 @@ func (l *headerList) UnmarshalJSON(b []byte) error {
 		}
 	}
 	return nil
+}
+
+// A headerReader reads stored lists. Most events of a round have the same one.
+type headerReader struct {
+	text string
+	list headerList
+}
+
+func (h *headerReader) read(text string) (headerList, error) {
+	if text == h.text {
+		return h.list, nil
+	}
+	var list headerList
+	if err := json.Unmarshal([]byte(text), &list); err != nil {
+		return nil, err
+	}
+	h.text, h.list = text, list
+	return list, nil
 }
 
 type traceKey struct{}

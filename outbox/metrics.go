@@ -61,16 +61,14 @@ func (b *backlog) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (b *backlog) Collect(ch chan<- prometheus.Metric) {
-	b.r.mu.Lock()
-	c := b.r.cursor
-	var floor, above int64
-	if c != nil {
-		floor, above = c.floor(), c.head
-	}
-	b.r.mu.Unlock()
-	if c == nil {
+	t := b.r.term.Load()
+	if t == nil {
 		return
 	}
+	floor := t.floor()
+	t.mu.Lock()
+	above := t.cursor.head
+	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	var n int64

@@ -64,10 +64,7 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	}
 	if len(tx.rows) > 0 {
-		select {
-		case o.wake <- struct{}{}:
-		default: // the relay has a call waiting
-		}
+		o.poke()
 	}
 	for _, fn := range tx.afterCommit {
 		fn()
@@ -169,27 +166,7 @@ type row struct {
 	headers     headerList
 	value       []byte
 	createdAt   time.Time
-}
-
-// record is the row as it goes to the broker.
-func (r *row) record(source string) *kgo.Record {
-	rec := &kgo.Record{Topic: r.topic, Key: r.key, Headers: r.headers, Value: r.value}
-	if !r.data.Valid { // a dead letter: the original's headers, its own value
-		return rec
-	}
-	at := r.createdAt.Format(time.RFC3339Nano)
-	rec.Value = appendEnvelope(nil, r.id, r.eventType, r.aggregateID, r.data.String, at)
-	rec.Headers = append(headerList{
-		{Key: headerSpecVersion, Value: []byte("1.0")},
-		{Key: headerID, Value: []byte(r.id)},
-		{Key: headerType, Value: []byte(r.eventType)},
-		{Key: headerSource, Value: []byte(source)},
-		{Key: headerSubject, Value: []byte(r.aggregateID)},
-		{Key: headerTime, Value: []byte(at)},
-		{Key: headerContentType, Value: []byte("application/json")},
-		{Key: headerAggregateVersion, Value: strconv.AppendInt(nil, r.version.Int64, 10)},
-	}, r.headers...)
-	return rec
+	partition   int32 // where it will go, -1 when that cannot be said
 }
 
 // marshal is json.Marshal without the escapes meant for HTML.

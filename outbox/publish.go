@@ -12,13 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// A fate is what became of the rows of a round.
-type fate struct {
-	acked   []int64
-	refused []aside      // to be tried again
-	blocked []blockedRow // refused for ever, or behind one that was
-}
-
 type blockedRow struct {
 	*row
 	reason string
@@ -26,112 +19,142 @@ type blockedRow struct {
 
 // Why a row is not sent.
 var (
-	errWaits     = errors.New("waits behind a refused record of its key")
+	errWaits     = errors.New("waits in a lane")
 	errBlocked   = errors.New("its key is blocked")
 	errOversized = errors.New("larger than its topic takes")
+	errStalled   = errors.New("not taken by the broker in time")
 )
 
-// send produces the rows in order and waits for the outcome of each. After a
-// row that cannot be sent none of its key follows.
-func (r *Relay) send(ctx context.Context, producer *kgo.Client, rows []row) (fate, error) {
-	errs := make([]error, len(rows))
-	var outcome sync.WaitGroup
-	stopped := map[string]bool{} // queues of which nothing more is sent
-	first := r.cursor.firstAside()
-	for i := range rows {
-		queue := rows[i].queue()
-		if errs[i] = r.sendable(&rows[i], stopped[queue], first); errs[i] == nil {
-			outcome.Add(1)
-			producer.Produce(context.Background(), rows[i].record(r.cfg.Outbox.source), func(_ *kgo.Record, err error) {
-				errs[i] = err
-				outcome.Done()
-			})
-		} else {
-			stopped[queue] = true
-		}
-		if r.single || i == len(rows)-1 {
-			if err := r.await(ctx, producer, &outcome); err != nil {
-				return fate{}, err
-			}
-			stopped[queue] = stopped[queue] || errs[i] != nil
+// stallAfter is how long acknowledgements are awaited before the brokers are
+// asked whether they are there at all.
+const stallAfter = 2 * time.Second
+
+// publish sends a round, waits for the outcome of each row and hands over what
+// is to be recorded. What was refused for now goes to a lane.
+func (t *term) publish(ctx context.Context, rd *round) error {
+	if err := t.learn(ctx, rd.rows); err != nil {
+		return err
+	}
+	rd.errs = make([]error, len(rd.rows))
+	t.mu.Lock()
+	for i := range rd.rows {
+		rd.errs[i] = t.sendable(&rd.rows[i])
+	}
+	t.mu.Unlock()
+	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		return err
+	}
+	l := landing{round: rd}
+	t.mu.Lock()
+	for i := range rd.rows {
+		row := &rd.rows[i]
+		switch err := rd.errs[i]; {
+		case err == nil:
+			l.published = append(l.published, row)
+		case errors.Is(err, errBlocked), errors.Is(err, errOversized):
+			l.blocked = append(l.blocked, blockedRow{row, reason(err)})
+		case errors.Is(err, errWaits):
+		default:
+			t.openLane(row, err)
 		}
 	}
-	return r.sort(rows, errs), nil
+	t.mu.Unlock()
+	t.landings <- l
+	return nil
+}
+
+// sendable says why a row may not be sent now. One that waits is put into its
+// lane: whatever comes later under its key waits there too.
+func (t *term) sendable(row *row) error {
+	queue := row.queue()
+	switch n := row.size(); {
+	case t.blocked[queue]:
+		return errBlocked
+	case t.waits(row):
+		return errWaits
+	case n > maxBytes(row.topic):
+		t.blocked[queue] = true
+		err := fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, maxBytes(row.topic))
+		t.tellRefused(row, err)
+		return err
+	}
+	return nil
+}
+
+// send produces the rows that have no error yet, all at once, and waits for the
+// outcome of each.
+func (t *term) send(ctx context.Context, producer *kgo.Client, rows []row, errs []error) error {
+	recordCtx, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
+	var outcome sync.WaitGroup
+	buf := newRecords(t.cfg.Outbox.source, rows)
+	for i := range rows {
+		if errs[i] != nil {
+			continue
+		}
+		outcome.Add(1)
+		producer.Produce(recordCtx, buf.record(&rows[i]), func(_ *kgo.Record, err error) {
+			if errors.Is(err, context.Canceled) {
+				err = errStalled
+			}
+			errs[i] = err
+			outcome.Done()
+		})
+	}
+	return t.await(ctx, producer, &outcome, giveUp)
 }
 
 // await waits for the acknowledgements. When it must not wait any longer, what
 // was sent is in the dark: this producer is done for, and whoever reads the
 // table next sends it again.
-func (r *Relay) await(ctx context.Context, producer *kgo.Client, outcome *sync.WaitGroup) error {
-	slow := time.AfterFunc(5*time.Second, func() {
-		r.metrics.errors.Inc()
-		r.cfg.Log.Warn("the broker has not acknowledged for 5 s", "service", r.cfg.Service)
-	})
+func (t *term) await(ctx context.Context, producer *kgo.Client, outcome *sync.WaitGroup, giveUp func()) error {
+	watch, landed := context.WithCancel(ctx)
+	defer landed()
+	slow := time.AfterFunc(stallAfter, func() { t.probe(watch, producer, giveUp) })
 	defer slow.Stop()
 	err := producer.Flush(ctx)
 	if err != nil {
 		producer.Close()
-		err = fmt.Errorf("await acknowledgements: %w", errors.Join(errLeaseLost, err))
+		err = fmt.Errorf("%w: %w", errAbandoned, err)
 	}
 	outcome.Wait()
 	return err
 }
 
-// sendable says why a row may not be sent now.
-func (r *Relay) sendable(row *row, stopped bool, firstAside map[string]int64) error {
-	queue := row.queue()
-	before, waits := firstAside[queue]
-	switch n := row.size(); {
-	case stopped || waits && before < row.seq:
-		return errWaits
-	case r.blocked[queue]:
-		return errBlocked
-	case n > maxBytes(row.topic):
-		return fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, maxBytes(row.topic))
-	}
-	return nil
-}
-
-// sort decides the fate of each row, in order. A refusal for ever blocks the
-// key, once it is certain which record is meant: the client fails a whole batch
-// for one record, so a refused batch is sent again record by record first.
-func (r *Relay) sort(rows []row, errs []error) (f fate) {
-	certain := r.single || len(rows) == 1
-	r.single, r.retryAt = false, time.Now().Add(retryPause)
-	waits := map[string]bool{} // an earlier row of the queue is to be tried again
-	for i := range rows {
-		row, err, queue := &rows[i], errs[i], rows[i].queue()
-		forEver := errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
-		switch {
-		case err == nil:
-			f.acked = append(f.acked, row.seq)
-		case waits[queue]:
-			f.refused = append(f.refused, aside{row.seq, queue})
-		case errors.Is(err, errOversized) || forEver && certain:
-			r.blocked[queue] = true
-			f.blocked = append(f.blocked, blockedRow{row, reason(err)})
-			r.tellRefused(row, err)
-		case r.blocked[queue]:
-			f.blocked = append(f.blocked, blockedRow{row, reason(errBlocked)})
-		default:
-			waits[queue] = true
-			f.refused = append(f.refused, aside{row.seq, queue})
-			switch {
-			case errors.Is(err, errWaits):
-			case forEver:
-				r.single, r.retryAt = true, time.Time{}
-			default:
-				r.tellRefused(row, err)
-			}
+// probe asks the brokers until they answer. Then what still waits does so for
+// reasons of its own, a partition without a leader for instance, and must not
+// hold up the rest: the client is told to give up what it has not sent. While
+// nobody answers there is nothing to do but to wait.
+func (t *term) probe(ctx context.Context, producer *kgo.Client, giveUp func()) {
+	t.metrics.errors.Inc()
+	t.cfg.Log.Warn("the broker has not acknowledged for 2 s", "service", t.cfg.Service)
+	for ctx.Err() == nil {
+		ping, cancel := context.WithTimeout(ctx, time.Second)
+		err := producer.Ping(ping)
+		cancel()
+		if err == nil {
+			giveUp()
+			return
 		}
+		pause := time.NewTimer(200 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
 	}
-	return f
 }
 
-func (r *Relay) tellRefused(row *row, err error) {
-	r.metrics.errors.Inc()
-	r.cfg.Log.Error("event refused", "service", r.cfg.Service, "event_id", row.id, "event_type", row.eventType,
-		"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", r.blocked[row.queue()], "err", err)
+// forEver reports whether the broker will never take the record, or one of its
+// batch.
+func forEver(err error) bool {
+	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
+}
+
+func (t *term) tellRefused(row *row, err error) {
+	t.metrics.errors.Inc()
+	t.cfg.Log.Error("event refused", "service", t.cfg.Service, "event_id", row.id, "event_type", row.eventType,
+		"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", t.blocked[row.queue()], "err", err)
 }
 
 // queue is what must stay in order: the records of one key on one topic. A

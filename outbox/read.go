@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"time"
 
 	"pizzaflow/sqldb"
 )
@@ -12,19 +14,17 @@ import (
 // load builds the cursor from the tables, and from nothing else: what memory
 // knows may be newer than a database that was failed over. A blocked row is
 // done with, like a published one, until an operator says otherwise.
-func (r *Relay) load(ctx context.Context, floor int64) error {
-	done, blocked, err := r.loadDone(ctx, floor)
+func (t *term) load(ctx context.Context, floor int64) error {
+	done, blocked, err := t.loadDone(ctx, floor)
 	if err != nil {
 		return fmt.Errorf("load cursor: %w", err)
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cursor, r.blocked, r.single, r.recallNext = newCursor(floor, done), blocked, false, recallFew
+	t.cursor, t.blocked = newCursor(floor, done), blocked
 	return nil
 }
 
-func (r *Relay) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]bool, err error) {
-	rows, err := r.reads.QueryContext(ctx, `
+func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]bool, err error) {
+	rows, err := t.reads.QueryContext(ctx, `
 		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
 		UNION ALL
 		SELECT seq, seq, topic, key FROM outbox_blocked
@@ -50,18 +50,6 @@ func (r *Relay) loadDone(ctx context.Context, floor int64) (done []span, blocked
 	return done, blocked, rows.Err()
 }
 
-func (r *Relay) forget() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cursor = nil
-}
-
-func (r *Relay) floor() int64 {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.cursor.floor()
-}
-
 const rowColumns = `seq, id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at`
 
 // readSQL asks for the gaps and for what is above the head in one statement,
@@ -85,74 +73,129 @@ var readSQL = map[sqldb.Engine]string{
 		ORDER BY seq LIMIT $2`,
 }
 
-// read takes the next rows, in order; cut says that there may be more.
-func (r *Relay) read(ctx context.Context) (rows []row, cut bool, err error) {
+// gapPause is how often the writers are listed, and the gaps looked into
+// although nothing calls.
+const gapPause = 100 * time.Millisecond
+
+// read takes the next rows, in order; again says that there may be more.
+func (t *term) read(ctx context.Context) (rd *round, again bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq > $1 ORDER BY seq LIMIT $2`
-	args := []any{r.cursor.head, roundRows}
-	if len(r.cursor.gaps) > 0 {
-		query = readSQL[r.db.Engine]
-		los, his := make([]int64, len(r.cursor.gaps)), make([]int64, len(r.cursor.gaps))
-		for i, g := range r.cursor.gaps {
+	args := []any{t.cursor.head, roundRows} // nobody else writes the cursor
+	if len(t.cursor.gaps) > 0 {
+		query = readSQL[t.db.Engine]
+		los, his := make([]int64, len(t.cursor.gaps)), make([]int64, len(t.cursor.gaps))
+		for i, g := range t.cursor.gaps {
 			los[i], his[i] = g.lo, g.hi
 		}
-		args = append(args, r.array(los), r.array(his))
+		args = append(args, t.array(los), t.array(his))
 	}
-	result, err := r.reads.QueryContext(ctx, query, args...)
+	result, err := t.reads.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, false, fmt.Errorf("read outbox: %w", err)
 	}
-	rows, cut, err = scanRound(result)
+	rows, cut, err := t.scanRound(result)
 	if err != nil {
 		return nil, false, fmt.Errorf("read outbox: %w", err)
 	}
+	complete := everywhere
+	if cut {
+		complete = rows[len(rows)-1].seq
+	}
+	rd = t.take(rows, complete)
+	return rd, cut, t.askWriters(ctx)
+}
+
+// take notes that rows were read and are in flight from here on.
+func (t *term) take(rows []row, complete int64) *round {
 	seqs := make([]int64, len(rows))
 	for i := range rows {
 		seqs[i] = rows[i].seq
 	}
-	r.mu.Lock()
-	r.cursor.read(seqs, cut)
-	gaps := len(r.cursor.gaps) > 0
-	r.mu.Unlock()
-	if !gaps {
-		return rows, cut, nil
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cursor.read(seqs, complete)
+	if len(rows) == 0 {
+		return nil
 	}
-	writers, err := r.writers(ctx)
-	if err != nil {
-		return nil, false, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cursor.locks(writers)
-	return rows, cut, nil
+	rd := &round{rows: rows}
+	t.flights = append(t.flights, rd)
+	return rd
 }
 
-// array is a list of numbers as an argument of readSQL.
-func (r *Relay) array(n []int64) any {
-	if r.db.Engine == sqldb.Postgres {
+// askWriters finds out whose the gaps are, now and then.
+func (t *term) askWriters(ctx context.Context) error {
+	if len(t.cursor.gaps) == 0 || time.Since(t.asked) < gapPause {
+		return nil
+	}
+	writers, err := t.writers(ctx)
+	if err != nil {
+		return err
+	}
+	t.asked = time.Now()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.cursor.locks(writers)
+	return nil
+}
+
+// readRows reads the rows of a lane, as many as one batch takes.
+func (t *term) readRows(ctx context.Context, seqs []int64) ([]row, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`
+	if t.db.Engine == sqldb.SQLite {
+		query = `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq IN (SELECT value FROM json_each($1)) ORDER BY seq`
+	}
+	result, err := t.laneReads.QueryContext(ctx, query, t.array(seqs))
+	if err != nil {
+		return nil, fmt.Errorf("read outbox: %w", err)
+	}
+	rows, _, err := t.scanRound(result)
+	if err != nil {
+		return nil, fmt.Errorf("read outbox: %w", err)
+	}
+	return rows, nil
+}
+
+// array is a list of numbers as an argument of a query.
+func (t *term) array(n []int64) any {
+	if t.db.Engine == sqldb.Postgres {
 		return n
 	}
 	b, _ := json.Marshal(n)
 	return string(b)
 }
 
-// scanRound reads rows until a round is full.
-func scanRound(result *sql.Rows) (rows []row, cut bool, err error) {
+// scanRound reads rows until a round is full: what it has for any partition is
+// one batch. A topic that is not known yet is taken for one partition.
+func (t *term) scanRound(result *sql.Rows) (rows []row, cut bool, err error) {
 	defer result.Close()
-	bytes := 0
+	type place struct {
+		topic     string
+		partition int32
+	}
+	sizes := map[place]int{}
+	total := 0
+	headers := headerReader{}
+	t.mu.Lock()
+	partitions := maps.Clone(t.partitions)
+	t.mu.Unlock()
 	for result.Next() {
 		var w row
-		var headers string
-		err := result.Scan(&w.seq, &w.id, &w.aggregateID, &w.version, &w.eventType, &w.data, &w.topic, &w.key, &headers, &w.value, sqldb.Time(&w.createdAt))
+		var stored string
+		err := result.Scan(&w.seq, &w.id, &w.aggregateID, &w.version, &w.eventType, &w.data, &w.topic, &w.key, &stored, &w.value, sqldb.Time(&w.createdAt))
 		if err != nil {
 			return nil, false, err
 		}
-		if err := json.Unmarshal([]byte(headers), &w.headers); err != nil {
+		if w.headers, err = headers.read(stored); err != nil {
 			return nil, false, fmt.Errorf("headers of event %s: %w", w.id, err)
 		}
-		bytes += w.size()
-		if bytes > roundBytes && len(rows) > 0 {
+		w.partition = partitionOf(&w, partitions[w.topic])
+		at, size := place{w.topic, w.partition}, w.size()
+		sizes[at] += size
+		if total += size; len(rows) > 0 && (sizes[at] > batchBytes || total > roundBytes) {
 			return rows, true, nil
 		}
 		rows = append(rows, w)
@@ -161,13 +204,12 @@ func scanRound(result *sql.Rows) (rows []row, cut bool, err error) {
 }
 
 // writers lists the transactions that hold a lock for writing the outbox. On
-// SQLite there is one writer, what it rolls back leaves no gap, and every gap
-// is a row that waits to be published.
-func (r *Relay) writers(ctx context.Context) ([]string, error) {
-	if r.db.Engine != sqldb.Postgres {
+// SQLite there is one writer, and what it rolls back leaves no gap.
+func (t *term) writers(ctx context.Context) ([]string, error) {
+	if t.db.Engine != sqldb.Postgres {
 		return nil, nil
 	}
-	rows, err := r.reads.QueryContext(ctx, `
+	rows, err := t.reads.QueryContext(ctx, `
 		SELECT virtualtransaction FROM pg_locks
 		WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND relation = 'outbox_events'::regclass
 			AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`)

@@ -45,7 +45,9 @@ type DB struct {
 	*sql.DB
 	Engine Engine
 	read   *sql.DB
-	schema string // PostgreSQL: the first schema of search_path, "" for the default
+	// PostgreSQL:
+	sessions *sql.DB // keeps no connection: see Session
+	schema   string  // the first schema of search_path, "" for the default
 }
 
 // Open opens a postgres:// URL or a sqlite: path and checks that it answers.
@@ -93,8 +95,10 @@ func openPostgres(rawURL string) (*DB, error) {
 	pool.SetMaxOpenConns(max(8, 4*runtime.NumCPU()))
 	pool.SetMaxIdleConns(max(8, 4*runtime.NumCPU()))
 	pool.SetConnMaxIdleTime(5 * time.Minute)
+	sessions := stdlib.OpenDB(*cfg)
+	sessions.SetMaxIdleConns(-1)
 	schema, _, _ := strings.Cut(params["search_path"], ",")
-	return &DB{DB: pool, Engine: Postgres, read: pool, schema: strings.TrimSpace(schema)}, nil
+	return &DB{DB: pool, Engine: Postgres, read: pool, sessions: sessions, schema: strings.TrimSpace(schema)}, nil
 }
 
 func openSQLite(path string) (*DB, error) {
@@ -142,6 +146,9 @@ func (db *DB) Close() error {
 	err := db.DB.Close()
 	if db.read != db.DB {
 		err = errors.Join(err, db.read.Close())
+	}
+	if db.sessions != nil {
+		err = errors.Join(err, db.sessions.Close())
 	}
 	return err
 }

@@ -1,0 +1,302 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+)
+
+// A lane holds the rows of a partition, or of a whole topic, that is not taking
+// records now: a topic that is gone or may not be written to, a partition
+// without a leader. Everything for it waits there, in order, and is tried again
+// beside the rounds, which go on for everything else. A lane is closed when its
+// last row has landed.
+type lane struct {
+	name   string
+	topic  string
+	seqs   []int64 // never empty
+	tries  int     // that came to nothing, in a row
+	due    time.Time
+	limit  int  // how many rows to try next: a few, to see, and many while they are taken
+	single bool // one by one, to find the record that spoils its batch
+}
+
+const (
+	laneFew     = 100
+	laneBackoff = 10 * time.Second // at most, between two tries
+)
+
+func (l *lane) first() int64 { return l.seqs[0] }
+
+// add puts a row into its place. Rows come in order, nearly always.
+func (l *lane) add(seq int64) {
+	if n := len(l.seqs); n == 0 || l.seqs[n-1] < seq {
+		l.seqs = append(l.seqs, seq)
+		return
+	}
+	if i, found := slices.BinarySearch(l.seqs, seq); !found {
+		l.seqs = slices.Insert(l.seqs, i, seq)
+	}
+}
+
+// refusesTopic reports whether err concerns the topic as a whole.
+func refusesTopic(err error) bool {
+	for _, e := range []error{
+		kerr.TopicAuthorizationFailed, kerr.ClusterAuthorizationFailed, kerr.UnknownTopicOrPartition, kerr.UnknownTopicID, kerr.InvalidTopicException,
+	} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+func partitionLane(row *row) string { return fmt.Sprintf("%s/%d", row.topic, row.partition) }
+
+// laneOf is the lane for a row that was refused. A record without a key is in
+// nobody's way and has a lane to itself.
+func laneOf(row *row, err error) string {
+	switch {
+	case refusesTopic(err):
+		return row.topic
+	case row.partition < 0:
+		return row.queue()
+	}
+	return partitionLane(row)
+}
+
+// waits puts the row into its lane, if there is one.
+func (t *term) waits(row *row) bool {
+	if len(t.lanes) == 0 {
+		return false
+	}
+	for _, name := range []string{partitionLane(row), row.topic} {
+		if l := t.lanes[name]; l != nil {
+			l.add(row.seq)
+			return true
+		}
+	}
+	return false
+}
+
+// openLane puts a refused row into a lane.
+func (t *term) openLane(row *row, err error) {
+	name := laneOf(row, err)
+	l := t.lanes[name]
+	if l == nil {
+		l = &lane{name: name, topic: row.topic, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
+		t.lanes[name] = l
+		t.tellRefused(row, err)
+	}
+	if forEver(err) { // the client fails a whole batch for one record: find out which
+		l.single, l.due = true, time.Now()
+	}
+	l.add(row.seq)
+	t.look(err)
+	select {
+	case t.laneDue <- struct{}{}:
+	default:
+	}
+}
+
+// look has the topics looked at when err may mean that they are new ones.
+func (t *term) look(err error) {
+	if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
+		select {
+		case t.suspect <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// laneLoop tries the lanes when they are due.
+func (t *term) laneLoop(ctx context.Context) error {
+	var producer *kgo.Client
+	defer func() {
+		if producer != nil {
+			producer.Close()
+		}
+	}()
+	for ctx.Err() == nil {
+		l, wait := t.nextLane()
+		if wait > 0 {
+			timer := time.NewTimer(wait)
+			select {
+			case <-ctx.Done():
+			case <-t.laneDue:
+			case <-timer.C:
+			}
+			timer.Stop()
+			continue
+		}
+		if producer == nil {
+			var err error
+			if producer, err = t.newProducer(); err != nil {
+				return err
+			}
+		}
+		refused, err := t.tryLane(ctx, producer, l)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		if refused { // a client never adopts a topic that was created anew
+			producer.Close()
+			producer = nil
+		}
+	}
+	return nil
+}
+
+// nextLane is the one that is due first, and how long until then.
+func (t *term) nextLane() (next *lane, wait time.Duration) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range t.lanes {
+		if next == nil || l.due.Before(next.due) {
+			next = l
+		}
+	}
+	if next == nil {
+		return nil, time.Hour
+	}
+	return next, time.Until(next.due)
+}
+
+// tryLane sends the first rows of a lane and takes those out that have landed.
+func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refused bool, err error) {
+	t.mu.Lock()
+	seqs := slices.Clone(l.seqs[:min(l.limit, len(l.seqs))])
+	single := l.single
+	t.mu.Unlock()
+	rows, err := t.readRows(ctx, seqs)
+	if err != nil {
+		return false, err
+	}
+	if len(rows) < len(seqs) && len(rows) > 0 { // cut short, or some were deleted: what is not there any more has no claim
+		last := rows[len(rows)-1].seq
+		seqs = slices.DeleteFunc(seqs, func(seq int64) bool { return seq > last })
+	}
+	errs, err := t.sendLane(ctx, producer, l.topic, rows, single)
+	if err != nil {
+		return true, err
+	}
+	landed, stay, cause := t.sortLane(rows, errs, single)
+	if len(landed.published)+len(landed.blocked) > 0 {
+		landed.done = make(chan error, 1)
+		t.landings <- landed
+		if err := <-landed.done; err != nil {
+			return false, err
+		}
+	}
+	t.closeLane(l, seqs, stay, cause)
+	return cause != nil, nil
+}
+
+// sendLane sends rows of a lane: all at once, or one after the other until one
+// is refused that may be taken later.
+func (t *term) sendLane(ctx context.Context, producer *kgo.Client, topic string, rows []row, single bool) ([]error, error) {
+	errs := make([]error, len(rows))
+	if refusal, err := t.learnTopic(ctx, producer, topic); err != nil || refusal != nil {
+		for i := range errs {
+			errs[i] = refusal
+		}
+		return errs, err
+	}
+	t.place(rows)
+	t.mu.Lock()
+	for i := range rows {
+		if t.blocked[rows[i].queue()] {
+			errs[i] = errBlocked
+		}
+	}
+	t.mu.Unlock()
+	if !single {
+		return errs, t.send(ctx, producer, rows, errs)
+	}
+	for i := range rows {
+		t.mu.Lock()
+		if t.blocked[rows[i].queue()] {
+			errs[i] = errBlocked
+		}
+		t.mu.Unlock()
+		if err := t.send(ctx, producer, rows[i:i+1], errs[i:i+1]); err != nil {
+			return nil, err
+		}
+		switch {
+		case errs[i] == nil, errors.Is(errs[i], errBlocked):
+		case forEver(errs[i]):
+			t.mu.Lock()
+			t.blocked[rows[i].queue()] = true
+			t.mu.Unlock()
+		default:
+			for j := i + 1; j < len(rows); j++ {
+				errs[j] = errWaits
+			}
+			return errs, nil
+		}
+	}
+	return errs, nil
+}
+
+// sortLane decides the fate of each row. Those that stay are tried again; the
+// cause is why.
+func (t *term) sortLane(rows []row, errs []error, single bool) (landed landing, stay map[int64]bool, cause error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	certain := single || len(rows) == 1
+	stay = map[int64]bool{}
+	for i := range rows {
+		row, err := &rows[i], errs[i]
+		switch {
+		case err == nil:
+			landed.published = append(landed.published, row)
+		case errors.Is(err, errBlocked):
+			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
+		case forEver(err) && certain:
+			t.blocked[row.queue()] = true
+			t.tellRefused(row, err)
+			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
+		default:
+			stay[row.seq] = true
+			if cause == nil {
+				cause = err
+			}
+		}
+	}
+	return landed, stay, cause
+}
+
+// closeLane takes out of a lane what was tried and does not stay, and closes
+// it if that was all.
+func (t *term) closeLane(l *lane, tried []int64, stay map[int64]bool, cause error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	left := make([]int64, 0, len(l.seqs))
+	for _, seq := range l.seqs {
+		if _, was := slices.BinarySearch(tried, seq); !was || stay[seq] {
+			left = append(left, seq)
+		}
+	}
+	if l.seqs = left; len(left) == 0 {
+		delete(t.lanes, l.name)
+		t.cfg.Log.Info("what was refused is done with", "service", t.cfg.Service, "lane", l.name)
+		return
+	}
+	switch {
+	case cause == nil:
+		l.tries, l.limit, l.single, l.due = 0, min(10*l.limit, roundRows), false, time.Now()
+	case forEver(cause): // one of them spoils it for all
+		l.single, l.limit, l.due = true, laneFew, time.Now()
+	default:
+		l.tries++
+		l.limit, l.due = laneFew, time.Now().Add(Backoff(l.tries, time.Second, laneBackoff))
+		t.metrics.errors.Inc()
+		t.cfg.Log.Warn("events still refused", "service", t.cfg.Service, "lane", l.name, "waiting", len(l.seqs), "err", cause)
+		t.look(cause)
+	}
+}

@@ -1,0 +1,71 @@
+package outbox
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// pruneEvery is how often old rows are looked for, give or take a fifth.
+const pruneEvery = time.Hour
+
+// pruneRows is how many rows go in one transaction: few enough that nobody
+// waits for it.
+const pruneRows = 500
+
+// prune deletes published events once they are older than the retention, the
+// oldest first, and the ranges that spoke of them. Blocked events stay.
+func (t *term) prune(ctx context.Context) {
+	for {
+		wait := time.NewTimer(pruneEvery*4/5 + rand.N(pruneEvery*2/5)) //nolint:gosec // jitter
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return
+		case <-wait.C:
+		}
+		n, err := t.pruneOnce(ctx, sqldb.Now().Add(-t.cfg.Retention))
+		if err != nil && ctx.Err() == nil {
+			t.cfg.Log.Warn("delete old events", "service", t.cfg.Service, "err", err)
+		}
+		if n > 0 {
+			t.cfg.Log.Info("old events deleted", "service", t.cfg.Service, "events", n)
+		}
+	}
+}
+
+func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, err error) {
+	floor := t.floor()
+	for {
+		// the oldest rows are taken and then judged by their age: by age alone the
+		// whole table would be searched when nothing is old
+		res, err := t.db.ExecContext(ctx, `
+			DELETE FROM outbox_events WHERE seq IN (
+				SELECT seq FROM (
+					SELECT seq, created_at FROM outbox_events e
+					WHERE seq <= $1 AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)
+					ORDER BY seq LIMIT $2) oldest
+				WHERE created_at < $3)`, floor, pruneRows, before)
+		if err != nil {
+			return deleted, fmt.Errorf("prune outbox: %w", err)
+		}
+		n, err := res.RowsAffected()
+		if deleted += n; err != nil {
+			return deleted, fmt.Errorf("prune outbox: %w", err)
+		}
+		if n < pruneRows {
+			break
+		}
+	}
+	if deleted == 0 {
+		return 0, nil
+	}
+	_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_published WHERE last_seq < (SELECT COALESCE(MIN(seq), $1) FROM outbox_events)`, floor)
+	if err != nil {
+		return deleted, fmt.Errorf("prune outbox: %w", err)
+	}
+	return deleted, nil
+}

@@ -1,0 +1,89 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// BenchmarkRelay drains a backlog of b.N events of 400 bytes, 50,000
+// aggregates, on each engine, to the embedded broker or to KAFKA_BROKERS.
+// Run it with -benchtime=1000000x.
+func BenchmarkRelay(b *testing.B) {
+	for _, engine := range []sqldb.Engine{sqldb.Postgres, sqldb.SQLite} {
+		b.Run(string(engine), func(b *testing.B) {
+			db := sqltest.Open(b, engine, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+			benchmarkRelay(b, newFixture(b, db, broker(b)))
+		})
+	}
+}
+
+// broker is Apache Kafka if KAFKA_BROKERS says where, and the embedded one
+// otherwise.
+func broker(b *testing.B) kafka.Config {
+	addrs := os.Getenv("KAFKA_BROKERS")
+	if addrs == "" {
+		return kafkatest.Start(b, topics()...)
+	}
+	cfg := kafka.Config{Brokers: strings.Split(addrs, ",")}
+	if err := kafka.EnsureTopics(b.Context(), cfg, slog.New(slog.DiscardHandler), topics()...); err != nil {
+		b.Fatal(err)
+	}
+	return cfg
+}
+
+func benchmarkRelay(b *testing.B, f *fixture) {
+	b.StopTimer()
+	f.log = slog.New(slog.NewJSONHandler(b.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	f.backlog(b.N)
+	before := processorTime(b)
+	b.StartTimer()
+	stop := run(b, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
+	for f.count(`SELECT COALESCE(MAX(last_seq), 0) FROM outbox_published`) < b.N {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-b.Context().Done():
+		}
+	}
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "events/s")
+	b.ReportMetric((processorTime(b)-before).Seconds()/float64(b.N)*1e6, "cpu-µs/event")
+	stop()
+}
+
+// backlog writes n events as fast as the engine takes them.
+func (f *fixture) backlog(n int) {
+	f.t.Helper()
+	note := strings.Repeat("x", 350)
+	for from := 0; from < n; from += 5000 {
+		err := f.out.Tx(context.Background(), func(tx *outbox.Tx) error {
+			for i := from; i < min(n, from+5000); i++ {
+				account := i % 50000
+				tx.Add(int64(i/50000+1), Moved{Account: fmt.Sprintf("account-%08d", account), To: i, Note: note})
+			}
+			return nil
+		})
+		if err != nil {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}

@@ -1,0 +1,271 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/sqldb"
+)
+
+// The relay remembers which topics its events went to, by the ids of topic and
+// cluster. One that was deleted and created again, or whose cluster lost its
+// data, is empty: then all events that are retained are published again, and
+// the inboxes of the consumers see to it that nothing happens twice.
+
+// errRewound says that events are to be published again: the next term does it.
+var errRewound = errors.New("events are to be published again")
+
+// watchEvery is how often the topics are looked at while nothing is wrong.
+const watchEvery = 10 * time.Second
+
+// A topicIdentity is what tells a topic from another of the same name.
+type topicIdentity struct{ cluster, topic string }
+
+// watchTopics ends the term when a topic turns out to be a new one.
+func (t *term) watchTopics(ctx context.Context) error {
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-t.suspect:
+		}
+		ask, cancel := context.WithTimeout(ctx, watchEvery)
+		err := t.checkTopics(ask)
+		cancel()
+		if errors.Is(err, errRewound) || err != nil && ctx.Err() == nil && ask.Err() == nil {
+			return err
+		}
+	}
+}
+
+// checkTopics compares the topics that are remembered with those that are
+// there. A topic that is gone has no say: it may come back.
+func (t *term) checkTopics(ctx context.Context) error {
+	known, err := t.knownTopics(ctx)
+	if err != nil || len(known) == 0 {
+		return err
+	}
+	found, err := t.describe(ctx, t.producer, slices.Sorted(maps.Keys(known))...)
+	if err != nil {
+		return err
+	}
+	for topic, f := range found {
+		if f.err == nil && f.identity != known[topic] {
+			t.cfg.Log.Error("a topic was created anew: all retained events are published again", "service", t.cfg.Service, "topic", topic)
+			return t.rewindAll(ctx, found)
+		}
+	}
+	return nil
+}
+
+func (t *term) knownTopics(ctx context.Context) (map[string]topicIdentity, error) {
+	rows, err := t.db.Read().QueryContext(ctx, `SELECT topic, cluster_id, topic_id FROM outbox_topics`)
+	if err != nil {
+		return nil, fmt.Errorf("read topics: %w", err)
+	}
+	defer rows.Close()
+	known := map[string]topicIdentity{}
+	for rows.Next() {
+		var topic string
+		var id topicIdentity
+		if err := rows.Scan(&topic, &id.cluster, &id.topic); err != nil {
+			return nil, fmt.Errorf("read topics: %w", err)
+		}
+		known[topic] = id
+	}
+	return known, rows.Err()
+}
+
+// A foundTopic is what the brokers say of a topic.
+type foundTopic struct {
+	identity   topicIdentity
+	partitions int32
+	err        error
+}
+
+// describe asks the brokers for topics, for as long as it takes.
+func (t *term) describe(ctx context.Context, client *kgo.Client, topics ...string) (map[string]foundTopic, error) {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, topic := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = kmsg.StringPtr(topic)
+		req.Topics = append(req.Topics, rt)
+	}
+	for attempt := 1; ; attempt++ {
+		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		resp, err := req.RequestWith(ask, client)
+		cancel()
+		if err == nil {
+			return foundTopics(resp), nil
+		}
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("ask for topics: %w", ctx.Err())
+		}
+		if attempt == 1 {
+			t.metrics.errors.Inc()
+			t.cfg.Log.Warn("the broker does not answer", "service", t.cfg.Service, "err", err)
+		}
+		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 2*time.Second))
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+	}
+}
+
+func foundTopics(resp *kmsg.MetadataResponse) map[string]foundTopic {
+	found := map[string]foundTopic{}
+	for _, rt := range resp.Topics {
+		if rt.Topic == nil {
+			continue
+		}
+		f := foundTopic{partitions: int32(len(rt.Partitions)), err: kerr.ErrorForCode(rt.ErrorCode)} //nolint:gosec // far fewer
+		if resp.ClusterID != nil {
+			f.identity.cluster = *resp.ClusterID
+		}
+		f.identity.topic = uuid.UUID(rt.TopicID).String()
+		if f.err == nil && f.partitions == 0 {
+			f.err = kerr.UnknownTopicOrPartition
+		}
+		found[*rt.Topic] = f
+	}
+	return found
+}
+
+// learn finds out about topics that the term has not met, and gives each row
+// its partition. The lane of a topic that does not exist is opened here.
+func (t *term) learn(ctx context.Context, rows []row) error {
+	last := ""
+	for i := range rows {
+		if rows[i].topic == last {
+			continue
+		}
+		last = rows[i].topic
+		t.mu.Lock()
+		_, known := t.partitions[last]
+		known = known || t.lanes[last] != nil
+		t.mu.Unlock()
+		if known {
+			continue
+		}
+		refusal, err := t.learnTopic(ctx, t.producer, last)
+		if err != nil {
+			return err
+		}
+		if refusal != nil {
+			t.mu.Lock()
+			t.openLane(&rows[i], refusal)
+			t.mu.Unlock()
+		}
+	}
+	t.place(rows)
+	return nil
+}
+
+// learnTopic finds out how many partitions a topic has, and remembers which
+// one it is. It is known afterwards, unless there is a refusal.
+func (t *term) learnTopic(ctx context.Context, client *kgo.Client, topic string) (refusal, err error) {
+	found, err := t.describe(ctx, client, topic)
+	if err != nil {
+		return nil, err
+	}
+	f, ok := found[topic]
+	if !ok {
+		f.err = kerr.UnknownTopicOrPartition
+	}
+	if f.err != nil {
+		return f.err, nil
+	}
+	_, err = t.db.ExecContext(ctx, `INSERT INTO outbox_topics (topic, cluster_id, topic_id, since) VALUES ($1, $2, $3, $4) ON CONFLICT (topic) DO NOTHING`,
+		topic, f.identity.cluster, f.identity.topic, sqldb.Now())
+	if err != nil {
+		return nil, fmt.Errorf("remember topic: %w", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.partitions[topic] = f.partitions
+	return nil, nil
+}
+
+// place says which partition each row will go to, -1 when it has no key or the
+// topic is not known.
+func (t *term) place(rows []row) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i := range rows {
+		rows[i].partition = partitionOf(&rows[i], t.partitions[rows[i].topic])
+	}
+}
+
+// byKey is how the producer chooses the partition of a record with a key.
+var byKey = kgo.StickyKeyPartitioner(nil).ForTopic("")
+
+func partitionOf(row *row, partitions int32) int32 {
+	if row.key == nil || partitions == 0 {
+		return -1
+	}
+	return int32(byKey.Partition(&kgo.Record{Key: row.key}, int(partitions))) //nolint:gosec // far fewer
+}
+
+// rewindAll has everything that is retained published again, to topics that
+// are remembered as they are now.
+func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {
+	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
+		held, err := rewind(ctx, tx, t.lease.epoch, 1)
+		if err != nil || !held {
+			return errors.Join(err, errLeaseLost)
+		}
+		for topic, f := range found {
+			if f.err != nil {
+				continue
+			}
+			_, err := tx.ExecContext(ctx, `UPDATE outbox_topics SET cluster_id = $1, topic_id = $2, since = $3 WHERE topic = $4`,
+				f.identity.cluster, f.identity.topic, sqldb.Now(), topic)
+			if err != nil {
+				return fmt.Errorf("remember topic: %w", err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return errRewound
+}
+
+// rewind has everything from a seq on published again, by ending the term of
+// epoch and taking away what says that it was published. What is blocked stays
+// blocked. It reports whether the term was still that one.
+func rewind(ctx context.Context, tx *sql.Tx, epoch, from int64) (bool, error) {
+	res, err := tx.ExecContext(ctx, `
+		UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1,
+			floor = CASE WHEN floor >= $1 THEN $1 - 1 ELSE floor END
+		WHERE id = 1 AND epoch = $2`, from, epoch)
+	if err != nil {
+		return false, fmt.Errorf("rewind: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return false, err
+	}
+	if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published WHERE first_seq >= $1`, from); err != nil {
+		return false, fmt.Errorf("rewind: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, `UPDATE outbox_published SET last_seq = $1 - 1 WHERE last_seq >= $1`, from); err != nil {
+		return false, fmt.Errorf("rewind: %w", err)
+	}
+	return true, nil
+}
