@@ -61,7 +61,7 @@ func (b *backlog) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (b *backlog) Collect(ch chan<- prometheus.Metric) {
-	t := b.r.term.Load()
+	t := b.r.leads.Load()
 	if t == nil {
 		return
 	}

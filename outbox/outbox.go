@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -38,12 +40,14 @@ type Outbox struct {
 	db     *sqldb.DB
 	source string
 	wake   chan struct{} // tells the relay of this process that something was committed
+	handed chan []row    // what was, if it leads
+	leads  atomic.Bool
 }
 
 // New makes the outbox of a database. The source is what ce_source says of its
 // events, such as /order-service.
 func New(db *sqldb.DB, source string) *Outbox {
-	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1)}
+	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1), handed: make(chan []row, handOffs)}
 }
 
 // DB is the database the outbox writes to.
@@ -63,7 +67,7 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 	if err != nil {
 		return err
 	}
-	if len(tx.rows) > 0 {
+	if len(tx.rows) > 0 && !o.handOver(tx.rows) {
 		o.poke()
 	}
 	for _, fn := range tx.afterCommit {
@@ -141,16 +145,41 @@ func (tx *Tx) flush(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("write outbox: %w", err)
 			}
+			r.createdAt = at
 			args = append(args, r.id, r.aggregateID, r.version, r.eventType, r.data, r.topic, nullBytes(r.key), string(headers), nullBytes(r.value), at)
 		}
-		_, err := tx.ExecContext(ctx, `
+		result, err := tx.QueryContext(ctx, `
 			INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at)
-			VALUES `+sqldb.Values(columns, to-from), args...)
+			VALUES `+sqldb.Values(columns, to-from)+` RETURNING id, seq`, args...)
+		if err == nil {
+			err = numberRows(result, tx.rows[from:to])
+		}
 		if err != nil {
 			return fmt.Errorf("write outbox: %w", err)
 		}
 		return nil
 	})
+}
+
+// numberRows gives the rows the seqs they were written with, which come in no
+// order that an engine promises.
+func numberRows(result *sql.Rows, rows []row) error {
+	defer result.Close()
+	for n := 0; result.Next(); n++ {
+		var id string
+		var seq int64
+		if err := result.Scan(&id, &seq); err != nil {
+			return err
+		}
+		if n < len(rows) && rows[n].id == id { // nearly always
+			rows[n].seq = seq
+			continue
+		}
+		if i := slices.IndexFunc(rows, func(r row) bool { return r.id == id }); i >= 0 {
+			rows[i].seq = seq
+		}
+	}
+	return result.Err()
 }
 
 // A row is an event as it stands in outbox_events.

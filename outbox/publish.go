@@ -27,7 +27,7 @@ var (
 
 // stallAfter is how long acknowledgements are awaited before the brokers are
 // asked whether they are there at all.
-const stallAfter = 2 * time.Second
+const stallAfter = 3 * time.Second
 
 // publish sends a round, waits for the outcome of each row and hands over what
 // is to be recorded. What was refused for now goes to a lane.
@@ -127,7 +127,7 @@ func (t *term) await(ctx context.Context, producer *kgo.Client, outcome *sync.Wa
 // nobody answers there is nothing to do but to wait.
 func (t *term) probe(ctx context.Context, producer *kgo.Client, giveUp func()) {
 	t.metrics.errors.Inc()
-	t.cfg.Log.Warn("the broker has not acknowledged for 2 s", "service", t.cfg.Service)
+	t.cfg.Log.Warn("the broker has not acknowledged for 3 s", "service", t.cfg.Service)
 	for ctx.Err() == nil {
 		ping, cancel := context.WithTimeout(ctx, time.Second)
 		err := producer.Ping(ping)

@@ -103,6 +103,11 @@ func (t *term) read(ctx context.Context) (rd *round, again bool, err error) {
 	if cut {
 		complete = rows[len(rows)-1].seq
 	}
+	if !cut { // in a backlog nothing is handed over
+		for i := range rows {
+			t.seen.note(&rows[i])
+		}
+	}
 	rd = t.take(rows, complete)
 	return rd, cut, t.askWriters(ctx)
 }

@@ -50,7 +50,7 @@ type Relay struct {
 	db      *sqldb.DB
 	holder  string
 	metrics relayMetrics
-	term    atomic.Pointer[term] // nil while another relay leads
+	leads   atomic.Pointer[term] // nil while another relay leads
 }
 
 // NewRelay makes a Relay; Run starts it.
@@ -145,6 +145,7 @@ func (r *Relay) newProducer() (*kgo.Client, error) {
 	producer, err := kgo.NewClient(append(slices.Clip(r.cfg.Kafka),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.ManualFlushing(), // one batch a partition in a round, so that nothing overtakes a refused batch
+		kgo.AllowIdempotentProduceCancellation(), // see probe
 		kgo.MaxBufferedRecords(2*roundRows),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(maxBytes(topic)) }),
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
@@ -86,4 +89,57 @@ func processorTime(b *testing.B) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkLatency is from the commit of one event to the hands of a consumer.
+func BenchmarkLatency(b *testing.B) {
+	for _, engine := range []sqldb.Engine{sqldb.Postgres, sqldb.SQLite} {
+		b.Run(string(engine), func(b *testing.B) {
+			f := newFixture(b, sqltest.Open(b, engine, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), broker(b))
+			f.log = slog.New(slog.NewJSONHandler(b.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+			run(b, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
+			client, err := kgo.NewClient(append(slices.Clone(f.kafka), kgo.ConsumeTopics("moves"), kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()))...)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer client.Close()
+			received := make(chan string, 100)
+			go func() {
+				for {
+					fetches := client.PollFetches(b.Context())
+					if fetches.IsClientClosed() || b.Context().Err() != nil {
+						return
+					}
+					fetches.EachRecord(func(r *kgo.Record) { received <- string(r.Key) })
+				}
+			}()
+			var took []time.Duration
+			once := func(account string, every time.Duration) {
+				f.move(account, 1)
+				began := time.Now()
+				again := time.NewTicker(every) // the consumer's first fetch may come after the first event
+				defer again.Stop()
+				for {
+					select {
+					case key := <-received:
+						if key == account {
+							took = append(took, time.Since(began))
+							return
+						}
+					case <-again.C:
+						f.move(account, 1)
+					}
+				}
+			}
+			once("first", time.Second)
+			took = nil
+			b.ResetTimer()
+			for i := range b.N {
+				once(fmt.Sprintf("account-%d", i), time.Minute)
+			}
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-µs")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-µs")
+		})
+	}
 }

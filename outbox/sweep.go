@@ -101,7 +101,7 @@ func (t *term) describe(ctx context.Context, client *kgo.Client, topics ...strin
 	req := kmsg.NewPtrMetadataRequest()
 	for _, topic := range topics {
 		rt := kmsg.NewMetadataRequestTopic()
-		rt.Topic = kmsg.StringPtr(topic)
+		rt.Topic = new(topic)
 		req.Topics = append(req.Topics, rt)
 	}
 	for attempt := 1; ; attempt++ {
@@ -133,7 +133,7 @@ func foundTopics(resp *kmsg.MetadataResponse) map[string]foundTopic {
 		if rt.Topic == nil {
 			continue
 		}
-		f := foundTopic{partitions: int32(len(rt.Partitions)), err: kerr.ErrorForCode(rt.ErrorCode)} //nolint:gosec // far fewer
+		f := foundTopic{partitions: int32(len(rt.Partitions)), err: kerr.ErrorForCode(rt.ErrorCode)}
 		if resp.ClusterID != nil {
 			f.identity.cluster = *resp.ClusterID
 		}
@@ -218,7 +218,7 @@ func partitionOf(row *row, partitions int32) int32 {
 	if row.key == nil || partitions == 0 {
 		return -1
 	}
-	return int32(byKey.Partition(&kgo.Record{Key: row.key}, int(partitions))) //nolint:gosec // far fewer
+	return int32(byKey.Partition(&kgo.Record{Key: row.key}, int(partitions)))
 }
 
 // rewindAll has everything that is retained published again, to topics that

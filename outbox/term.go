@@ -34,6 +34,7 @@ type term struct {
 	laneDue   chan struct{} // a lane was opened
 	suspect   chan struct{} // the topics should be looked at
 	asked     time.Time     // when the writers were listed last
+	seen      versions      // by the reader
 
 	mu         sync.Mutex
 	cursor     *cursor
@@ -76,7 +77,7 @@ func (t *term) publishAll(ctx, tailCtx, run context.Context, floor int64) (err e
 		return err
 	}
 	defer t.producer.Close()
-	defer t.Relay.term.Store(nil)
+	defer t.leads.Store(nil)
 	if err := t.prepare(ctx, floor); err != nil {
 		return err
 	}
@@ -116,7 +117,7 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 	if err := t.load(ctx, floor); err != nil {
 		return err
 	}
-	t.Relay.term.Store(t)
+	t.leads.Store(t)
 	return t.checkTopics(ctx)
 }
 
@@ -141,6 +142,8 @@ func (t *term) floorWithout(landed []*round) int64 {
 
 // readLoop reads round after round, and waits when there is nothing.
 func (t *term) readLoop(ctx context.Context) error {
+	t.cfg.Outbox.leads.Store(true)
+	defer t.cfg.Outbox.leads.Store(false)
 	poll := time.NewTicker(t.cfg.Poll)
 	defer poll.Stop()
 	for ctx.Err() == nil {
@@ -152,22 +155,51 @@ func (t *term) readLoop(ctx context.Context) error {
 			t.metrics.errors.Inc()
 			return err
 		}
-		if rd != nil {
-			select {
-			case t.rounds <- rd:
-			case <-ctx.Done():
-			}
-		}
-		if again {
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-t.cfg.Outbox.wake:
-		case <-poll.C:
+		t.dispatch(ctx, rd)
+		if !again {
+			t.awaitCall(ctx, poll.C)
 		}
 	}
 	return nil
+}
+
+// awaitCall waits until the table must be read, and passes on what is handed
+// over meanwhile.
+func (t *term) awaitCall(ctx context.Context, poll <-chan time.Time) {
+	var gaps <-chan time.Time
+	for {
+		if gaps == nil && len(t.cursor.gaps) > 0 {
+			timer := time.NewTimer(gapPause)
+			defer timer.Stop()
+			gaps = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll:
+			return
+		case <-gaps:
+			return
+		case <-t.cfg.Outbox.wake:
+			return
+		case rows := <-t.cfg.Outbox.handed:
+			rd := t.takeHanded(rows)
+			if rd == nil {
+				return
+			}
+			t.dispatch(ctx, rd)
+		}
+	}
+}
+
+func (t *term) dispatch(ctx context.Context, rd *round) {
+	if rd == nil {
+		return
+	}
+	select {
+	case t.rounds <- rd:
+	case <-ctx.Done():
+	}
 }
 
 // publishLoop sends round after round. The end of ctx is a clean stop when run
