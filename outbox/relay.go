@@ -144,7 +144,7 @@ func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
 func (r *Relay) newProducer() (*kgo.Client, error) {
 	producer, err := kgo.NewClient(append(slices.Clip(r.cfg.Kafka),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ManualFlushing(), // one batch a partition in a round, so that nothing overtakes a refused batch
+		kgo.ManualFlushing(),                     // one batch a partition in a round, so that nothing overtakes a refused batch
 		kgo.AllowIdempotentProduceCancellation(), // see probe
 		kgo.MaxBufferedRecords(2*roundRows),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(maxBytes(topic)) }),
