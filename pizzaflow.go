@@ -44,18 +44,18 @@ var domain = []struct {
 		return order.New(order.Config{Outbox: out, Log: log, Metrics: reg, Currency: p.cfg.Currency, Deadline: p.cfg.OrderDeadline})
 	}},
 	{"payment", payment.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
-		provider, err := payment.NewProvider(p.outside.provider, p.cfg.PaymentProviderTimeout)
+		provider, err := payment.NewProvider(p.outside.provider, p.cfg.PaymentProviderTimeout, p.host.Dial)
 		if err != nil {
 			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
 		}
 		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout})
 	}},
 	{"notification", notification.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
-		email, err := notification.NewSMTP(p.outside.smtp)
+		email, err := notification.NewSMTP(p.outside.smtp, p.host.Dial)
 		if err != nil {
 			return nil, bad("SMTP_URL", "%w", err)
 		}
-		sms, err := notification.NewSMS(p.outside.sms)
+		sms, err := notification.NewSMS(p.outside.sms, p.host.Dial)
 		if err != nil {
 			return nil, bad("SMS_URL", "%w", err)
 		}

@@ -36,7 +36,9 @@ type Host struct {
 	Stderr io.Writer    // gets the welcome
 	Log    *slog.Logger //
 
-	// How to listen and to dial the broker: the net package's ways when nil.
+	// How to listen, and how to reach all that the services call but databases:
+	// brokers, payment provider, mail server, SMS gateway, order services
+	// elsewhere. The net package's ways when nil.
 	Listen func(network, address string) (net.Listener, error)
 	Dial   func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -351,7 +353,7 @@ func (p *process) startFrontend(context.Context) error {
 	api := p.api
 	if api == nil {
 		var err error
-		if api, err = frontend.Remote(p.cfg.OrderURL, p.host.Log); err != nil {
+		if api, err = frontend.Remote(p.cfg.OrderURL, p.host.Dial, p.host.Log); err != nil {
 			return bad("ORDER_URL", "%w", err)
 		}
 	}

@@ -41,17 +41,21 @@ var errNotAnswered = errors.New("not answered")
 // none answers, the answer is 503 with Retry-After.
 //
 // An address is http://host[:port] or https://host[:port]. Bodies have at most
-// 64 KiB, answers 4 MiB. Redirects are passed on, not followed.
-func Remote(urls []string, log *slog.Logger) (http.Handler, error) {
+// 64 KiB, answers 4 MiB. Redirects are passed on, not followed. The addresses are
+// reached by dial, nil means the net package.
+func Remote(urls []string, dial func(ctx context.Context, network, address string) (net.Conn, error), log *slog.Logger) (http.Handler, error) {
 	if len(urls) == 0 {
 		return nil, errors.New("order API: no address")
 	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext
+	}
 	m := &remote{log: log, client: &http.Client{
 		Transport: &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: dialTimeout, KeepAlive: 15 * time.Second}).DialContext,
+			DialContext:           dial,
 			TLSHandshakeTimeout:   dialTimeout,
 			ResponseHeaderTimeout: writeTry,
 			MaxIdleConnsPerHost:   64,

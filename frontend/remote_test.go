@@ -32,7 +32,7 @@ func serve(t testing.TB, h http.Handler) string {
 
 func newRemote(t testing.TB, urls ...string) http.Handler {
 	t.Helper()
-	h, err := Remote(urls, discard)
+	h, err := Remote(urls, nil, discard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,12 +187,12 @@ func TestRemoteWaitsForItsOwnTry(t *testing.T) {
 
 func TestRemoteAddresses(t *testing.T) {
 	for _, urls := range [][]string{nil, {""}, {"order:8080"}, {"ftp://order"}, {"http://"}, {"http://order/path"}, {"http://a:b@order"}, {"http://order?x=1"}, {"http://order", "::"}} {
-		if _, err := Remote(urls, discard); err == nil {
+		if _, err := Remote(urls, nil, discard); err == nil {
 			t.Errorf("%q is accepted", urls)
 		}
 	}
 	for _, url := range []string{"http://order:8080", "http://order:8080/", "https://order", "http://[::1]:8080"} {
-		if _, err := Remote([]string{url}, nil); err != nil {
+		if _, err := Remote([]string{url}, nil, nil); err != nil {
 			t.Error(err)
 		}
 	}

@@ -28,8 +28,9 @@ const messageIDDomain = "pizzaflow.example"
 // loopback. Connections are kept and used again.
 //
 // A reply of 4xx is Temporary and one of 5xx Permanent; whatever goes wrong
-// before a mail is begun is Temporary, because it is not about the mail.
-func NewSMTP(rawURL string) (Sender, error) {
+// before a mail is begun is Temporary, because it is not about the mail. The
+// server is reached by dial, nil means the net package.
+func NewSMTP(rawURL string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Sender, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "smtp" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil, ErrSMTPURL // url's own error would quote the password
@@ -38,7 +39,10 @@ func NewSMTP(rawURL string) (Sender, error) {
 	if err != nil || port < 1 || port > 65535 {
 		return nil, ErrSMTPURL
 	}
-	p := &smtpPool{host: u.Hostname()}
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	p := &smtpPool{host: u.Hostname(), connect: dial}
 	local := isLoopback(p.host)
 	p.options = []mail.Option{mail.WithPort(port), mail.WithTimeout(dialTimeout), mail.WithTLSPolicy(mail.TLSOpportunistic)}
 	if local {

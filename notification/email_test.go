@@ -136,7 +136,7 @@ func listen(t *testing.T) net.Listener {
 
 func newTestSMTP(t *testing.T, url string) *smtpSender {
 	t.Helper()
-	s, err := NewSMTP(url)
+	s, err := NewSMTP(url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -388,7 +388,7 @@ func TestSMTPURL(t *testing.T) {
 		"", "127.0.0.1:25", "http://127.0.0.1:25", "smtp://127.0.0.1", "smtp://:25", "smtp://h:0", "smtp://h:70000",
 		"smtp://h:25/path", "smtp://h:25?x=y", "smtp://mario:s3cret@h:port",
 	} {
-		_, err := NewSMTP(bad)
+		_, err := NewSMTP(bad, nil)
 		if !errors.Is(err, ErrSMTPURL) || strings.Contains(err.Error(), "s3cret") {
 			t.Errorf("NewSMTP(%q): %v", bad, err)
 		}

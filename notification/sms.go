@@ -25,18 +25,22 @@ const smsTimeout = 10 * time.Second
 // reference is the message's ID. The gateway answers 202 and {id}.
 //
 // A 4xx that is about the SMS is Permanent; any other refusal is Temporary, and
-// a request without an answer Unknown.
-func NewSMS(rawURL string) (Sender, error) {
+// a request without an answer Unknown. The gateway is reached by dial, nil means
+// the net package.
+func NewSMS(rawURL string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Sender, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
 		return nil, ErrSMSURL
+	}
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: 5 * time.Second}).DialContext
 	}
 	return &smsSender{url: rawURL, client: &http.Client{
 		Timeout: smsTimeout,
 		// whoever answers with another address does not get the customer's number
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+			DialContext:           dial,
 			TLSHandshakeTimeout:   5 * time.Second,
 			ResponseHeaderTimeout: smsTimeout,
 			MaxIdleConnsPerHost:   laneLimit,

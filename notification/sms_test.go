@@ -14,7 +14,7 @@ import (
 
 func newTestSMS(t *testing.T, url string) Sender {
 	t.Helper()
-	s, err := NewSMS(url)
+	s, err := NewSMS(url, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestSMSWithoutAnswer(t *testing.T) {
 
 func TestSMSURL(t *testing.T) {
 	for _, bad := range []string{"", "127.0.0.1:80", "ftp://127.0.0.1", "http://", "http://h\x00"} {
-		if _, err := NewSMS(bad); !errors.Is(err, ErrSMSURL) {
+		if _, err := NewSMS(bad, nil); !errors.Is(err, ErrSMSURL) {
 			t.Errorf("NewSMS(%q): %v", bad, err)
 		}
 	}

@@ -26,6 +26,7 @@ const (
 type smtpPool struct {
 	host    string
 	options []mail.Option
+	connect mail.DialContextFunc
 
 	mu     sync.Mutex
 	idle   []*smtpConn // the last one given back is taken first
@@ -114,7 +115,7 @@ func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
 	stop := func() bool { return true }
 	client, err := mail.NewClient(p.host, append(slices.Clone(p.options), mail.WithDialContextFunc(
 		func(dialing context.Context, network, addr string) (net.Conn, error) {
-			conn, err := (&net.Dialer{}).DialContext(dialing, network, addr)
+			conn, err := p.connect(dialing, network, addr)
 			if err == nil {
 				c.raw = conn
 				stop = context.AfterFunc(ctx, c.drop)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"time"
 
@@ -47,14 +48,17 @@ type Refund struct {
 	Currency      string // ISO 4217
 }
 
+// A dialFunc opens a connection.
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
 // providers are the known providers by the scheme of their URL.
-var providers = map[string]func(u *url.URL, timeout time.Duration) (Provider, error){
+var providers = map[string]func(u *url.URL, timeout time.Duration, dial dialFunc) (Provider, error){
 	"sandbox": newSandbox,
 }
 
 // NewProvider makes the provider that the scheme of the URL names. No call to
-// it takes longer than timeout.
-func NewProvider(rawURL string, timeout time.Duration) (Provider, error) {
+// it takes longer than timeout. It is reached by dial, nil means the net package.
+func NewProvider(rawURL string, timeout time.Duration, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Provider, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil {
 		return nil, ErrProviderURL // the parser's error would show the URL, and it may hold a secret
@@ -63,7 +67,10 @@ func NewProvider(rawURL string, timeout time.Duration) (Provider, error) {
 	if !ok {
 		return nil, ErrProviderURL
 	}
-	p, err := build(u, timeout)
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: timeout}).DialContext
+	}
+	p, err := build(u, timeout, dial)
 	if err != nil {
 		return nil, fmt.Errorf("payment provider: %w", err)
 	}

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"time"
@@ -26,18 +25,17 @@ type sandboxProvider struct {
 	client  *http.Client
 }
 
-func newSandbox(u *url.URL, timeout time.Duration) (Provider, error) {
+func newSandbox(u *url.URL, timeout time.Duration, dial dialFunc) (Provider, error) {
 	bare := url.URL{Scheme: u.Scheme, Host: u.Host}
 	if *u != bare || u.Hostname() == "" || u.Port() == "" {
 		return nil, ErrProviderURL
 	}
-	dialer := &net.Dialer{Timeout: timeout}
 	return &sandboxProvider{
 		base:    "http://" + u.Host + "/payments",
 		timeout: timeout,
 		client: &http.Client{
 			Transport: &http.Transport{
-				DialContext:            dialer.DialContext,
+				DialContext:            dial,
 				ResponseHeaderTimeout:  timeout,
 				IdleConnTimeout:        30 * time.Second,
 				MaxIdleConnsPerHost:    64,

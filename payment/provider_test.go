@@ -27,7 +27,7 @@ func provide(t *testing.T, h http.HandlerFunc) Provider {
 
 func providerAt(t *testing.T, addr string, timeout time.Duration) Provider {
 	t.Helper()
-	p, err := NewProvider("sandbox://"+addr, timeout)
+	p, err := NewProvider("sandbox://"+addr, timeout, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,14 +46,14 @@ func TestProviderURLs(t *testing.T) {
 		"", "sandbox:", "sandbox://", "sandbox://localhost", "sandbox://:1", "sandbox://user:secret@localhost:1",
 		"sandbox://localhost:1/path", "sandbox://localhost:1?x=y", "http://localhost:1", "stripe://", "sandbox://%zz:1",
 	} {
-		_, err := NewProvider(url, time.Second)
+		_, err := NewProvider(url, time.Second, nil)
 		if !errors.Is(err, ErrProviderURL) {
 			t.Errorf("%q: got %v", url, err)
 		} else if strings.Contains(err.Error(), "secret") {
 			t.Errorf("%q: the error shows the secret", url)
 		}
 	}
-	if _, err := NewProvider("sandbox://[::1]:8082", time.Second); err != nil {
+	if _, err := NewProvider("sandbox://[::1]:8082", time.Second, nil); err != nil {
 		t.Error(err)
 	}
 }
