@@ -1,7 +1,7 @@
 # make            this list
 # make test       everything, with the real PostgreSQL, Kafka, Chromium and kcat, which it finds or installs
 .DEFAULT_GOAL := help
-.PHONY: help run build short test lint fmt servers servers-stop
+.PHONY: help run build short test lint fmt mutants servers servers-stop
 
 TOOL    := go tool -modfile=tools/go.mod
 SERVERS := /var/tmp/pizzaflow-servers-$(shell id -u)
@@ -27,6 +27,9 @@ lint: ## vet and golangci-lint
 
 fmt: ## format every Go file as lint wants it
 	$(TOOL) golangci-lint fmt
+
+mutants: ## take out one protection at a time and see a test fail; ONLY=regexp chooses. Slow
+	cd tools && go run ./mutants -only '$(ONLY)'
 
 # eval "$(make -s servers)" sets what it prints.
 servers: servers-stop ## start an empty PostgreSQL and Kafka for your own tries and print how to reach them

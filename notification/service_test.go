@@ -68,11 +68,11 @@ func newWorld(t *testing.T, db *sqldb.DB) *world {
 // service makes a service that sends to the sandbox.
 func (w *world) service() *Service {
 	w.t.Helper()
-	email, err := NewSMTP("smtp://" + w.mail.addr, nil)
+	email, err := NewSMTP("smtp://"+w.mail.addr, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	sms, err := NewSMS("http://" + w.sms.addr + "/sms/messages", nil)
+	sms, err := NewSMS("http://"+w.sms.addr+"/sms/messages", nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
