@@ -40,7 +40,8 @@ type ConsumerConfig struct {
 type Consumer struct {
 	cfg     ConsumerConfig
 	db      *sqldb.DB
-	subs    map[subject]subscription
+	subs    map[subject]*subscription
+	order   []*subscription // as they were asked for
 	onDead  func(context.Context, *Tx, Dead) error
 	metrics consumerMetrics
 	parked  chan struct{} // wakes the retries
@@ -50,9 +51,13 @@ type Consumer struct {
 // A subject is what a handler subscribes to.
 type subject struct{ topic, eventType string }
 
+// A subscription is what one handler asked for.
 type subscription struct {
 	version int64 // the schema version it understands
-	handle  func(context.Context, *Tx, *inbound) error
+	many    bool  // given all there are of its type at once
+	// handle decodes the records and calls the handler. It names the record that
+	// is to blame for an error, -1 when it could be any of them.
+	handle func(context.Context, *Tx, []*inbound) (culprit int, err error)
 }
 
 // A Delivery is one event on its way into a service.
@@ -66,7 +71,8 @@ type Delivery[E Event] struct {
 	Topic            string
 	Partition        int32
 	Offset           int64
-	Attempt          int // 1, 2, …
+	Attempt          int    // 1, 2, …
+	Traceparent      string // of the record, "" without one
 }
 
 // NewConsumer makes a Consumer; On gives it handlers and Run starts it.
@@ -77,7 +83,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Delay == 0 {
 		cfg.Delay = 5 * time.Second
 	}
-	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]subscription{}, parked: make(chan struct{}, 1)}
+	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
 	c.metrics = newConsumerMetrics(cfg, c)
 	return c
 }
@@ -87,27 +93,61 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 // An error undoes the handler's work: the event is tried again later, unless
 // it is Permanent. On must be called before Run.
 func On[E Event](c *Consumer, h func(ctx context.Context, tx *Tx, d Delivery[E]) error) {
+	subscribe(c, false, func(ctx context.Context, tx *Tx, ds []Delivery[E]) error { return h(ctx, tx, ds[0]) })
+}
+
+// OnBatch is On for a handler that can do the work of many events with few
+// statements. It gets those of type E that are at hand, at least one, each of
+// another key, sorted by key. An error undoes the work of all of them; they are
+// then handed over again in ever smaller parts, until the one to blame stands
+// alone. Before it adds an event the handler says which delivery led to it:
+//
+//	tx.Cause(d.EventID, d.Traceparent)
+func OnBatch[E Event](c *Consumer, h func(ctx context.Context, tx *Tx, ds []Delivery[E]) error) {
+	subscribe(c, true, h)
+}
+
+func subscribe[E Event](c *Consumer, many bool, h func(ctx context.Context, tx *Tx, ds []Delivery[E]) error) {
 	var zero E
 	on := subject{zero.Topic(), zero.EventType()}
 	if _, ok := c.subs[on]; ok {
 		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", on.eventType, on.topic, c.cfg.Group))
 	}
-	c.subs[on] = subscription{version: int64(schemaVersion(zero)), handle: func(ctx context.Context, tx *Tx, in *inbound) error {
-		d := Delivery[E]{
-			EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID,
-			AggregateVersion: numberHeader(in.rec, headerAggregateVersion, 0), Time: in.msg.Timestamp,
-			Topic: in.rec.Topic, Partition: in.rec.Partition, Offset: in.rec.Offset, Attempt: in.attempt,
-		}
-		if err := json.Unmarshal(in.msg.EventData, &d.Event); err != nil {
-			return Permanent(fmt.Errorf("decode %s: %w", in.msg.EventType, err))
-		}
-		if v, ok := any(d.Event).(interface{ Validate() error }); ok {
-			if err := v.Validate(); err != nil {
-				return Permanent(fmt.Errorf("invalid %s: %w", in.msg.EventType, err))
+	sub := &subscription{version: int64(schemaVersion(zero)), many: many}
+	sub.handle = func(ctx context.Context, tx *Tx, ins []*inbound) (culprit int, err error) {
+		ds := make([]Delivery[E], len(ins))
+		for i, in := range ins {
+			if err := deliver(in, &ds[i]); err != nil {
+				return i, Permanent(err)
 			}
 		}
-		return h(ctx, tx, d)
-	}}
+		if len(ins) > 1 {
+			return -1, h(ctx, tx, ds)
+		}
+		tx.Cause(ds[0].EventID, ds[0].Traceparent)
+		return 0, h(WithTraceparent(ctx, ds[0].Traceparent), tx, ds)
+	}
+	c.subs[on] = sub
+	c.order = append(c.order, sub)
+}
+
+// deliver makes a delivery of a record. What it refuses, no retry will cure.
+func deliver[E Event](in *inbound, d *Delivery[E]) error {
+	*d = Delivery[E]{
+		EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID,
+		AggregateVersion: numberHeader(in.rec, headerAggregateVersion, 0), Time: in.msg.Timestamp,
+		Topic: in.rec.Topic, Partition: in.rec.Partition, Offset: in.rec.Offset, Attempt: in.attempt,
+		Traceparent: header(in.rec, headerTraceparent),
+	}
+	if err := json.Unmarshal(in.msg.EventData, &d.Event); err != nil {
+		return fmt.Errorf("decode %s: %w", in.msg.EventType, err)
+	}
+	if v, ok := any(d.Event).(interface{ Validate() error }); ok {
+		if err := v.Validate(); err != nil {
+			return fmt.Errorf("invalid %s: %w", in.msg.EventType, err)
+		}
+	}
+	return nil
 }
 
 // OnDead has fn called in the transaction that dead-letters a record, so that
@@ -216,8 +256,8 @@ type inbound struct {
 	rec     *kgo.Record
 	id      string // the event's, or one made from where the record stands
 	msg     message
-	err     error // why it cannot be handled, whatever the handler says
-	sub     subscription
+	err     error         // why it cannot be handled, whatever the handler says
+	sub     *subscription // nil when nobody asked for it
 	attempt int
 	key     string // of its queue
 	part    *partition
@@ -249,21 +289,51 @@ func (c *Consumer) open(rec *kgo.Record, topicID [16]byte) (in *inbound, ignored
 	return in, false
 }
 
-// handle runs the handler inside tx.
-func (c *Consumer) handle(ctx context.Context, tx *Tx, in *inbound) (err error) {
-	if in.err != nil {
-		return in.err
+// handle runs the handlers inside tx: first those that take one record each, in
+// the order given, then those that take many. It names the record that is to
+// blame for an error, nil when it could be any of several.
+func (c *Consumer) handle(ctx context.Context, tx *Tx, ins []*inbound) (culprit *inbound, err error) {
+	many := map[*subscription][]*inbound{}
+	for _, in := range ins {
+		switch {
+		case in.err != nil:
+			return in, in.err
+		case in.sub.many:
+			many[in.sub] = append(many[in.sub], in)
+		default:
+			if err := c.call(ctx, tx, []*inbound{in}, &culprit); err != nil {
+				return culprit, err
+			}
+		}
 	}
+	for _, sub := range c.order {
+		if len(many[sub]) > 0 {
+			if err := c.call(ctx, tx, many[sub], &culprit); err != nil {
+				return culprit, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// call calls a handler for records of one type.
+func (c *Consumer) call(ctx context.Context, tx *Tx, ins []*inbound, culprit **inbound) (err error) {
+	defer tx.Cause("", "")
 	defer func() {
 		if p := recover(); p != nil {
-			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", in.id, "event_type", in.msg.EventType,
-				"panic", p, "stack", string(debug.Stack()))
+			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", ins[0].id, "event_type", ins[0].msg.EventType,
+				"events", len(ins), "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("%w: %v", errPanic, p)
+			if len(ins) == 1 {
+				*culprit = ins[0]
+			}
 		}
 	}()
-	tx.Cause(in.id, header(in.rec, headerTraceparent))
-	defer tx.Cause("", "")
-	return in.sub.handle(WithTraceparent(ctx, tx.traceparent), tx, in)
+	n, err := ins[0].sub.handle(ctx, tx, ins)
+	if err != nil && n >= 0 && !sqldb.IsAborted(err) {
+		*culprit = ins[n]
+	}
+	return err
 }
 
 var errPanic = errors.New("handler panicked")

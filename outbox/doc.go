@@ -24,6 +24,6 @@
 // are added after their aggregate's row was changed in the same transaction.
 //
 // The pieces: [Outbox] and [Tx] write events, [Relay] publishes them,
-// [Consumer] and [On] receive them, [Work] makes the calls to the outside that
+// [Consumer], [On] and [OnBatch] receive them, [Work] makes the calls to the outside that
 // a handler must not make itself.
 package outbox

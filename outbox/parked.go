@@ -174,7 +174,8 @@ func (c *Consumer) retry(ctx context.Context, h head) error {
 		if claimed, err = c.claim(ctx, tx, h, parkedState{state: stateHandled, attempts: h.attempt}); err != nil || !claimed {
 			return err
 		}
-		return c.handle(ctx, tx, h.inbound)
+		_, err = c.handle(ctx, tx, []*inbound{h.inbound})
+		return err
 	})
 	switch {
 	case err == nil && claimed:

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -26,13 +27,13 @@ func (c *Consumer) settle(ctx context.Context, batch []*inbound) {
 			return
 		}
 		if isPermanent(err) || !sqldb.IsUnavailable(err) || attempt > 2 && !c.databaseAway(ctx, err) {
-			if culprit < 0 && len(batch) > 1 { // one of them spoils it for all: find out which
+			if culprit == nil && len(batch) > 1 { // one of them spoils it for all: find out which
 				half := len(batch) / 2
 				c.settle(ctx, batch[:half])
 				c.settle(ctx, batch[half:])
 				return
 			}
-			bad := batch[max(culprit, 0)]
+			bad := cmp.Or(culprit, batch[0])
 			if err = c.park(ctx, bad, err); err == nil || !sqldb.IsUnavailable(err) {
 				// the others had no fault and no effect: once more without it
 				c.settle(ctx, slices.DeleteFunc(slices.Clone(batch), func(in *inbound) bool { return in == bad }))
@@ -80,13 +81,13 @@ const (
 )
 
 // try handles the batch in one transaction. It names the record whose handler
-// failed, -1 when the error is nobody's in particular.
-func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err error) {
+// failed, nil when the error is nobody's in particular.
+func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound, err error) {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	outcomes := make([]outcome, len(batch))
 	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
-		culprit = -1
+		culprit = nil
 		fresh, err := c.receive(ctx, tx, batch)
 		if err != nil {
 			return err
@@ -95,26 +96,24 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err 
 		if err != nil {
 			return err
 		}
+		todo := make([]*inbound, 0, len(batch))
 		for i, in := range batch {
 			switch {
 			case !fresh[in.id]:
 				outcomes[i] = duplicate
-				continue
 			case in.rec.Key != nil && parkedKeys[in.key]:
 				outcomes[i] = waiting
-				err = c.insertParked(ctx, tx, in, parkedState{state: stateWaiting})
+				if err := c.insertParked(ctx, tx, in, parkedState{state: stateWaiting}); err != nil {
+					return err
+				}
 			default:
 				outcomes[i] = handled
-				if err = c.handle(ctx, tx, in); err != nil && !sqldb.IsAborted(err) {
-					culprit = i
-				}
-			}
-			if err != nil {
-				return err
+				todo = append(todo, in)
 			}
 			delete(fresh, in.id) // one event twice in one batch
 		}
-		return nil
+		culprit, err = c.handle(ctx, tx, todo)
+		return err
 	})
 	if err != nil {
 		return culprit, err
@@ -122,7 +121,7 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit int, err 
 	for i, in := range batch {
 		c.settled(in, outcomes[i])
 	}
-	return -1, nil
+	return nil, nil
 }
 
 // settled tells the world what became of a record.
@@ -146,7 +145,7 @@ func (c *Consumer) settled(in *inbound, o outcome) {
 // eventType is the type as a metric's label: only what is subscribed to, so
 // that strangers cannot make up labels.
 func (in *inbound) eventType() string {
-	if in.sub.handle == nil {
+	if in.sub == nil {
 		return "other"
 	}
 	return in.msg.EventType
