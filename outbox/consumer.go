@@ -199,7 +199,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer stop()
 	var work errgroup.Group
 	for range d.workers {
-		work.Go(func() error { d.work(workCtx); return nil })
+		work.Go(func() error { d.work(workCtx, client); return nil })
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
 	work.Go(func() error { c.retryLoop(ctx, workCtx); return nil })

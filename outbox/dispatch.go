@@ -15,9 +15,11 @@ import (
 )
 
 const (
-	batchRecords  = 64      // of different keys, in one transaction
-	windowRecords = 2000    // of one partition between fetched and done; above it fetching pauses
-	windowBytes   = 8 << 20 // the same, by the size of the values
+	batchRecords  = 64                     // of different keys in one transaction; more when so many are waiting that every worker has as many
+	batchLimit    = 512                    // then up to this, where the gain of still larger ones has gone
+	batchTime     = 100 * time.Millisecond // a transaction should take no longer: above it batches get smaller
+	windowRecords = 4000                   // of one partition between fetched and done; above it fetching pauses
+	windowBytes   = 8 << 20                // the same, by the size of the values
 	commitEvery   = 500 * time.Millisecond
 	drainTimeout  = 10 * time.Second // of a partition that is taken away
 )
@@ -28,8 +30,11 @@ const (
 type dispatcher struct {
 	c       *Consumer
 	workers int
+	most    int           // records in a transaction
+	longest time.Duration // that a transaction should take
 
 	mu         sync.Mutex
+	limit      int        // records in a transaction, by how long the last ones took
 	changed    *sync.Cond // a key became ready, a record was done, the end
 	partitions map[topicPartition]*partition
 	queues     map[string]*queue
@@ -63,9 +68,12 @@ type queue struct {
 }
 
 func newDispatcher(c *Consumer) *dispatcher {
-	d := &dispatcher{c: c, workers: 4, partitions: map[topicPartition]*partition{}, queues: map[string]*queue{}}
+	d := &dispatcher{
+		c: c, workers: 4, most: batchLimit, longest: batchTime, limit: batchRecords,
+		partitions: map[topicPartition]*partition{}, queues: map[string]*queue{},
+	}
 	if c.db.Engine == sqldb.SQLite {
-		d.workers = 1 // there is one writer
+		d.workers, d.most, d.longest = 1, batchLimit/4, batchTime/4 // there is one writer, and others wait for it
 	}
 	d.changed = sync.NewCond(&d.mu)
 	return d
@@ -183,7 +191,8 @@ func (d *dispatcher) take() []*inbound {
 			return nil
 		}
 		var batch []*inbound
-		for len(d.ready) > 0 && len(batch) < batchRecords {
+		size := min(d.limit, max(batchRecords, len(d.ready)/d.workers))
+		for len(d.ready) > 0 && len(batch) < size {
 			q := d.queues[d.ready[0]]
 			d.ready = d.ready[1:]
 			if q == nil || q.busy || len(q.waiting) == 0 {
@@ -204,9 +213,15 @@ func (d *dispatcher) take() []*inbound {
 
 // finish takes a batch back. What was not settled, because the end came, is
 // not done: it will be fetched again.
-func (d *dispatcher) finish(batch []*inbound) {
+func (d *dispatcher) finish(client *kgo.Client, batch []*inbound, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if took > d.longest {
+		d.limit = max(d.limit/2, 1)
+	} else if took < d.longest/2 && len(batch) == d.limit {
+		d.limit = min(d.limit*2, d.most)
+	}
+	touched := map[*partition]bool{}
 	for _, in := range batch {
 		in.done = in.settled
 		in.part.atWork--
@@ -217,7 +232,11 @@ func (d *dispatcher) finish(batch []*inbound) {
 		} else {
 			delete(d.queues, in.key)
 		}
-		d.advance(in.part)
+		touched[in.part] = true
+	}
+	for p := range touched {
+		d.advance(p)
+		d.resume(client, p)
 	}
 	d.changed.Broadcast()
 }
@@ -243,14 +262,15 @@ func (d *dispatcher) advance(p *partition) {
 	}
 }
 
-func (d *dispatcher) work(ctx context.Context) {
+func (d *dispatcher) work(ctx context.Context, client *kgo.Client) {
 	for {
 		batch := d.take()
 		if batch == nil {
 			return
 		}
+		began := time.Now()
 		d.c.settle(ctx, batch)
-		d.finish(batch)
+		d.finish(client, batch, time.Since(began))
 	}
 }
 
@@ -272,19 +292,14 @@ func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
 		case <-tick.C:
 		}
 		d.commit(ctx, client)
-		d.resume(client)
 	}
 }
 
 // resume fetches again what was paused and has been worked down to half.
-func (d *dispatcher) resume(client *kgo.Client) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, p := range d.partitions {
-		if p.paused && len(p.window) <= windowRecords/2 && p.bytes <= windowBytes/2 {
-			p.paused = false
-			client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
-		}
+func (d *dispatcher) resume(client *kgo.Client, p *partition) {
+	if p.paused && !p.gone.Load() && len(p.window) <= windowRecords/2 && p.bytes <= windowBytes/2 {
+		p.paused = false
+		client.ResumeFetchPartitions(map[string][]int32{p.topic: {p.partition}})
 	}
 }
 

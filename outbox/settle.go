@@ -154,18 +154,18 @@ func (in *inbound) eventType() string {
 // receive marks the batch's events in the inbox and returns those that were
 // not there. What another transaction is handling right now is waited for.
 func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh map[string]bool, err error) {
-	rows := 1
-	for rows < len(batch) {
-		rows *= 2 // few statements, always prepared: the last event fills the rest
+	ids := make([]string, len(batch))
+	for i, in := range batch {
+		ids[i] = in.id
 	}
-	args := make([]any, 0, 3*rows)
-	at := sqldb.Now()
-	for i := range rows {
-		args = append(args, c.cfg.Group, batch[min(i, len(batch)-1)].id, at)
+	// one statement for any number of events
+	list, arg := `unnest($3::uuid[]) AS value`, any(ids)
+	if c.db.Engine == sqldb.SQLite {
+		list, arg = `json_each($3)`, `["`+strings.Join(ids, `","`)+`"]`
 	}
 	result, err := tx.QueryContext(ctx, `
-		INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES `+sqldb.Values(3, rows)+`
-		ON CONFLICT DO NOTHING RETURNING event_id`, args...)
+		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT $1, value, $2 FROM `+list+` WHERE true
+		ON CONFLICT DO NOTHING RETURNING event_id`, c.cfg.Group, sqldb.Now(), arg)
 	if err != nil {
 		return nil, fmt.Errorf("mark in inbox: %w", err)
 	}
