@@ -11,10 +11,16 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
 	lite "modernc.org/sqlite/lib"
 )
+
+// ErrOutcomeUnknown stands in an error beside its cause when what was to be
+// stored may be stored or not, because the answer was lost. Only a look at the
+// database tells.
+var ErrOutcomeUnknown = errors.New("outcome unknown")
 
 // IsUnique reports whether err is the violation of a unique constraint.
 func IsUnique(err error) bool {
@@ -29,6 +35,13 @@ func IsUnique(err error) bool {
 // of others, so that running it again is the cure.
 func isConflict(err error) bool {
 	return sqliteCode(err)&0xff == lite.SQLITE_BUSY || slices.Contains([]string{"40001", "40P01"}, postgresCode(err))
+}
+
+// isRefused reports whether the engine said no to a commit, so that nothing of
+// the transaction is stored.
+func isRefused(err error) bool {
+	code := postgresCode(err)
+	return isConflict(err) || strings.HasPrefix(code, "23") || errors.Is(err, pgx.ErrTxCommitRollback)
 }
 
 // IsAborted reports whether err only says that the transaction had failed
@@ -56,7 +69,7 @@ func IsUnavailable(err error) bool {
 	var connect *pgconn.ConnectError
 	return errors.As(err, &netErr) || errors.As(err, &connect) || pgconn.SafeToRetry(err) || pgconn.Timeout(err) ||
 		errors.Is(err, driver.ErrBadConn) || errors.Is(err, sql.ErrConnDone) || errors.Is(err, net.ErrClosed) ||
-		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded) ||
+		errors.Is(err, io.EOF) || errors.Is(err, ErrFull) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, context.DeadlineExceeded) ||
 		errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 

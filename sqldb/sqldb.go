@@ -155,8 +155,9 @@ func (db *DB) Close() error {
 
 // Tx runs fn in a transaction, committed when fn returns nil and rolled back
 // otherwise. A transaction that the engine ended to resolve a deadlock or a
-// serialization conflict is run again, so fn must be repeatable. An error of
-// the commit itself leaves the outcome unknown: look before doing it again.
+// serialization conflict is run again, so fn must be repeatable. When the
+// commit fails without a verdict of the engine, the error is ErrOutcomeUnknown
+// too: look what is there before doing it again.
 func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
 	for try := 1; ; try++ {
 		err := db.txOnce(ctx, fn)
@@ -188,7 +189,10 @@ func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 		return err
 	}
 	if err := tx.Commit(); err != nil {
-		return fmt.Errorf("commit: %w", err)
+		if isRefused(err) {
+			return fmt.Errorf("commit: %w", err)
+		}
+		return fmt.Errorf("commit: %w: %w", ErrOutcomeUnknown, err)
 	}
 	return nil
 }
