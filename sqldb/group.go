@@ -71,9 +71,10 @@ func NewGroup[T, R any](db *DB, flush func(ctx context.Context, items []T) ([]R,
 }
 
 // Do has the item stored and returns its result, when it is committed. Errors:
-// whatever flush says; ErrFull; and the context's error, when it ends first.
-// An item that was still queued then is taken back and never stored. One that
-// was being flushed may be stored or not: the error is ErrOutcomeUnknown too.
+// whatever flush says; ErrFull; and the context's error when it ends while the
+// item is queued, which is taken back then and never stored. An item that a
+// flush has taken is waited for, so that a caller who must leave is not left
+// in the dark; the deadline of the flush bounds it.
 func (g *Group[T, R]) Do(ctx context.Context, item T) (R, error) {
 	var none R
 	if err := ctx.Err(); err != nil {
@@ -85,18 +86,13 @@ func (g *Group[T, R]) Do(ctx context.Context, item T) (R, error) {
 	}
 	select {
 	case <-c.done:
-		return c.result, c.err
 	case <-ctx.Done():
+		if g.leave(c) {
+			return none, ctx.Err()
+		}
+		<-c.done
 	}
-	if g.leave(c) {
-		return none, ctx.Err()
-	}
-	select {
-	case <-c.done: // it was done at the same moment: better said than left open
-		return c.result, c.err
-	default:
-		return none, fmt.Errorf("%w: %w", ErrOutcomeUnknown, ctx.Err())
-	}
+	return c.result, c.err
 }
 
 // enter queues the call and starts a flusher if one is free.

@@ -299,3 +299,58 @@ func TestLists(t *testing.T) {
 		t.Errorf("Chunks: %s", got)
 	}
 }
+
+func TestInsert(t *testing.T) {
+	insert := sqldb.Insert{
+		Into: `INSERT INTO things (id, n, at, note)`, Types: "TEXT, BIGINT, TIMESTAMPTZ, TEXT",
+		Then: `ON CONFLICT (id) DO UPDATE SET note = excluded.note WHERE things.n = $5`,
+	}
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		now := sqldb.Now()
+		put := func(wanted int64, rows ...[]any) {
+			t.Helper()
+			err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+				n, err := insert.Exec(t.Context(), db, tx, rows, 2)
+				if err == nil && n != wanted {
+					t.Errorf("%d rows went in, want %d", n, wanted)
+				}
+				return err
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		put(0)
+		put(1, []any{"a", 1, now, "α"})
+		put(0, []any{"a", 1, now, "other"})
+		put(2, []any{"a", 1, now, "other"}, []any{"b", 2, nil, sql.NullString{}}, []any{"c", 3, now, "γ"})
+		put(1, []any{"b", 0, now, "β"}, []any{"c", 0, now, "other"})
+		var got string
+		rows, err := db.Query(`SELECT id, n, at, COALESCE(note, 'none') FROM things ORDER BY id`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var id, note string
+			var n int
+			var at time.Time
+			if err := rows.Scan(&id, &n, sqldb.Time(&at), &note); err != nil {
+				t.Fatal(err)
+			}
+			got += fmt.Sprint(id, n, note, at.Equal(now), " ")
+		}
+		if want := "a1αtrue b2βfalse c3γtrue "; got != want || rows.Err() != nil {
+			t.Errorf("stored %q, want %q (%v)", got, want, rows.Err())
+		}
+		ended, cancel := context.WithCancel(t.Context())
+		err = db.Tx(t.Context(), func(tx *sql.Tx) error {
+			cancel()
+			_, err := insert.Exec(ended, db, tx, [][]any{{"d", 4, nil, nil}, {"e", 5, nil, nil}}, 2)
+			return err
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("inserted although the context has ended: %v", err)
+		}
+	}, schema)
+}
