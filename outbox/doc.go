@@ -1,29 +1,57 @@
 // Package outbox takes events out of one database transaction and puts their
 // effect exactly once into another.
 //
-//	tx { change; Add(event) } ──► outbox_events ──Relay──► topic, key = aggregate id
-//	                                                          │
-//	tx { inbox; effect; Add(event) } ◄──handler── Consumer ◄──┘
-//	                                     │ fails
-//	                              parked_records ──► retried ──► <topic>-dlq
+//	 one transaction                      the topic                    one transaction
+//	┌────────────────┐                                               ┌──────────────────┐
+//	│ change a row   │            ┌───────┐  key =     ┌──────────┐  │ mark in inbox    │
+//	│ Add(event)  ───┼─ outbox ──►│ Relay ├─ aggregate►│ Consumer ├─►│ handler: effect, │
+//	└────────────────┘  _events   └───────┘  id        └──────────┘  │ Add(event)       │
+//	                                                        │ fails  └──────────────────┘
+//	                                                        ▼                 ▲
+//	                                                  parked_records ─ again ─┘
+//	                                                        │ for the last time
+//	                                                        ▼
+//	                                                   <topic>-dlq, until it is replayed
 //
-// What it promises:
+// # What it promises
 //
-//   - An event is published if and only if the transaction that added it
-//     commits, at least once. Each aggregate's events appear in the order of
-//     their versions; after a crash a stretch may be repeated, never skipped.
-//   - A handler's effect, and the events it adds, happen exactly once for each
-//     consumer group, however often a record arrives.
-//   - A record that cannot be handled stops its own key and no other. It is
-//     tried again, then stands in the dead letters; what follows under its key
-//     waits behind it, in order.
-//   - Nothing is dropped silently.
+// Published if and only if committed. Events are rows of the transaction that
+// made them true; a row is marked as published only after the broker has
+// acknowledged it. Needs: a database that keeps what it committed, and a topic
+// that does (acks=all is asked for). TestCrashPoints, TestRelayPublishesWhatIsCommitted,
+// TestRelayUnderConcurrentWriters, TestTopicCreatedAnewGetsEverything.
 //
-// What it needs: a database that keeps what it committed, topics whose number
-// of partitions does not change while events are under way, and events that
-// are added after their aggregate's row was changed in the same transaction.
+// In the order of each aggregate. What has the same key appears on the topic in
+// the order of its versions; after a crash a stretch may appear again, but
+// nothing appears for the first time before what precedes it. Needs: the
+// aggregate's row is changed before Add in the same transaction, so that its
+// lock makes numbers follow commits; a number of partitions that does not
+// change while events are under way. TestRelayKeepsTheOrderOfEachKey,
+// TestCursorMissesNothing, TestPausedRelay.
 //
-// The pieces: [Outbox] and [Tx] write events, [Relay] publishes them,
-// [Consumer], [On] and [OnBatch] receive them, [Work] makes the calls to the outside that
-// a handler must not make itself.
+// One publisher, taken over within seconds. Of all the relays of one database
+// the holder of a lease publishes; one that sleeps through its end can repeat,
+// and never hide. TestSecondRelayTakesOver, TestFailOverToALaggingStandby.
+//
+// Handled exactly once for each group. The mark in the inbox, what the handler
+// writes and the events it adds are one transaction; offsets are committed only
+// below everything that is done. Needs: the handler touches nothing but its
+// transaction (calls to the outside are for [Work]). TestCrashPoints,
+// TestSimulation.
+//
+// One bad record stops its own key and nothing else. It is tried again, then
+// stands in the dead letters; what follows under its key waits behind it, in
+// order, and comes after it when it is replayed. What the broker refuses waits
+// in a lane of its partition or topic. TestRetriesKeepTheirDelays,
+// TestRefusedTopicStopsNobodyElse, TestAbsentLeaderStopsNobodyElse.
+//
+// Nothing is dropped silently. Whatever is not handled is a row that an
+// [Operator] sees and can replay or discard.
+//
+// # The pieces
+//
+// [Outbox] and [Tx] write events, [Relay] publishes them, [Consumer] with [On]
+// and [OnBatch] receives them, [Work] makes the calls to the outside that a
+// handler must not make itself. The tables are a set of migrations, [Schema],
+// for a database opened by sqldb.
 package outbox
