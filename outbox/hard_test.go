@@ -112,6 +112,14 @@ func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 		if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
 			t.Errorf("floor %d has passed events that are not published", floor)
 		}
+		eventually(t, "what waits is shown", func() bool {
+			return f.count(`SELECT COALESCE(MAX(waiting), 0) FROM outbox_lanes WHERE lane = 'nowhere' AND reason LIKE 'UNKNOWN_TOPIC%'`) == 1200
+		})
+		if _, err := f.admin().CreateTopic(t.Context(), 1, 1, nil, "nowhere"); err != nil {
+			t.Fatal(err)
+		}
+		f.consume("nowhere", 1200)
+		eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
 	})
 }
 

@@ -9,6 +9,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
 )
 
 // A lane holds the rows of a partition, or of a whole topic, that is not taking
@@ -19,6 +21,8 @@ import (
 type lane struct {
 	name   string
 	topic  string
+	since  time.Time
+	cause  error
 	seqs   []int64 // never empty
 	tries  int     // that came to nothing, in a row
 	due    time.Time
@@ -65,7 +69,7 @@ func laneOf(row *row, err error) string {
 	case refusesTopic(err):
 		return row.topic
 	case row.partition < 0:
-		return row.queue()
+		return fmt.Sprintf("%s#%d", row.topic, row.seq)
 	}
 	return partitionLane(row)
 }
@@ -89,7 +93,7 @@ func (t *term) openLane(row *row, err error) {
 	name := laneOf(row, err)
 	l := t.lanes[name]
 	if l == nil {
-		l = &lane{name: name, topic: row.topic, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
+		l = &lane{name: name, topic: row.topic, since: sqldb.Now(), cause: err, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
 		t.lanes[name] = l
 		t.tellRefused(row, err)
 	}
@@ -177,6 +181,7 @@ func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refu
 	if err != nil {
 		return false, err
 	}
+	t.showLane(ctx, l)
 	if len(rows) < len(seqs) && len(rows) > 0 { // cut short, or some were deleted: what is not there any more has no claim
 		last := rows[len(rows)-1].seq
 		seqs = slices.DeleteFunc(seqs, func(seq int64) bool { return seq > last })
@@ -194,6 +199,7 @@ func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refu
 		}
 	}
 	t.closeLane(l, seqs, stay, cause)
+	t.showLane(ctx, l)
 	return cause != nil, nil
 }
 
@@ -294,9 +300,29 @@ func (t *term) closeLane(l *lane, tried []int64, stay map[int64]bool, cause erro
 		l.single, l.limit, l.due = true, laneFew, time.Now()
 	default:
 		l.tries++
+		l.cause = cause
 		l.limit, l.due = laneFew, time.Now().Add(Backoff(l.tries, time.Second, laneBackoff))
 		t.metrics.errors.Inc()
 		t.cfg.Log.Warn("events still refused", "service", t.cfg.Service, "lane", l.name, "waiting", len(l.seqs), "err", cause)
 		t.look(cause)
+	}
+}
+
+// showLane stores what there is to know of a lane, for people to see.
+func (t *term) showLane(ctx context.Context, l *lane) {
+	t.mu.Lock()
+	waiting, cause := len(l.seqs), l.cause
+	t.mu.Unlock()
+	var err error
+	if waiting == 0 {
+		_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_lanes WHERE lane = $1`, text(l.name, 500))
+	} else {
+		_, err = t.db.ExecContext(ctx, `
+			INSERT INTO outbox_lanes (lane, topic, waiting, reason, since, tried_at) VALUES ($1, $2, $3, $4, $5, $6)
+			ON CONFLICT (lane) DO UPDATE SET waiting = excluded.waiting, reason = excluded.reason, since = excluded.since, tried_at = excluded.tried_at`,
+			text(l.name, 500), l.topic, waiting, reason(cause), l.since, sqldb.Now())
+	}
+	if err != nil && ctx.Err() == nil {
+		t.cfg.Log.Warn("show what is refused", "service", t.cfg.Service, "lane", l.name, "err", err)
 	}
 }

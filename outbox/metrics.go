@@ -46,6 +46,8 @@ func newRelayMetrics(cfg RelayConfig, r *Relay) relayMetrics {
 
 var (
 	unpublishedDesc = prometheus.NewDesc("outbox_unpublished", "Committed events that are not published yet.", nil, nil)
+	refusedDesc     = prometheus.NewDesc("outbox_refused", "Events among them that the broker does not take now, by lane: a topic or a partition.", []string{"lane"}, nil)
+	blockedDesc     = prometheus.NewDesc("outbox_blocked", "Events that the broker refuses for ever, and those behind them.", nil, nil)
 	oldestDesc      = prometheus.NewDesc("outbox_oldest_seconds", "Age of the oldest event that is not published; 0 without one.", nil, nil)
 )
 
@@ -56,6 +58,8 @@ type backlog struct{ r *Relay }
 // Describe implements prometheus.Collector.
 func (b *backlog) Describe(ch chan<- *prometheus.Desc) {
 	ch <- unpublishedDesc
+	ch <- refusedDesc
+	ch <- blockedDesc
 	ch <- oldestDesc
 }
 
@@ -68,10 +72,13 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 	floor := t.floor()
 	t.mu.Lock()
 	above := t.cursor.head
+	for _, l := range t.lanes {
+		ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.GaugeValue, float64(len(l.seqs)), l.name)
+	}
 	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	var n int64
+	var n, blocked int64
 	var oldest time.Time
 	// above the head nothing is published; between floor and head what no range covers
 	err := b.r.db.Read().QueryRowContext(ctx, `
@@ -81,6 +88,11 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(unpublishedDesc, err)
 		return
 	}
+	if err := b.r.db.Read().QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_blocked`).Scan(&blocked); err != nil {
+		ch <- prometheus.NewInvalidMetric(blockedDesc, err)
+		return
+	}
+	ch <- prometheus.MustNewConstMetric(blockedDesc, prometheus.GaugeValue, float64(blocked))
 	age := 0.0
 	if !oldest.IsZero() {
 		age = max(0, time.Since(oldest).Seconds())

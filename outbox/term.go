@@ -117,6 +117,9 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 	if err := t.load(ctx, floor); err != nil {
 		return err
 	}
+	if _, err := t.db.ExecContext(ctx, `DELETE FROM outbox_lanes`); err != nil { // another term's
+		return fmt.Errorf("forget lanes: %w", err)
+	}
 	t.leads.Store(t)
 	return t.checkTopics(ctx)
 }

@@ -8,3 +8,13 @@ CREATE TABLE outbox_topics (
   topic_id   TEXT NOT NULL,
   since      TIMESTAMPTZ NOT NULL
 );
+
+-- What is refused for now, as the relay that leads sees it: for people.
+CREATE TABLE outbox_lanes (
+  lane     TEXT PRIMARY KEY,
+  topic    TEXT NOT NULL,
+  waiting  BIGINT NOT NULL,
+  reason   TEXT NOT NULL,
+  since    TIMESTAMPTZ NOT NULL,
+  tried_at TIMESTAMPTZ NOT NULL
+);
