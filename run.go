@@ -57,6 +57,7 @@ type process struct {
 	publicURL string
 	outside   struct{ provider, smtp, sms string }
 	kafka     kafka.Config
+	unclean   time.Time    // since when the embedded broker may lack records
 	api       http.Handler // the order API, if the order service runs here
 	databases []*sqldb.DB
 	closers   []io.Closer
@@ -227,6 +228,7 @@ func (p *process) startBroker(context.Context) error {
 	if err != nil {
 		return bad("KAFKA_LISTEN", "%w", err)
 	}
+	p.unclean = broker.UncleanSince()
 	p.kafka = p.cfg.kafka(broker.Addrs())
 	p.kafka.Dial = p.host.Dial
 	p.ground.Go("broker", func(ctx context.Context) error {
@@ -287,7 +289,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay, Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Metrics: reg, Log: p.host.Log})
+	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Metrics: reg, Log: p.host.Log})
 	p.engine.Go(name+" worker", svc.Run)
 	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.engine.Go(name+" relay", p.withTopics(relay.Run))

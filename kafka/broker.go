@@ -49,6 +49,7 @@ type Broker struct {
 	lock    *os.File
 	cluster *kfake.Cluster
 	address string
+	unclean time.Time // see UncleanSince
 
 	stop      chan struct{}  // closed to end the cleaner
 	cleaner   sync.WaitGroup // and this waits for its end
@@ -79,6 +80,9 @@ func (b *Broker) start(cfg BrokerConfig) (err error) {
 			_ = b.lock.Close() // the first error is the one to tell
 		}
 	}()
+	if b.unclean, err = markRunning(b.dir, time.Now()); err != nil {
+		return err
+	}
 	if err := mend(b.dir, b.log.log); err != nil {
 		return err
 	}
@@ -174,6 +178,11 @@ func (b *Broker) clean(interval time.Duration) {
 // Addrs returns the host:port by which clients reach the broker.
 func (b *Broker) Addrs() []string { return []string{b.address} }
 
+// UncleanSince returns when the data were last known to be whole, if the broker was not closed cleanly since, and
+// the zero time otherwise. A kill loses nothing, but a machine that dies may lie about what it has written:
+// whatever was produced since then should be produced again.
+func (b *Broker) UncleanSince() time.Time { return b.unclean }
+
 // Close stops serving, writes what only memory knew and releases the directory. Consumers should have left
 // their groups before. Only the first call does something; the others wait for it and return its result.
 func (b *Broker) Close() error {
@@ -182,7 +191,11 @@ func (b *Broker) Close() error {
 		b.cleaner.Wait()
 		b.log.collect()
 		b.cluster.Close()
-		if err := errors.Join(b.log.failures(), b.lock.Close()); err != nil {
+		failures := b.log.failures()
+		if failures == nil {
+			failures = markClosed(b.dir)
+		}
+		if err := errors.Join(failures, b.lock.Close()); err != nil {
 			b.closeErr = fmt.Errorf("stop the embedded broker: %w", err)
 		}
 	})

@@ -38,6 +38,7 @@ type RelayConfig struct {
 	Poll      time.Duration // the safety net behind the wake-up: 5 s when zero
 	TTL       time.Duration // how long a silent holder keeps the lease: 2 s when zero
 	Retention time.Duration // how long published events stay, at least as long as on the topics: 7 days when zero
+	Since     time.Time     // what was published since is published again at the start, when the broker may have lost it; zero for nothing
 	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
@@ -51,6 +52,7 @@ type Relay struct {
 	holder  string
 	metrics relayMetrics
 	leads   atomic.Pointer[term] // nil while another relay leads
+	again   time.Time            // cfg.Since, until that is done
 }
 
 // NewRelay makes a Relay; Run starts it.
@@ -68,7 +70,7 @@ func NewRelay(cfg RelayConfig) *Relay {
 	if err != nil {
 		host = "unknown"
 	}
-	r := &Relay{cfg: cfg, db: cfg.Outbox.db, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
+	r := &Relay{cfg: cfg, db: cfg.Outbox.db, again: cfg.Since, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
 	r.metrics = newRelayMetrics(cfg, r)
 	return r
 }

@@ -73,6 +73,32 @@ func TestTopicCreatedAnewGetsEverything(t *testing.T) {
 	})
 }
 
+// What was published since the broker was last known to be whole is published
+// again when the relay starts, and only then.
+func TestRelayRepeatsWhatTheBrokerMayHaveLost(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		stop := run(t, f.relay().Run)
+		f.move("a", 2)
+		eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		since := sqldb.Now()
+		f.move("a", 2)
+		eventually(t, "all are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		stop()
+		run(t, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log}).Run)
+		f.move("b", 1)
+		var got string
+		for _, r := range f.consume("moves", 7) {
+			if string(r.Key) == "a" {
+				got += header(r, "aggregate_version")
+			}
+		}
+		if got != "123434" {
+			t.Errorf("versions %s, want 3 and 4 once more", got)
+		}
+		eventually(t, "nothing is left", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+	})
+}
+
 func (f *fixture) recreate(topic string) {
 	f.t.Helper()
 	adm := f.admin()

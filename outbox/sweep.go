@@ -221,6 +221,34 @@ func partitionOf(row *row, partitions int32) int32 {
 	return int32(byKey.Partition(&kgo.Record{Key: row.key}, int(partitions)))
 }
 
+// rewindSince has what was published since a time published again, once.
+func (t *term) rewindSince(ctx context.Context) error {
+	if t.again.IsZero() {
+		return nil
+	}
+	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
+		var first sql.NullInt64
+		err := tx.QueryRowContext(ctx, `SELECT MIN(first_seq) FROM outbox_published WHERE published_at >= $1`, t.again).Scan(&first)
+		if err != nil {
+			return fmt.Errorf("rewind: %w", err)
+		}
+		if !first.Valid {
+			return nil
+		}
+		held, err := rewind(ctx, tx, t.lease.epoch, first.Int64)
+		if err == nil && !held {
+			err = errLeaseLost
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	t.cfg.Log.Warn("the broker was not stopped cleanly: events are published again", "service", t.cfg.Service, "since", t.again)
+	t.again = time.Time{}
+	return errRewound
+}
+
 // rewindAll has everything that is retained published again, to topics that
 // are remembered as they are now.
 func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {

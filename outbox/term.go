@@ -121,7 +121,10 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 		return fmt.Errorf("forget lanes: %w", err)
 	}
 	t.leads.Store(t)
-	return t.checkTopics(ctx)
+	if err := t.checkTopics(ctx); err != nil {
+		return err
+	}
+	return t.rewindSince(ctx)
 }
 
 // floor is the highest seq up to which everything is published, blocked or dead.
