@@ -3,7 +3,6 @@ package outbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -44,6 +43,7 @@ type Consumer struct {
 	order   []*subscription // as they were asked for
 	onDead  func(context.Context, *Tx, Dead) error
 	metrics consumerMetrics
+	breaker *breaker
 	parked  chan struct{} // wakes the retries
 	cluster string        // the broker's id, for naming what has no id of its own
 }
@@ -58,6 +58,8 @@ type subscription struct {
 	// handle decodes the records and calls the handler. It names the record that
 	// is to blame for an error, -1 when it could be any of them.
 	handle func(context.Context, *Tx, []*inbound) (culprit int, err error)
+	counts map[outcome]prometheus.Counter
+	took   prometheus.Observer
 }
 
 // A Delivery is one event on its way into a service.
@@ -85,13 +87,14 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	}
 	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
 	c.metrics = newConsumerMetrics(cfg, c)
+	c.breaker = newBreaker(cfg, c.metrics.paused)
 	return c
 }
 
 // On has c hand every event of type E to h. The transaction may be shared with
 // other events and may be run again, and the handler makes no network call.
 // An error undoes the handler's work: the event is tried again later, unless
-// it is Permanent. On must be called before Run.
+// it is Permanent or Unavailable. On must be called before Run.
 func On[E Event](c *Consumer, h func(ctx context.Context, tx *Tx, d Delivery[E]) error) {
 	subscribe(c, false, func(ctx context.Context, tx *Tx, ds []Delivery[E]) error { return h(ctx, tx, ds[0]) })
 }
@@ -114,6 +117,7 @@ func subscribe[E Event](c *Consumer, many bool, h func(ctx context.Context, tx *
 		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", on.eventType, on.topic, c.cfg.Group))
 	}
 	sub := &subscription{version: int64(schemaVersion(zero)), many: many}
+	sub.counts, sub.took = c.metrics.of(on)
 	sub.handle = func(ctx context.Context, tx *Tx, ins []*inbound) (culprit int, err error) {
 		ds := make([]Delivery[E], len(ins))
 		for i, in := range ins {
@@ -165,6 +169,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	for on := range c.subs {
 		topics[on.topic] = true
 	}
+	c.breaker.stopping = ctx.Done()
 	d := newDispatcher(c)
 	client, err := kgo.NewClient(append(slices.Clip(c.cfg.Kafka),
 		kgo.ConsumerGroup(c.cfg.Group),
@@ -202,7 +207,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		work.Go(func() error { d.work(workCtx, client); return nil })
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
-	work.Go(func() error { c.retryLoop(ctx, workCtx); return nil })
+	work.Go(func() error { c.retryLoop(ctx, workCtx, d.workers); return nil })
 	c.poll(ctx, client, d)
 	d.stop()
 	err = work.Wait()
@@ -241,12 +246,8 @@ func clusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (strin
 		if ctx.Err() == nil {
 			log.Warn("the broker does not answer", "err", err)
 		}
-		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 5*time.Second))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if !pause(ctx, Backoff(attempt, 100*time.Millisecond, 5*time.Second)) {
 			return "", ctx.Err()
-		case <-pause.C:
 		}
 	}
 }
@@ -323,7 +324,7 @@ func (c *Consumer) call(ctx context.Context, tx *Tx, ins []*inbound, culprit **i
 		if p := recover(); p != nil {
 			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", ins[0].id, "event_type", ins[0].msg.EventType,
 				"events", len(ins), "panic", p, "stack", string(debug.Stack()))
-			err = fmt.Errorf("%w: %v", errPanic, p)
+			err = marked{fmt.Errorf("handler panicked: %v", p), classPanic}
 			if len(ins) == 1 {
 				*culprit = ins[0]
 			}
@@ -334,33 +335,4 @@ func (c *Consumer) call(ctx context.Context, tx *Tx, ins []*inbound, culprit **i
 		*culprit = ins[n]
 	}
 	return err
-}
-
-var errPanic = errors.New("handler panicked")
-
-type permanent struct{ err error }
-
-func (p permanent) Error() string { return p.err.Error() }
-func (p permanent) Unwrap() error { return p.err }
-
-// Permanent marks err as one that no retry will cure: the record goes to the
-// dead letters at once.
-func Permanent(err error) error { return permanent{err} }
-
-func isPermanent(err error) bool {
-	var p permanent
-	return errors.As(err, &p)
-}
-
-// errorClass is how an error is filed.
-func errorClass(err error) string {
-	switch {
-	case err == nil:
-		return ""
-	case isPermanent(err):
-		return "permanent"
-	case errors.Is(err, errPanic):
-		return "panic"
-	}
-	return "transient"
 }

@@ -138,6 +138,7 @@ func (d *dispatcher) drop(parts map[string][]int32) (gone []*partition) {
 			delete(d.queues, key)
 		}
 	}
+	d.c.breaker.nudge() // what is gone need not be waited for
 	return gone
 }
 

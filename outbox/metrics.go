@@ -105,6 +105,7 @@ type consumerMetrics struct {
 	processed  *prometheus.CounterVec
 	processing *prometheus.HistogramVec
 	lag        *prometheus.GaugeVec
+	paused     prometheus.Gauge
 }
 
 func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
@@ -124,7 +125,30 @@ func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
 		lag: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "consumer_lag", Help: "Records of an assigned partition that are not done, as of the last fetch.",
 		}, []string{"topic", "partition"})),
+		paused: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.",
+		})),
 	}
+}
+
+// of is what is counted for a subject: its records by what became of them, and
+// the time they took.
+func (m *consumerMetrics) of(on subject) (map[outcome]prometheus.Counter, prometheus.Observer) {
+	counts := map[outcome]prometheus.Counter{}
+	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead} {
+		counts[o] = m.processed.WithLabelValues(on.topic, on.eventType, string(o))
+	}
+	return counts, m.processing.WithLabelValues(on.topic, on.eventType)
+}
+
+// count counts a record. Types that nobody subscribed to have one name, so that
+// strangers cannot make up labels.
+func (m *consumerMetrics) count(in *inbound, o outcome) {
+	if in.sub == nil {
+		m.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
+		return
+	}
+	in.sub.counts[o].Inc()
 }
 
 var deadDesc = prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded.", []string{"topic"}, nil)

@@ -8,11 +8,14 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime/debug"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 
 	"pizzaflow/sqldb"
 )
@@ -39,14 +42,31 @@ type parkedState struct {
 // afterFailure decides what becomes of a record after attempt number n.
 func (c *Consumer) afterFailure(n int, cause error) parkedState {
 	s := parkedState{state: stateRetrying, attempts: n, err: cause, at: sqldb.Now()}
-	if isPermanent(cause) || n >= c.cfg.Attempts {
+	if classify(cause) == classPermanent || n >= c.cfg.Attempts {
 		s.state = stateDead
 		return s
 	}
-	delay := c.cfg.Delay * time.Duration(n)
-	s.due = s.at.Add(delay + rand.N(delay/5+1)) //nolint:gosec // jitter
+	s.due = c.dueAfter(s.at, n)
 	return s
 }
+
+func (c *Consumer) dueAfter(at time.Time, n int) time.Time {
+	delay := c.cfg.Delay * time.Duration(n)
+	return at.Add(delay + rand.N(delay/5+1)) //nolint:gosec // jitter
+}
+
+// undecided is what becomes of a record that should die while the hook cannot
+// note it: its last attempt will be made again.
+func (c *Consumer) undecided(s parkedState, hook error) parkedState {
+	s.state, s.err, s.due = stateRetrying, errors.Join(s.err, hook), c.dueAfter(s.at, s.attempts)
+	s.attempts--
+	return s
+}
+
+// A hookError comes from OnDead's function.
+type hookError struct{ error }
+
+func (e *hookError) Unwrap() error { return e.error }
 
 func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s parkedState) error {
 	headers, err := json.Marshal(headerList(in.rec.Headers))
@@ -58,39 +78,55 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)`,
 		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, nullBytes(in.rec.Key), nullBytes(in.rec.Value), string(headers),
-		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), errorClass(s.err), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
+		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), string(classify(s.err)), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
 	return nil
 }
 
+// retryPause lets what is parked gather, so that the heads are not looked for
+// once for each record of a bad batch.
+const retryPause = 20 * time.Millisecond
+
 // retryLoop tries parked records again when they are due, until ctx ends.
-func (c *Consumer) retryLoop(ctx, workCtx context.Context) {
+func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
+	still := func() bool { return ctx.Err() == nil }
 	for ctx.Err() == nil {
-		heads, next, err := c.dueHeads(ctx)
+		var heads []head
+		var next time.Duration
+		err := c.run(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("look for due records", "consumer_group", c.cfg.Group, "err", err)
 		}
+		var work errgroup.Group
+		var moved atomic.Bool
+		work.SetLimit(workers)
 		for _, h := range heads {
-			if ctx.Err() != nil {
-				return
-			}
-			if err := c.retry(workCtx, h); err != nil {
-				c.cfg.Log.Error("retry record", "consumer_group", c.cfg.Group, "event_id", h.id, "err", err)
-				next = time.Second // no attempt was spent
-				if sqldb.IsUnavailable(err) {
-					break
+			work.Go(func() error {
+				if !still() {
+					return nil
 				}
-			}
+				claimed, err := c.retry(workCtx, h, still)
+				if claimed {
+					moved.Store(true)
+				}
+				return err
+			})
 		}
-		if err == nil && next == 0 {
+		if err := work.Wait(); err != nil {
+			c.cfg.Log.Error("retry records", "consumer_group", c.cfg.Group, "err", err)
+			next = time.Second
+		}
+		if moved.Load() && next == 0 {
 			continue // each may have made way for another
 		}
-		wait := time.NewTimer(max(next, time.Millisecond))
+		next = max(next, 50*time.Millisecond) // another process has what is due
+		wait := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
 		case <-c.parked:
+			pause(ctx, retryPause)
 		case <-wait.C:
 		}
 		wait.Stop()
@@ -166,38 +202,47 @@ func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
 
 // retry runs the handler for a parked record. To claim the row and to handle
 // the event are one transaction, so that of two takers one finds nothing left.
-// An error says that the database is away.
-func (c *Consumer) retry(ctx context.Context, h head) error {
+// An error leaves the record as it was: due, with no attempt spent.
+func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claimed bool, err error) {
 	h.began = time.Now()
-	claimed := false
-	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
-		if claimed, err = c.claim(ctx, tx, h, parkedState{state: stateHandled, attempts: h.attempt}); err != nil || !claimed {
-			return err
-		}
-		_, err = c.handle(ctx, tx, []*inbound{h.inbound})
-		return err
-	})
-	switch {
-	case err == nil && claimed:
-		c.settled(h.inbound, handled)
-		return nil
-	case err == nil || ctx.Err() != nil:
-		return nil
-	case c.databaseAway(ctx, err):
-		return err
+	move := func(s parkedState, then func(context.Context, *Tx) error) error {
+		return c.run(ctx, still, func() error {
+			ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+			defer cancel()
+			return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+				if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
+					return err
+				}
+				return then(ctx, tx)
+			})
+		})
 	}
-	s := c.afterFailure(h.attempt, err)
-	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
-		if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
-			return err
-		}
-		return c.bury(ctx, tx, h.inbound, s)
+	err = move(parkedState{state: stateHandled, attempts: h.attempt}, func(ctx context.Context, tx *Tx) error {
+		_, err := c.handle(ctx, tx, []*inbound{h.inbound})
+		return err
 	})
 	if err == nil && claimed {
-		c.metrics.processed.WithLabelValues(h.rec.Topic, h.eventType(), s.state).Inc()
+		c.settled(h.inbound, handled)
+	}
+	if err == nil || errors.Is(err, errGivenUp) {
+		return claimed, nil
+	}
+	s := c.afterFailure(h.attempt, err)
+	err = move(s, func(ctx context.Context, tx *Tx) error { return c.bury(ctx, tx, h.inbound, s) })
+	if hook, ok := errors.AsType[*hookError](err); ok {
+		s = c.undecided(s, hook)
+		err = move(s, func(context.Context, *Tx) error { return nil })
+	}
+	switch {
+	case errors.Is(err, errGivenUp):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("park event %s again: %w", h.id, err)
+	case claimed:
+		c.metrics.count(h.inbound, outcome(s.state))
 		c.failed(h.inbound, s)
 	}
-	return err
+	return claimed, nil
 }
 
 // claim moves a parked record from the state it was read in to another; false
@@ -222,7 +267,7 @@ func (c *Consumer) claim(ctx context.Context, tx *Tx, h head, to parkedState) (b
 			error_class = CASE WHEN $5 = '' THEN error_class ELSE $5 END, error = CASE WHEN $5 = '' THEN error ELSE $6 END,
 			first_failed_at = COALESCE(first_failed_at, $7), last_failed_at = COALESCE($7, last_failed_at)
 		WHERE seq = $8 AND state = $9 AND attempts = $10`,
-		to.state, to.attempts, sqldb.NullTime(to.due), sqldb.NullTime(finished), errorClass(to.err), reason(to.err), sqldb.NullTime(to.at), h.seq, h.state, h.attempts)
+		to.state, to.attempts, sqldb.NullTime(to.due), sqldb.NullTime(finished), string(classify(to.err)), reason(to.err), sqldb.NullTime(to.at), h.seq, h.state, h.attempts)
 	if err != nil {
 		return false, fmt.Errorf("claim parked record: %w", err)
 	}
@@ -291,10 +336,24 @@ func (c *Consumer) bury(ctx context.Context, tx *Tx, in *inbound, s parkedState)
 	if c.onDead == nil {
 		return nil
 	}
-	return c.onDead(ctx, tx, Dead{
+	return c.noteDeath(ctx, tx, Dead{
 		EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID, Topic: in.rec.Topic, Partition: in.rec.Partition,
 		Offset: in.rec.Offset, Attempts: s.attempts, Err: s.err, Value: in.rec.Value,
 	})
+}
+
+// noteDeath calls OnDead's function. What is its own fault is a hookError.
+func (c *Consumer) noteDeath(ctx context.Context, tx *Tx, d Dead) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &hookError{fmt.Errorf("note the death: panic: %v\n%s", p, debug.Stack())}
+		}
+	}()
+	err = c.onDead(ctx, tx, d)
+	if class := classify(err); err != nil && class != classUnavailable && class != classConflict {
+		return &hookError{fmt.Errorf("note the death: %w", err)}
+	}
+	return err
 }
 
 // reason is an error as it is stored and sent: one line of bounded length.

@@ -1,9 +1,10 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -21,52 +22,36 @@ const settleTimeout = 30 * time.Second
 func (c *Consumer) settle(ctx context.Context, batch []*inbound) {
 	// locks are taken in one order by all: two batches cannot wait for each other
 	slices.SortFunc(batch, func(a, b *inbound) int { return strings.Compare(a.key, b.key) })
-	for attempt := 1; len(batch) > 0; attempt++ {
-		culprit, err := c.try(ctx, batch)
-		if err == nil || ctx.Err() != nil {
-			return
-		}
-		if isPermanent(err) || !sqldb.IsUnavailable(err) || attempt > 2 && !c.databaseAway(ctx, err) {
-			if culprit == nil && len(batch) > 1 { // one of them spoils it for all: find out which
-				half := len(batch) / 2
-				c.settle(ctx, batch[:half])
-				c.settle(ctx, batch[half:])
-				return
-			}
-			bad := cmp.Or(culprit, batch[0])
-			if err = c.park(ctx, bad, err); err == nil || !sqldb.IsUnavailable(err) {
-				// the others had no fault and no effect: once more without it
-				c.settle(ctx, slices.DeleteFunc(slices.Clone(batch), func(in *inbound) bool { return in == bad }))
-				if err == nil {
-					return
-				}
-				batch = []*inbound{bad}
-			}
-		}
-		// the database is away, which is no fault of the records: wait for it
-		c.cfg.Log.Error("settle records", "consumer_group", c.cfg.Group, "records", len(batch), "err", err)
-		pause := time.NewTimer(Backoff(attempt, 100*time.Millisecond, 5*time.Second))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return
-		case <-pause.C:
-		}
-		batch = slices.DeleteFunc(slices.Clone(batch), func(in *inbound) bool { return in.part.gone.Load() })
+	c.settleSorted(ctx, batch)
+}
+
+func (c *Consumer) settleSorted(ctx context.Context, batch []*inbound) {
+	if len(batch) == 0 {
+		return
+	}
+	var culprit *inbound
+	err := c.run(ctx, present(&batch), func() (err error) { culprit, err = c.try(ctx, batch); return err })
+	switch {
+	case err == nil || errors.Is(err, errGivenUp):
+	case culprit == nil && len(batch) > 1: // one of them spoils it for all: find out which
+		half := len(batch) / 2
+		c.settleSorted(ctx, batch[:half])
+		c.settleSorted(ctx, batch[half:])
+	default: // what was handled before it had no fault and no effect: once more without it
+		bad := max(0, slices.Index(batch, culprit))
+		c.settleSorted(ctx, batch[:bad])
+		c.setAside(ctx, batch[bad], err)
+		c.settleSorted(ctx, batch[bad+1:])
 	}
 }
 
-// databaseAway reports whether err means that the database is away. Some errors
-// look like it wherever they come from, a handler for instance: then the
-// database is asked.
-func (c *Consumer) databaseAway(ctx context.Context, err error) bool {
-	if isPermanent(err) || !sqldb.IsUnavailable(err) {
-		return false
+// present drops from a batch what is no longer this process's, and reports
+// whether anything is left.
+func present(batch *[]*inbound) func() bool {
+	return func() bool {
+		*batch = slices.DeleteFunc(slices.Clone(*batch), func(in *inbound) bool { return in.part.gone.Load() })
+		return len(*batch) > 0
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	_, err = c.db.ExecContext(ctx, `UPDATE outbox_lease SET floor = floor WHERE id = 0`)
-	return err != nil
 }
 
 // An outcome is what became of a record, as the metrics call it.
@@ -127,7 +112,7 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 // settled tells the world what became of a record.
 func (c *Consumer) settled(in *inbound, o outcome) {
 	in.settled = true
-	c.metrics.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
+	c.metrics.count(in, o)
 	switch o {
 	case waiting, retrying:
 		select {
@@ -136,9 +121,11 @@ func (c *Consumer) settled(in *inbound, o outcome) {
 		}
 	case handled:
 		took := time.Since(in.began)
-		c.metrics.processing.WithLabelValues(in.rec.Topic, in.eventType()).Observe(took.Seconds())
-		c.cfg.Log.Info("Event processed", "event_id", in.id, "event_type", in.msg.EventType,
-			"processing_time_ms", float64(took.Microseconds())/1000, "consumer_group", c.cfg.Group, "timestamp", sqldb.Now())
+		in.sub.took.Observe(took.Seconds())
+		c.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "Event processed",
+			slog.String("event_id", in.id), slog.String("event_type", in.msg.EventType),
+			slog.Float64("processing_time_ms", float64(took.Microseconds())/1000),
+			slog.String("consumer_group", c.cfg.Group), slog.Time("timestamp", sqldb.Now()))
 	}
 }
 
@@ -212,32 +199,48 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 	return keys, result.Err()
 }
 
-// park puts a record aside that could not be handled: to be tried again, or
-// dead at once when no retry will cure it. With its mark in the inbox it is
-// settled as far as its partition is concerned.
-func (c *Consumer) park(ctx context.Context, in *inbound, cause error) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
-	defer cancel()
+// setAside parks a record that could not be handled: to be tried again, or dead
+// at once when no retry will cure it. With its mark in the inbox it is settled
+// as far as its partition is concerned.
+func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
 	s := c.afterFailure(in.attempt, cause)
 	o := outcome("")
-	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
-		o = duplicate
+	err := c.run(ctx, present(&[]*inbound{in}), func() error {
+		err := c.park(ctx, in, s, &o)
+		if hook, ok := errors.AsType[*hookError](err); ok { // it will be told again
+			s = c.undecided(s, hook)
+			err = c.park(ctx, in, s, &o)
+		}
+		if err != nil && classify(err) != classConflict {
+			return Unavailable(err) // what cannot be parked must not be passed: wait until it can
+		}
+		return err
+	})
+	if err != nil {
+		return
+	}
+	c.settled(in, o)
+	if o != duplicate {
+		c.failed(in, s)
+	}
+}
+
+// park writes a record among the parked ones, unless it is settled already.
+func (c *Consumer) park(ctx context.Context, in *inbound, s parkedState, o *outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	defer cancel()
+	return c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		*o = duplicate
 		fresh, err := c.receive(ctx, tx, []*inbound{in})
 		if err != nil || !fresh[in.id] {
 			return err // another process was faster
 		}
-		o = outcome(s.state)
+		*o = outcome(s.state)
 		if err := c.insertParked(ctx, tx, in, s); err != nil {
 			return err
 		}
 		return c.bury(ctx, tx, in, s)
 	})
-	if err != nil {
-		return fmt.Errorf("park record: %w (it could not be handled: %v)", err, cause) //nolint:errorlint // only the first decides
-	}
-	c.settled(in, o)
-	c.failed(in, s)
-	return nil
 }
 
 // failed says in the log that an attempt came to nothing.

@@ -31,10 +31,12 @@ func IsUnique(err error) bool {
 	return postgresCode(err) == "23505"
 }
 
-// isConflict reports whether the engine gave the transaction up for the sake
-// of others, so that running it again is the cure.
-func isConflict(err error) bool {
-	return sqliteCode(err)&0xff == lite.SQLITE_BUSY || slices.Contains([]string{"40001", "40P01"}, postgresCode(err))
+// IsConflict reports whether the engine gave the transaction up for the sake
+// of others (deadlock, serialization failure, a busy writer), so that running
+// it again is the cure.
+func IsConflict(err error) bool {
+	code := sqliteCode(err) & 0xff
+	return code == lite.SQLITE_BUSY || code == lite.SQLITE_LOCKED || slices.Contains([]string{"40001", "40P01"}, postgresCode(err))
 }
 
 // isRefused reports whether the engine said no to a commit, so that nothing of
@@ -48,22 +50,34 @@ func isRefused(err error) bool {
 // before: PostgreSQL refuses every statement after the one that was to blame.
 func IsAborted(err error) bool { return postgresCode(err) == "25P02" }
 
+// IsDown reports whether err is the engine's own word that it cannot serve now:
+// it is shutting down, full, read-only or failing.
+func IsDown(err error) bool {
+	switch sqliteCode(err) & 0xff {
+	case lite.SQLITE_READONLY, lite.SQLITE_IOERR, lite.SQLITE_CORRUPT, lite.SQLITE_FULL, lite.SQLITE_CANTOPEN, lite.SQLITE_NOTADB, lite.SQLITE_NOMEM:
+		return true
+	}
+	code := postgresCode(err)
+	// 08 connection, 53 resources (disk full, too many connections), 58 system error,
+	// 57P0x shutdown, 25006 a read-only server, 25P03 and 25P04 a session that slept
+	return code != "" && (slices.Contains([]string{"08", "53", "58"}, code[:2]) || strings.HasPrefix(code, "57P") ||
+		slices.Contains([]string{"25006", "25P03", "25P04"}, code))
+}
+
 // IsUnavailable reports whether err says that the database itself is away,
-// full, read-only or failing, as opposed to something being wrong with the
-// request. Nothing is gained by counting it against the request.
+// full, read-only or failing, or does not get out of conflicts, as opposed to
+// something being wrong with the request. Nothing is gained by counting it
+// against the request. Unlike IsDown it takes every broken connection for the
+// database's.
 func IsUnavailable(err error) bool {
 	if err == nil || errors.Is(err, context.Canceled) {
 		return false
 	}
-	switch sqliteCode(err) & 0xff {
-	case lite.SQLITE_BUSY, lite.SQLITE_LOCKED, lite.SQLITE_READONLY, lite.SQLITE_IOERR, lite.SQLITE_CORRUPT,
-		lite.SQLITE_FULL, lite.SQLITE_CANTOPEN, lite.SQLITE_NOTADB, lite.SQLITE_NOMEM:
+	if IsDown(err) || IsConflict(err) {
 		return true
 	}
-	if code := postgresCode(err); code != "" {
-		// 08 connection, 53 resources (disk full, too many connections), 58 system error,
-		// 57P0x shutdown, 25006 a read-only server, 25P03 and 25P04 a session that slept, 40xxx conflicts that did not go away
-		return slices.Contains([]string{"08", "53", "58", "40"}, code[:2]) || strings.HasPrefix(code, "57P") || slices.Contains([]string{"25006", "25P03", "25P04"}, code)
+	if postgresCode(err) != "" {
+		return strings.HasPrefix(postgresCode(err), "40")
 	}
 	var netErr net.Error
 	var connect *pgconn.ConnectError

@@ -161,7 +161,7 @@ func (db *DB) Close() error {
 func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
 	for try := 1; ; try++ {
 		err := db.txOnce(ctx, fn)
-		if err == nil || !isConflict(err) || try == 10 {
+		if err == nil || !IsConflict(err) || try == 10 {
 			return err
 		}
 		pause := time.NewTimer(time.Duration(1+rand.IntN(5<<min(try, 6))) * time.Millisecond) //nolint:gosec // jitter

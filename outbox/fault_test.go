@@ -1,0 +1,266 @@
+package outbox_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/kafka/kafkatest"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// gauge reads one metric of a registry; -1 when it is not there.
+func gauge(t *testing.T, reg *prometheus.Registry, name string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := -1.0
+	for _, family := range families {
+		if family.GetName() == name {
+			for _, m := range family.GetMetric() {
+				sum = max(sum, 0) + m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// A logged counts the lines with a message.
+type logged struct {
+	slog.Handler
+	mu    sync.Mutex
+	count map[string]int
+}
+
+func (l *logged) Handle(ctx context.Context, r slog.Record) error {
+	l.mu.Lock()
+	l.count[r.Message]++
+	l.mu.Unlock()
+	return l.Handler.Handle(ctx, r)
+}
+
+func (l *logged) of(message string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for m, k := range l.count {
+		if strings.HasPrefix(m, message) {
+			n += k
+		}
+	}
+	return n
+}
+
+func countLogs(f *fixture) *logged {
+	l := &logged{Handler: f.log.Handler(), count: map[string]int{}}
+	f.log = slog.New(l)
+	return l
+}
+
+// While a handler says that what it needs is away, for new records and for one
+// that is tried again, the consumer waits: nothing is parked, no attempt spent.
+func TestUnavailableSpendsNothing(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		logs := countLogs(f)
+		var away atomic.Bool
+		var refused atomic.Int64
+		var got received
+		reg := prometheus.NewRegistry()
+		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
+		outbox.On(c, func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+			if away.Load() {
+				refused.Add(1)
+				return fmt.Errorf("ask the oracle: %w", outbox.Unavailable(errors.New("it sleeps")))
+			}
+			if d.Event.Account == "shaky" && d.Attempt == 1 {
+				away.Store(true)
+				return errors.New("no luck")
+			}
+			got.add(d)
+			return nil
+		})
+		run(t, c.Run)
+		f.produce(moved("shaky", 1))
+		eventually(t, "the first is parked", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records`) == 1 })
+		for i := range 40 {
+			f.produce(moved(fmt.Sprint("a", i), 1))
+		}
+		eventually(t, "it has probed some times", func() bool { return refused.Load() >= 4 })
+		if g := gauge(t, reg, "consumer_paused"); g != 1 {
+			t.Errorf("consumer_paused is %v while it waits", g)
+		}
+		if n := f.count(`SELECT COUNT(*) FROM parked_records`) + f.count(`SELECT COUNT(*) FROM inbox_events`); n != 2 {
+			t.Errorf("%d rows: something was done while it waits", n)
+		}
+		if n := logs.of("consumer paused"); n != 1 {
+			t.Errorf("%d lines say that it is paused, want one", n)
+		}
+		away.Store(false)
+		eventually(t, "all are handled", func() bool {
+			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 41 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'handled' AND attempts = 2`) == 1
+		})
+		if g := gauge(t, reg, "consumer_paused"); g != 0 {
+			t.Errorf("consumer_paused is %v afterwards", g)
+		}
+		for _, d := range got.list {
+			if want := 1 + strings.Count(d.Event.Account, "shaky"); d.Attempt != want {
+				t.Errorf("%s was handled in attempt %d, want %d", d.Event.Account, d.Attempt, want)
+			}
+		}
+		if n := logs.of("consumer goes on"); n > 2 {
+			t.Errorf("%d lines say that it goes on", n)
+		}
+	})
+}
+
+// A proxy is the way to a server, which can be cut.
+type proxy struct {
+	listener net.Listener
+	mu       sync.Mutex
+	cut      bool
+	conns    []net.Conn
+}
+
+func newProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{listener: l}
+	var copies sync.WaitGroup
+	t.Cleanup(func() {
+		l.Close()
+		p.set(true)
+		copies.Wait()
+	})
+	copies.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target)
+			if err != nil || !p.keep(in, out) {
+				in.Close()
+				continue
+			}
+			copies.Go(func() { io.Copy(out, in); out.Close() }) //nolint:errcheck // it ends in an error
+			copies.Go(func() { io.Copy(in, out); in.Close() })  //nolint:errcheck // it ends in an error
+		}
+	})
+	return p
+}
+
+func (p *proxy) keep(conns ...net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cut {
+		for _, c := range conns {
+			c.Close()
+		}
+		return false
+	}
+	p.conns = append(p.conns, conns...)
+	return true
+}
+
+// set cuts all connections and refuses new ones, or lets them pass again.
+func (p *proxy) set(cut bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut = cut
+	for _, c := range p.conns {
+		c.Close()
+	}
+	p.conns = nil
+}
+
+// While the database is away nothing is spent, there is one line for the
+// beginning and one for the end, and when it is back everything goes on.
+func TestDatabaseAwaySpendsNothing(t *testing.T) {
+	if os.Getenv("DATABASE_URL") == "" {
+		t.Skip("DATABASE_URL is not set: `make test` starts a PostgreSQL")
+	}
+	direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	way := newProxy(t, direct.Host)
+	target := *direct
+	target.Host = way.listener.Addr().String()
+	observer := sqltest.Connect(t, direct.String(), sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	f := newFixture(t, sqltest.Connect(t, target.String()), kafkatest.Start(t, topics()...))
+	logs := countLogs(f)
+	reg := prometheus.NewRegistry()
+	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
+	outbox.On(c, func(_ context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+		_, err := bump(tx, d.Event.Account)
+		return err
+	})
+	run(t, c.Run)
+	f.produce(moved("first", 1))
+	eventually(t, "it works", func() bool { return count(t, observer, `SELECT COUNT(*) FROM inbox_events`) == 1 })
+	way.set(true)
+	for i := range 100 {
+		f.produce(moved(fmt.Sprint("a", i), 1))
+	}
+	eventually(t, "it waits", func() bool { return gauge(t, reg, "consumer_paused") == 1 })
+	way.set(false)
+	eventually(t, "all are handled", func() bool { return count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101 })
+	eventually(t, "it goes on", func() bool { return gauge(t, reg, "consumer_paused") == 0 })
+	if n := count(t, observer, `SELECT COUNT(*) FROM parked_records`); n != 0 {
+		t.Errorf("%d records are parked", n)
+	}
+	if n := logs.of("consumer paused"); n != 1 {
+		t.Errorf("%d lines say that it is paused, want one", n)
+	}
+}
+
+// A hook that cannot note a death, even by panic, blocks no worker: the record
+// waits among the parked ones and dies when it can.
+func TestHookFailsForALongTime(t *testing.T) {
+	each(t, func(t *testing.T, f *fixture) {
+		c := f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+			if d.Event.Account == "good" {
+				return nil
+			}
+			return outbox.Permanent(errors.New("never"))
+		})
+		var well atomic.Bool
+		c.OnDead(func(_ context.Context, _ *outbox.Tx, d outbox.Dead) error {
+			switch {
+			case well.Load():
+				return nil
+			case d.Offset%2 == 0:
+				panic("cannot")
+			}
+			return outbox.Permanent(errors.New("cannot"))
+		})
+		run(t, c.Run)
+		for i := range 20 { // more than there are workers
+			f.produce(moved(fmt.Sprint("bad", i), 1))
+		}
+		f.produce(moved("good", 1))
+		eventually(t, "the good one is handled, the bad ones are kept", func() bool {
+			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 21 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'retrying' AND attempts = 0`) == 20
+		})
+		well.Store(true)
+		eventually(t, "they die", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 1`) == 20 })
+	})
+}
