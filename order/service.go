@@ -28,7 +28,7 @@ var Schema embed.FS
 
 const (
 	keyLifetime  = 24 * time.Hour   // how long an Idempotency-Key stands for its order
-	placeTimeout = 10 * time.Second // for one order to be stored
+	placeTimeout = 10 * time.Second // for an order to wait until it is stored
 )
 
 // Errors of the service, besides InvalidError and ErrAmountMismatch.
@@ -64,7 +64,8 @@ type Service struct {
 	currency string
 	deadline time.Duration
 	metrics  metrics
-	number   func() string // draws order numbers
+	put      func(context.Context, *newOrder) (refused, err error) // stores an order, with others if there are any
+	number   func() string                                         // draws order numbers; called by many at a time
 }
 
 // New makes the service and registers its metrics. The tables must be migrated
@@ -92,6 +93,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("order service: deadline is negative")
 	}
 	s.db = s.outbox.DB()
+	s.put = sqldb.NewGroup(s.db, s.store).Do
 	var err error
 	if s.metrics, err = newMetrics(cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("order service: %w", err)
@@ -123,70 +125,36 @@ type Answer struct {
 	Replayed bool // the order was placed by an earlier request with this key
 }
 
-// Place stores a new order with its first event, all in one transaction, or
-// finds the one that the key stands for. Errors: InvalidError, ErrKeyReused,
+// Place stores a new order with its first event, or finds the one that the key
+// stands for. Orders placed at the same time share a transaction, in which each
+// stands or falls by itself. Errors: InvalidError, ErrKeyReused,
 // ErrKeyInProgress, and whatever the database says, in which case the outcome
 // can be unknown and a request with the same key finds it out.
 func (s *Service) Place(ctx context.Context, p Placement) (Answer, error) {
-	// The key is looked up before the draft is judged: what was accepted then
-	// might be refused by a newer menu.
-	if p.Key != "" {
-		a, err := s.replay(ctx, p)
-		if !errors.Is(err, sql.ErrNoRows) {
-			return a, err
+	o, err := s.newOrder(ctx, p)
+	if invalid := (*InvalidError)(nil); errors.As(err, &invalid) && p.Key != "" {
+		// what was accepted then might be refused by a newer menu
+		if a, e := s.replay(ctx, p); !errors.Is(e, sql.ErrNoRows) {
+			return a, e
 		}
 	}
-	o, err := compose(s.menu, p.Draft)
 	if err != nil {
 		return Answer{}, err
 	}
-	// A customer who leaves now must not tear the connection down in mid-commit.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), placeTimeout)
+	ctx, cancel := context.WithTimeout(ctx, placeTimeout)
 	defer cancel()
-	a, err := s.insert(ctx, p, o)
-	if errors.Is(err, errKeyTaken) {
-		a, err = s.replay(ctx, p)
+	refused, err := s.put(ctx, o)
+	switch {
+	case err != nil:
+		return Answer{}, fmt.Errorf("place order: %w", err)
+	case errors.Is(refused, errKeyTaken):
+		a, err := s.replay(ctx, p)
 		if errors.Is(err, sql.ErrNoRows) {
 			err = ErrKeyInProgress
 		}
+		return a, err
 	}
-	return a, err
-}
-
-// insert is the one transaction in which an order comes into being.
-func (s *Service) insert(ctx context.Context, p Placement, o Order) (Answer, error) {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return Answer{}, fmt.Errorf("place order: %w", err)
-	}
-	o.ID, o.Currency, o.CreatedAt = id.String(), s.currency, sqldb.Now()
-	o.enter(Pending, o.CreatedAt)
-	var body []byte
-	err = s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		if err := insertOrder(ctx, tx.Tx, &o, s.number); err != nil {
-			return err
-		}
-		var err error
-		if body, err = createdBody(&o); err != nil {
-			return err
-		}
-		if p.Key != "" {
-			sum := sha256.Sum256(p.Body)
-			k := keyRow{key: p.Key, sum: sum[:], orderID: o.ID, response: body, at: o.CreatedAt}
-			if taken, err := insertKey(ctx, tx.Tx, k, o.CreatedAt.Add(-keyLifetime)); err != nil {
-				return err
-			} else if !taken {
-				return errKeyTaken
-			}
-		}
-		tx.Add(o.Version, o.created())
-		return nil
-	})
-	if err != nil {
-		return Answer{}, fmt.Errorf("place order: %w", err)
-	}
-	s.metrics.orders.WithLabelValues(string(Pending)).Inc()
-	return Answer{OrderID: o.ID, Body: body}, nil
+	return Answer{OrderID: o.ID, Body: o.answer}, refused
 }
 
 // replay finds the answer that the placement's key was given before, or
@@ -196,10 +164,15 @@ func (s *Service) replay(ctx context.Context, p Placement) (Answer, error) {
 	if err != nil {
 		return Answer{}, fmt.Errorf("place order: %w", err)
 	}
-	if sum := sha256.Sum256(p.Body); !bytes.Equal(sum[:], k.sum) {
+	if !bytes.Equal(bodySum(p.Body), k.sum) {
 		return Answer{}, ErrKeyReused
 	}
 	return Answer{OrderID: k.orderID, Body: k.response, Replayed: true}, nil
+}
+
+func bodySum(body []byte) []byte {
+	sum := sha256.Sum256(body)
+	return sum[:]
 }
 
 // Order reads an order. An id that is not a UUID in its canonical form is

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"pizzaflow/event"
@@ -13,90 +14,184 @@ import (
 
 // This file holds every SQL statement of the service.
 
-// insertOrder stores a new order. Its number is drawn here, again while it
-// turns out to be taken; a row that is skipped for that does not end the
-// transaction, as a violated constraint would.
-func insertOrder(ctx context.Context, tx *sql.Tx, o *Order, draw func() string) error {
-	for range 20 {
-		o.Number = draw()
-		inserted, err := affected(tx.ExecContext(ctx, `
-			INSERT INTO orders (id, order_number, status, version, total_amount, currency,
-				customer_name, customer_email, customer_phone, delivery_address, comment, locale, created_at)
-			VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-			ON CONFLICT (order_number) DO NOTHING`,
-			o.ID, o.Number, o.Status, o.Version, o.Total, o.Currency,
-			o.Customer.Name, o.Customer.Email, o.Customer.Phone, o.Address, o.Comment, o.Locale, o.CreatedAt))
-		if err != nil {
-			return fmt.Errorf("insert order: %w", err)
+// The rows of new orders; see sqldb.Insert.
+var (
+	intoOrders = sqldb.Insert{
+		Into: `INSERT INTO orders (id, order_number, status, version, total_amount, currency,
+			customer_name, customer_email, customer_phone, delivery_address, comment, locale, created_at)`,
+		Types: `UUID, TEXT, TEXT, BIGINT, BIGINT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TEXT, TIMESTAMPTZ`,
+		Then:  `ON CONFLICT (order_number) DO NOTHING`,
+	}
+	intoItems = sqldb.Insert{
+		Into:  `INSERT INTO order_items (order_id, line, pizza_id, name, size, quantity, price)`,
+		Types: `UUID, INTEGER, UUID, TEXT, TEXT, INTEGER, BIGINT`,
+	}
+	intoHistory = sqldb.Insert{
+		Into:  `INSERT INTO order_history (order_id, version, status, at)`,
+		Types: `UUID, BIGINT, TEXT, TIMESTAMPTZ`,
+	}
+	// a key is also taken from a row whose time is over
+	intoKeys = sqldb.Insert{
+		Into:  `INSERT INTO idempotency_keys (key, body_sha256, order_id, response, created_at)`,
+		Types: `TEXT, BYTEA, UUID, BYTEA, TIMESTAMPTZ`,
+		Then: `ON CONFLICT (key) DO UPDATE SET body_sha256 = excluded.body_sha256, order_id = excluded.order_id,
+				response = excluded.response, created_at = excluded.created_at
+			WHERE idempotency_keys.created_at <= $6`,
+	}
+)
+
+// insertOrders stores new orders with their items and first step. One whose
+// number turns out to be taken draws again; a row that is skipped for that does
+// not end the transaction, as a violated constraint would.
+func insertOrders(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder, draw func() string) error {
+	missing := orders
+	for try := 1; len(missing) > 0; try++ {
+		if try > 20 {
+			return errors.New("insert orders: no free order number")
 		}
-		if inserted == 1 {
-			if err := insertItems(ctx, tx, o); err != nil {
+		rows := make([][]any, len(missing))
+		for i, o := range missing {
+			rows[i] = []any{
+				o.ID, o.Number, o.Status, o.Version, o.Total, o.Currency,
+				o.Customer.Name, o.Customer.Email, o.Customer.Phone, o.Address, o.Comment, o.Locale, o.CreatedAt,
+			}
+		}
+		n, err := intoOrders.Exec(ctx, db, tx, rows)
+		if err != nil {
+			return fmt.Errorf("insert orders: %w", err)
+		}
+		if n == int64(len(missing)) {
+			break
+		}
+		numbers, err := selectNumbers(ctx, tx, missing)
+		if err != nil {
+			return err
+		}
+		missing = slices.DeleteFunc(slices.Clone(missing), func(o *newOrder) bool { return numbers[o.ID] != "" })
+		for _, o := range missing {
+			if err := o.name(draw); err != nil {
 				return err
 			}
-			return insertStep(ctx, tx, o)
 		}
 	}
-	return errors.New("insert order: no free order number")
+	return insertParts(ctx, db, tx, orders)
 }
 
-func insertItems(ctx context.Context, tx *sql.Tx, o *Order) error {
-	const columns = 7
-	return sqldb.Chunks(len(o.Items), 64, func(from, to int) error {
-		args := make([]any, 0, columns*(to-from))
-		for i, it := range o.Items[from:to] {
-			args = append(args, o.ID, from+i+1, it.PizzaID, it.Name, it.Size, it.Quantity, it.Price)
+// insertParts stores the items and the first step of new orders.
+func insertParts(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) error {
+	items, steps := make([][]any, 0, 2*len(orders)), make([][]any, len(orders))
+	for i, o := range orders {
+		for l, it := range o.Items {
+			items = append(items, []any{o.ID, l + 1, it.PizzaID, it.Name, it.Size, it.Quantity, it.Price})
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO order_items (order_id, line, pizza_id, name, size, quantity, price)
-			VALUES `+sqldb.Values(columns, to-from), args...)
-		if err != nil {
-			return fmt.Errorf("insert items: %w", err)
-		}
-		return nil
-	})
+		steps[i] = stepRow(&o.Order)
+	}
+	if _, err := intoItems.Exec(ctx, db, tx, items); err != nil {
+		return fmt.Errorf("insert items: %w", err)
+	}
+	if _, err := intoHistory.Exec(ctx, db, tx, steps); err != nil {
+		return fmt.Errorf("insert steps: %w", err)
+	}
+	return nil
+}
+
+// stepRow is the order's latest step as a row of order_history.
+func stepRow(o *Order) []any {
+	step := o.History[len(o.History)-1]
+	return []any{o.ID, step.Version, step.Status, step.At}
 }
 
 // insertStep stores the order's latest step.
 func insertStep(ctx context.Context, tx *sql.Tx, o *Order) error {
-	step := o.History[len(o.History)-1]
-	_, err := tx.ExecContext(ctx, `INSERT INTO order_history (order_id, version, status, at) VALUES ($1, $2, $3, $4)`,
-		o.ID, step.Version, step.Status, step.At)
+	_, err := tx.ExecContext(ctx, `INSERT INTO order_history (order_id, version, status, at) VALUES ($1, $2, $3, $4)`, stepRow(o)...)
 	if err != nil {
 		return fmt.Errorf("insert step: %w", err)
 	}
 	return nil
 }
 
+// selectNumbers reads the numbers of those of the orders that are stored, by
+// id.
+func selectNumbers(ctx context.Context, db querier, orders []*newOrder) (map[string]string, error) {
+	ids := make([]any, len(orders))
+	for i, o := range orders {
+		ids[i] = o.ID
+	}
+	numbers, err := selectPairs(ctx, db, `SELECT id, order_number FROM orders WHERE id IN (`+sqldb.List(1, len(ids))+`)`, ids)
+	if err != nil {
+		return nil, fmt.Errorf("select order numbers: %w", err)
+	}
+	return numbers, nil
+}
+
+// insertKeys takes the keys of new orders, also from rows that were stored
+// before expired. On PostgreSQL it waits for other transactions that are taking
+// them. If some are taken by other orders, it marks whose they are and returns
+// errKeyTaken.
+func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder, expired time.Time) error {
+	rows, keys := make([][]any, 0, len(orders)), make([]any, 0, len(orders))
+	for _, o := range orders {
+		if o.key != "" {
+			rows = append(rows, []any{o.key, o.sum, o.ID, o.answer, o.CreatedAt})
+			keys = append(keys, o.key)
+		}
+	}
+	n, err := intoKeys.Exec(ctx, db, tx, rows, expired)
+	if err != nil {
+		return fmt.Errorf("insert idempotency keys: %w", err)
+	}
+	if n == int64(len(rows)) {
+		return nil
+	}
+	owners, err := selectPairs(ctx, tx, `SELECT key, order_id FROM idempotency_keys WHERE key IN (`+sqldb.List(1, len(keys))+`)`, keys)
+	if err != nil {
+		return fmt.Errorf("select owners of keys: %w", err)
+	}
+	err = errors.New("insert idempotency keys: none is taken, and yet some are missing")
+	for _, o := range orders {
+		if o.key != "" && owners[o.key] != o.ID {
+			o.keyTaken, err = true, errKeyTaken
+		}
+	}
+	return err
+}
+
+// A querier is a database or a transaction on it.
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// selectPairs reads rows of two texts.
+func selectPairs(ctx context.Context, db querier, query string, args []any) (pairs map[string]string, err error) {
+	rows, err := db.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer closeRows(rows, &err)
+	pairs = make(map[string]string, len(args))
+	for rows.Next() {
+		var a, b string
+		if err := rows.Scan(&a, &b); err != nil {
+			return nil, err
+		}
+		pairs[a] = b
+	}
+	return pairs, rows.Err()
+}
+
 // A keyRow is what stands behind an idempotency key.
 type keyRow struct {
-	key      string
 	sum      []byte // SHA-256 of the body
 	orderID  string
 	response []byte
-	at       time.Time
-}
-
-// insertKey takes the key, also from a row that was stored before expired. On
-// PostgreSQL it waits for another transaction that is taking the key. It
-// reports whether the key is taken by this transaction.
-func insertKey(ctx context.Context, tx *sql.Tx, k keyRow, expired time.Time) (bool, error) {
-	n, err := affected(tx.ExecContext(ctx, `
-		INSERT INTO idempotency_keys (key, body_sha256, order_id, response, created_at) VALUES ($1, $2, $3, $4, $5)
-		ON CONFLICT (key) DO UPDATE SET body_sha256 = excluded.body_sha256, order_id = excluded.order_id,
-			response = excluded.response, created_at = excluded.created_at
-		WHERE idempotency_keys.created_at <= $6`,
-		k.key, k.sum, k.orderID, k.response, k.at, expired))
-	if err != nil {
-		return false, fmt.Errorf("insert idempotency key: %w", err)
-	}
-	return n == 1, nil
 }
 
 // selectKey reads what stands behind a key since expired; sql.ErrNoRows when
 // nothing does.
 func selectKey(ctx context.Context, db *sql.DB, key string, expired time.Time) (keyRow, error) {
-	k := keyRow{key: key}
-	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response, created_at FROM idempotency_keys
-		WHERE key = $1 AND created_at > $2`, key, expired).Scan(&k.sum, &k.orderID, &k.response, sqldb.Time(&k.at))
+	var k keyRow
+	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response FROM idempotency_keys
+		WHERE key = $1 AND created_at > $2`, key, expired).Scan(&k.sum, &k.orderID, &k.response)
 	if err != nil {
 		return keyRow{}, fmt.Errorf("select idempotency key: %w", err)
 	}

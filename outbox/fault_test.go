@@ -261,6 +261,8 @@ func TestHookFailsForALongTime(t *testing.T) {
 			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 21 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'retrying' AND attempts = 0`) == 20
 		})
 		well.Store(true)
-		eventually(t, "they die", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 1`) == 20 })
+		eventually(t, "they die", func() bool {
+			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 1`) == 20
+		})
 	})
 }

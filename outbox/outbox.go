@@ -58,7 +58,7 @@ func (o *Outbox) DB() *sqldb.DB { return o.db }
 func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {
-		tx = &Tx{Tx: t, traceparent: Traceparent(ctx)}
+		tx = &Tx{Tx: t, db: o.db, traceparent: Traceparent(ctx)}
 		if err := fn(tx); err != nil {
 			return err
 		}
@@ -79,6 +79,7 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 // A Tx is a database transaction that also collects events.
 type Tx struct {
 	*sql.Tx
+	db          *sqldb.DB
 	rows        []row
 	errs        []error
 	afterCommit []func()
@@ -129,57 +130,59 @@ func (tx *Tx) add(r row) {
 	tx.rows = append(tx.rows, r)
 }
 
+// intoEvents takes the rows of outbox_events.
+var intoEvents = sqldb.Insert{
+	Into: `INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data,
+		topic, key, headers, value, created_at)`,
+	Types: `UUID, TEXT, BIGINT, TEXT, JSON, TEXT, BYTEA, JSON, BYTEA, TIMESTAMPTZ`,
+	Then:  `RETURNING id, seq`,
+}
+
 // flush writes the collected events at the end of the transaction, in the
 // order they were added.
 func (tx *Tx) flush(ctx context.Context) error {
 	if err := errors.Join(tx.errs...); err != nil {
 		return err
 	}
-	const columns = 10
 	at := sqldb.Now()
-	return sqldb.Chunks(len(tx.rows), 512, func(from, to int) error {
-		args := make([]any, 0, columns*(to-from))
-		for i := range tx.rows[from:to] {
-			r := &tx.rows[from+i]
-			headers, err := json.Marshal(r.headers)
-			if err != nil {
-				return fmt.Errorf("write outbox: %w", err)
-			}
-			r.createdAt = at
-			args = append(args, r.id, r.aggregateID, r.version, r.eventType, r.data, r.topic, nullBytes(r.key), string(headers), nullBytes(r.value), at)
-		}
-		result, err := tx.QueryContext(ctx, `
-			INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at)
-			VALUES `+sqldb.Values(columns, to-from)+` RETURNING id, seq`, args...)
-		if err == nil {
-			err = numberRows(result, tx.rows[from:to])
-		}
+	rows := make([][]any, len(tx.rows))
+	for i := range tx.rows {
+		r := &tx.rows[i]
+		headers, err := json.Marshal(r.headers)
 		if err != nil {
 			return fmt.Errorf("write outbox: %w", err)
 		}
-		return nil
-	})
-}
-
-// numberRows gives the rows the seqs they were written with, which come in no
-// order that an engine promises.
-func numberRows(result *sql.Rows, rows []row) error {
-	defer result.Close()
-	for n := 0; result.Next(); n++ {
-		var id string
-		var seq int64
-		if err := result.Scan(&id, &seq); err != nil {
-			return err
-		}
-		if n < len(rows) && rows[n].id == id { // nearly always
-			rows[n].seq = seq
-			continue
-		}
-		if i := slices.IndexFunc(rows, func(r row) bool { return r.id == id }); i >= 0 {
-			rows[i].seq = seq
+		r.createdAt = at
+		rows[i] = []any{
+			r.id, r.aggregateID, r.version, r.eventType, r.data, r.topic, nullBytes(r.key), string(headers), nullBytes(r.value), at,
 		}
 	}
-	return result.Err()
+	n := 0
+	err := intoEvents.Query(ctx, tx.db, tx.Tx, rows, func(row *sql.Rows) error {
+		n++
+		return tx.number(row, n-1)
+	})
+	if err != nil {
+		return fmt.Errorf("write outbox: %w", err)
+	}
+	return nil
+}
+
+// number gives an event the seq it was written with. They come back in order,
+// which no engine promises.
+func (tx *Tx) number(result *sql.Rows, n int) error {
+	var id string
+	var seq int64
+	if err := result.Scan(&id, &seq); err != nil {
+		return err
+	}
+	if n >= len(tx.rows) || tx.rows[n].id != id {
+		n = slices.IndexFunc(tx.rows, func(r row) bool { return r.id == id })
+	}
+	if n >= 0 {
+		tx.rows[n].seq = seq
+	}
+	return nil
 }
 
 // A row is an event as it stands in outbox_events.

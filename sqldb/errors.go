@@ -43,7 +43,7 @@ func IsConflict(err error) bool {
 // the transaction is stored.
 func isRefused(err error) bool {
 	code := postgresCode(err)
-	return isConflict(err) || strings.HasPrefix(code, "23") || errors.Is(err, pgx.ErrTxCommitRollback)
+	return IsConflict(err) || strings.HasPrefix(code, "23") || errors.Is(err, pgx.ErrTxCommitRollback)
 }
 
 // IsAborted reports whether err only says that the transaction had failed

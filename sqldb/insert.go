@@ -34,11 +34,51 @@ func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, the
 	case db.Engine == Postgres:
 		return affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
 	}
-	return in.each(ctx, tx, rows, then)
+	return in.each(ctx, tx, rows, execOne, then)
+}
+
+// Query is Exec for an Insert whose Then ends with RETURNING: got is called for
+// each row that comes back.
+func (in Insert) Query(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, got func(*sql.Rows) error, then ...any) error {
+	switch {
+	case len(rows) > 1 && db.Engine == Postgres:
+		return collect(got)(tx.QueryContext(ctx, in.many(), append(columns(rows), then...)...))
+	case len(rows) == 1:
+		return collect(got)(tx.QueryContext(ctx, in.one(len(rows[0])), slices.Concat(rows[0], then)...))
+	}
+	_, err := in.each(ctx, tx, rows, func(ctx context.Context, stmt *sql.Stmt, args []any) (int64, error) {
+		return 1, collect(got)(stmt.QueryContext(ctx, args...))
+	}, then)
+	return err
+}
+
+// collect calls got for each row of a result.
+func collect(got func(*sql.Rows) error) func(*sql.Rows, error) error {
+	return func(rows *sql.Rows, err error) error {
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			if err := got(rows); err != nil {
+				return err
+			}
+		}
+		return rows.Err()
+	}
+}
+
+func execOne(ctx context.Context, stmt *sql.Stmt, args []any) (int64, error) {
+	return affected(stmt.ExecContext(ctx, args...))
 }
 
 // each runs the statement of one row for every row.
-func (in Insert) each(ctx context.Context, tx *sql.Tx, rows [][]any, then []any) (total int64, err error) {
+func (in Insert) each(
+	ctx context.Context, tx *sql.Tx, rows [][]any, run func(context.Context, *sql.Stmt, []any) (int64, error), then []any,
+) (total int64, err error) {
+	if len(rows) == 0 {
+		return 0, nil
+	}
 	// The driver starts a goroutine for each statement that can be cancelled.
 	// These are short, so it is asked in between instead.
 	steady := context.WithoutCancel(ctx)
@@ -55,7 +95,7 @@ func (in Insert) each(ctx context.Context, tx *sql.Tx, rows [][]any, then []any)
 		if err := ctx.Err(); err != nil {
 			return total, err
 		}
-		n, err := affected(stmt.ExecContext(steady, slices.Concat(row, then)...))
+		n, err := run(steady, stmt, slices.Concat(row, then))
 		if err != nil {
 			return total, err
 		}
