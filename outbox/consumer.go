@@ -37,15 +37,16 @@ type ConsumerConfig struct {
 // one after the other, in order; one that fails is parked, with what follows
 // under its key, while all other keys go on.
 type Consumer struct {
-	cfg     ConsumerConfig
-	db      *sqldb.DB
-	subs    map[subject]*subscription
-	order   []*subscription // as they were asked for
-	onDead  func(context.Context, *Tx, Dead) error
-	metrics consumerMetrics
-	breaker *breaker
-	parked  chan struct{} // wakes the retries
-	cluster string        // the broker's id, for naming what has no id of its own
+	cfg        ConsumerConfig
+	db         *sqldb.DB
+	subs       map[subject]*subscription
+	order      []*subscription // as they were asked for
+	onDead     func(context.Context, *Tx, Dead) error
+	metrics    consumerMetrics
+	breaker    *breaker
+	complaints *complaints
+	parked     chan struct{} // wakes the retries
+	cluster    string        // the broker's id, for naming what has no id of its own
 }
 
 // A subject is what a handler subscribes to.
@@ -88,6 +89,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
 	c.metrics = newConsumerMetrics(cfg, c)
 	c.breaker = newBreaker(cfg, c.metrics.paused)
+	c.complaints = &complaints{cfg: cfg, now: map[complaint]*trouble{}}
 	return c
 }
 
@@ -170,10 +172,10 @@ func (c *Consumer) Run(ctx context.Context) error {
 		topics[on.topic] = true
 	}
 	c.breaker.stopping = ctx.Done()
-	d := newDispatcher(c)
+	d := newDispatcher(c, slices.Sorted(maps.Keys(topics)))
 	client, err := kgo.NewClient(append(slices.Clip(c.cfg.Kafka),
 		kgo.ConsumerGroup(c.cfg.Group),
-		kgo.ConsumeTopics(slices.Sorted(maps.Keys(topics))...),
+		kgo.ConsumeTopics(d.topics...),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), // never skip, at the price of reading again
 		kgo.DisableAutoCommit(),
@@ -184,8 +186,9 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.FetchMaxWait(500*time.Millisecond),
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(2<<20),
-		kgo.MaxDecompressBatchBytes(16<<20), // a small record must not unpack into all of the memory
+		kgo.MaxDecompressBatchBytes(maxBatchBytes), // a small record must not unpack into all of the memory
 		kgo.OnPartitionsAssigned(d.assigned),
+		kgo.AdjustFetchOffsetsFn(d.adjust),
 		kgo.OnPartitionsRevoked(d.revoked),
 		kgo.OnPartitionsLost(d.lost),
 	)...)
@@ -207,6 +210,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		work.Go(func() error { d.work(workCtx, client); return nil })
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
+	work.Go(func() error { d.watch(ctx, client); return nil })
 	work.Go(func() error { c.retryLoop(ctx, workCtx, d.workers); return nil })
 	c.poll(ctx, client, d)
 	d.stop()
@@ -219,16 +223,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) {
 	for ctx.Err() == nil {
 		fetches := client.PollFetches(ctx)
-		fetches.EachError(func(topic string, partition int32, err error) {
-			if ctx.Err() == nil {
-				c.cfg.Log.Error("fetch", "consumer_group", c.cfg.Group, "topic", topic, "partition", partition, "err", err)
+		for _, f := range fetches {
+			for _, t := range f.Topics {
+				for _, p := range t.Partitions {
+					if p.Err != nil && ctx.Err() == nil {
+						d.fetchFailed(client, t.Topic, t.TopicID, p.Partition, p.Err)
+					}
+					d.open(client, t.Topic, t.TopicID, p)
+				}
 			}
-		})
-		fetches.EachTopic(func(t kgo.FetchTopic) {
-			for _, p := range t.Partitions {
-				d.enqueue(client, t.Topic, t.TopicID, p)
-			}
-		})
+		}
 		client.AllowRebalance()
 	}
 }
@@ -261,33 +265,44 @@ type inbound struct {
 	sub     *subscription // nil when nobody asked for it
 	attempt int
 	key     string // of its queue
+	next    int64  // the offset behind it
 	part    *partition
 	settled bool // handled or parked, by whoever works on it
 	done    bool // the same, as its partition knows it
 	began   time.Time
 }
 
-// open makes an inbound of a record. It is ignored when nobody has subscribed
-// to its type.
-func (c *Consumer) open(rec *kgo.Record, topicID [16]byte) (in *inbound, ignored bool) {
-	in = &inbound{rec: rec, attempt: 1}
+// open makes an inbound of a record. It is done already when nobody asked for
+// its type.
+func (c *Consumer) open(rec *kgo.Record, topicID [16]byte) *inbound {
+	in := &inbound{rec: rec, attempt: 1, next: rec.Offset + 1}
+	if in.key = rec.Topic + "\x00" + string(rec.Key); rec.Key == nil { // no key, no order to keep
+		in.key = fmt.Sprintf("%s\x00\x00%d\x00%d", rec.Topic, rec.Partition, rec.Offset)
+	}
 	if in.msg, in.err = openMessage(rec.Value); in.err != nil {
-		place := fmt.Sprintf("%s/%x/%d/%d", c.cluster, topicID, rec.Partition, rec.Offset)
-		in.id = uuid.NewSHA1(uuid.NameSpaceOID, []byte(place)).String()
-		in.err = Permanent(in.err)
-		return in, false
+		in.id, in.err = c.idOfPlace(rec, topicID), Permanent(in.err)
+		return in
 	}
 	in.id = in.msg.EventID
 	sub, ok := c.subs[subject{rec.Topic, in.msg.EventType}]
 	if !ok {
-		return in, true
+		in.done = true
+		c.metrics.processed.WithLabelValues(rec.Topic, "other", "ignored").Inc()
+		return in
 	}
 	in.sub = sub
 	v := header(rec, headerSchemaVersion)
 	if n, err := strconv.ParseInt(v, 10, 64); v != "" && (err != nil || n != sub.version) {
 		in.err = Permanent(fmt.Errorf("%s has schema version %.20q, this program knows %d", in.msg.EventType, v, sub.version))
 	}
-	return in, false
+	return in
+}
+
+// idOfPlace is the id of what has none of its own: the same wherever and
+// whenever it is read.
+func (c *Consumer) idOfPlace(rec *kgo.Record, topicID [16]byte) string {
+	place := fmt.Sprintf("%s/%x/%d/%d", c.cluster, topicID, rec.Partition, rec.Offset)
+	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(place)).String()
 }
 
 // handle runs the handlers inside tx: first those that take one record each, in

@@ -3,10 +3,12 @@ package outbox
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -33,9 +35,16 @@ type dispatcher struct {
 	most    int           // records in a transaction
 	longest time.Duration // that a transaction should take
 
+	topics     []string
+	suspect    chan struct{} // the topics should be looked at
+	committing sync.Mutex    // held while offsets are told to the broker, or to the client
+
 	mu         sync.Mutex
-	limit      int        // records in a transaction, by how long the last ones took
-	changed    *sync.Cond // a key became ready, a record was done, the end
+	client     *kgo.Client // as the first assignment told
+	topicIDs   map[string][16]byte
+	lostTopics map[string]bool // those the broker does not know as we do
+	limit      int             // records in a transaction, by how long the last ones took
+	changed    *sync.Cond      // a key became ready, a record was done, the end
 	partitions map[topicPartition]*partition
 	queues     map[string]*queue
 	ready      []string // keys that have a record waiting and none at work
@@ -51,13 +60,16 @@ type topicPartition struct {
 type partition struct {
 	topicPartition
 	window    []*inbound // fetched, from the first that is not done
-	lowWater  int64      // everything below is done; -1 before the first record
+	topicID   [16]byte
+	next      int64 // the offset that should come next; -1 when it is not known
+	lowWater  int64 // everything below is done; -1 when it is not known
 	epoch     int32
 	committed int64
-	highWater int64 // the end of the log at the last fetch
+	highWater int64 // the end of the log at the last look
 	bytes     int   // of the values in the window
 	atWork    int
 	paused    bool
+	lag       prometheus.Gauge
 	gone      atomic.Bool // taken away
 }
 
@@ -67,9 +79,10 @@ type queue struct {
 	busy    bool
 }
 
-func newDispatcher(c *Consumer) *dispatcher {
+func newDispatcher(c *Consumer, topics []string) *dispatcher {
 	d := &dispatcher{
 		c: c, workers: 4, most: batchLimit, longest: batchTime, limit: batchRecords,
+		topics: topics, suspect: make(chan struct{}, 1), topicIDs: map[string][16]byte{}, lostTopics: map[string]bool{},
 		partitions: map[topicPartition]*partition{}, queues: map[string]*queue{},
 	}
 	if c.db.Engine == sqldb.SQLite {
@@ -80,13 +93,17 @@ func newDispatcher(c *Consumer) *dispatcher {
 }
 
 func (d *dispatcher) assigned(_ context.Context, client *kgo.Client, parts map[string][]int32) {
+	d.drop(parts) // a topic that was taken up anew
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.client = client
 	for topic, ids := range parts {
 		for _, id := range ids {
 			tp := topicPartition{topic, id}
-			d.partitions[tp] = &partition{topicPartition: tp, lowWater: -1, committed: -1}
-			d.c.metrics.lag.WithLabelValues(topic, fmt.Sprint(id)).Set(0)
+			d.partitions[tp] = &partition{
+				topicPartition: tp, next: -1, lowWater: -1, committed: -1,
+				lag: d.c.metrics.lag.WithLabelValues(topic, strconv.Itoa(int(id))),
+			}
 		}
 	}
 	client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made for
@@ -123,7 +140,7 @@ func (d *dispatcher) drop(parts map[string][]int32) (gone []*partition) {
 				gone = append(gone, p)
 				delete(d.partitions, tp)
 			}
-			d.c.metrics.lag.DeleteLabelValues(topic, fmt.Sprint(id))
+			d.c.metrics.lag.DeleteLabelValues(topic, strconv.Itoa(int(id)))
 		}
 	}
 	for key, q := range d.queues {
@@ -142,28 +159,38 @@ func (d *dispatcher) drop(parts map[string][]int32) (gone []*partition) {
 	return gone
 }
 
-// enqueue takes what was fetched of one partition.
-func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition) {
+// open opens what was fetched of one partition and enqueues it.
+func (d *dispatcher) open(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition) {
+	ins := make([]*inbound, len(fetched.Records))
+	for i, rec := range fetched.Records {
+		ins[i] = d.c.open(rec, topicID)
+	}
+	d.enqueue(client, topic, topicID, fetched, ins...)
+}
+
+func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition, ins ...*inbound) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	p := d.partitions[topicPartition{topic, fetched.Partition}]
 	if p == nil {
 		return
 	}
+	if d.topicIDs[topic] == [16]byte{} {
+		d.topicIDs[topic] = topicID
+	}
+	p.topicID = topicID
 	p.highWater = max(p.highWater, fetched.HighWatermark)
-	for _, rec := range fetched.Records {
-		in, ignored := d.c.open(rec, topicID)
+	if p.next >= 0 && fetched.LogStartOffset > p.next {
+		d.c.skipped(topic, p.partition, p.next, fetched.LogStartOffset)
+		p.next = fetched.LogStartOffset
+	}
+	for _, in := range ins {
 		in.part = p
 		p.window = append(p.window, in)
-		p.bytes += len(rec.Value)
-		if ignored {
-			in.done = true
-			d.c.metrics.processed.WithLabelValues(topic, "other", "ignored").Inc()
+		p.bytes += len(in.rec.Value)
+		p.next = in.next
+		if in.done {
 			continue
-		}
-		in.key = topic + "\x00" + string(rec.Key)
-		if rec.Key == nil { // no key, no order to keep
-			in.key = fmt.Sprintf("%s\x00\x00%d\x00%d", topic, rec.Partition, rec.Offset)
 		}
 		q := d.queues[in.key]
 		if q == nil {
@@ -246,20 +273,18 @@ func (d *dispatcher) finish(client *kgo.Client, batch []*inbound, took time.Dura
 func (d *dispatcher) advance(p *partition) {
 	n := 0
 	for n < len(p.window) && p.window[n].done {
-		p.lowWater, p.epoch = p.window[n].rec.Offset+1, p.window[n].rec.LeaderEpoch
+		p.lowWater, p.epoch = p.window[n].next, p.window[n].rec.LeaderEpoch
 		p.bytes -= len(p.window[n].rec.Value)
 		n++
 	}
+	clear(p.window[:n]) // the rest keeps the array
 	p.window = p.window[n:]
-	lag := p.highWater - p.lowWater
-	if p.lowWater < 0 {
-		lag = 0
-		if len(p.window) > 0 {
-			lag = p.highWater - p.window[0].rec.Offset
-		}
-	}
-	if !p.gone.Load() {
-		d.c.metrics.lag.WithLabelValues(p.topic, fmt.Sprint(p.partition)).Set(float64(max(0, lag)))
+}
+
+// showLag sets the gauge of a partition.
+func (d *dispatcher) showLag(p *partition) {
+	if p.lowWater >= 0 && !p.gone.Load() {
+		p.lag.Set(float64(max(0, p.highWater-p.lowWater)))
 	}
 }
 
@@ -317,13 +342,17 @@ func (d *dispatcher) commit(ctx context.Context, client *kgo.Client) {
 // commitOf tells the broker up to where everything is done. A commit that
 // fails costs no more than reading some records again.
 func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*partition) {
+	d.committing.Lock()
+	defer d.committing.Unlock()
 	offsets := map[string]map[int32]kgo.EpochOffset{}
+	ids := map[topicPartition][16]byte{}
 	d.mu.Lock()
 	for _, p := range parts {
 		if p.lowWater <= p.committed {
 			continue
 		}
-		p.committed = p.lowWater
+		p.committed, ids[p.topicPartition] = p.lowWater, p.topicID
+		d.showLag(p)
 		if offsets[p.topic] == nil {
 			offsets[p.topic] = map[int32]kgo.EpochOffset{}
 		}
@@ -335,8 +364,8 @@ func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if err := commitOffsets(ctx, client, offsets); err != nil {
-		d.c.cfg.Log.Warn("commit offsets", "consumer_group", d.c.cfg.Group, "err", err)
+	if err := commitOffsets(withTopicIDs(ctx, ids), client, offsets); err != nil {
+		d.c.complaints.add("commit offsets", "", 0, err)
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for _, p := range parts {

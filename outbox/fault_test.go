@@ -24,12 +24,8 @@ import (
 )
 
 // gauge reads one metric of a registry; -1 when it is not there.
-func gauge(t *testing.T, reg *prometheus.Registry, name string) float64 {
-	t.Helper()
-	families, err := reg.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
+func gauge(reg *prometheus.Registry, name string) float64 {
+	families, _ := reg.Gather() // a metric that needs the database may fail
 	sum := -1.0
 	for _, family := range families {
 		if family.GetName() == name {
@@ -101,7 +97,7 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 			f.produce(moved(fmt.Sprint("a", i), 1))
 		}
 		eventually(t, "it has probed some times", func() bool { return refused.Load() >= 4 })
-		if g := gauge(t, reg, "consumer_paused"); g != 1 {
+		if g := gauge(reg, "consumer_paused"); g != 1 {
 			t.Errorf("consumer_paused is %v while it waits", g)
 		}
 		if n := f.count(`SELECT COUNT(*) FROM parked_records`) + f.count(`SELECT COUNT(*) FROM inbox_events`); n != 2 {
@@ -114,7 +110,7 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 		eventually(t, "all are handled", func() bool {
 			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 41 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'handled' AND attempts = 2`) == 1
 		})
-		if g := gauge(t, reg, "consumer_paused"); g != 0 {
+		if g := gauge(reg, "consumer_paused"); g != 0 {
 			t.Errorf("consumer_paused is %v afterwards", g)
 		}
 		for _, d := range got.list {
@@ -220,10 +216,10 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 	for i := range 100 {
 		f.produce(moved(fmt.Sprint("a", i), 1))
 	}
-	eventually(t, "it waits", func() bool { return gauge(t, reg, "consumer_paused") == 1 })
+	eventually(t, "it waits", func() bool { return gauge(reg, "consumer_paused") == 1 })
 	way.set(false)
 	eventually(t, "all are handled", func() bool { return count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101 })
-	eventually(t, "it goes on", func() bool { return gauge(t, reg, "consumer_paused") == 0 })
+	eventually(t, "it goes on", func() bool { return gauge(reg, "consumer_paused") == 0 })
 	if n := count(t, observer, `SELECT COUNT(*) FROM parked_records`); n != 0 {
 		t.Errorf("%d records are parked", n)
 	}

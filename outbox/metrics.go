@@ -106,6 +106,7 @@ type consumerMetrics struct {
 	processing *prometheus.HistogramVec
 	lag        *prometheus.GaugeVec
 	paused     prometheus.Gauge
+	skipped    *prometheus.CounterVec
 }
 
 func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
@@ -123,7 +124,10 @@ func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
 			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"topic", "event_type"})),
 		lag: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "consumer_lag", Help: "Records of an assigned partition that are not done, as of the last fetch.",
+			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.",
+		}, []string{"topic", "partition"})),
+		skipped: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.",
 		}, []string{"topic", "partition"})),
 		paused: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.",

@@ -194,7 +194,7 @@ func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
 		return head{}, fmt.Errorf("headers of record %d: %w", h.seq, err)
 	}
 	rec.Headers = list
-	in, _ := c.open(rec, [16]byte{}) // only what is handled here was asked for
+	in := c.open(rec, [16]byte{}) // only what is handled here was asked for
 	in.id, in.attempt = id, h.attempts+1
 	h.inbound = in
 	return h, nil
