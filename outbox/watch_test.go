@@ -196,25 +196,27 @@ func TestBatchTooLargeIsSteppedOver(t *testing.T) {
 		stop := w.start()
 		run(t, w.relay().Run)
 		w.send("a", 2)
-		client, err := kgo.NewClient(append(w.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.MaxBufferedBytes(80<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()))...)
+		client, err := kgo.NewClient(append(w.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.MaxBufferedBytes(80<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.ManualFlushing())...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer client.Close()
-		bomb := &kgo.Record{Topic: "moves", Key: []byte("bomb"), Value: bytes.Repeat([]byte("x"), 17<<20)}
-		if err := client.ProduceSync(t.Context(), bomb).FirstErr(); err != nil {
+		for range 3 {
+			client.Produce(t.Context(), &kgo.Record{Topic: "moves", Key: []byte("bomb"), Value: bytes.Repeat([]byte("x"), 6<<20)}, nil)
+		}
+		if err := client.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "the offset behind it is committed", func() bool { c, ok := w.committed(); return ok && c.At == 5 })
 		w.send("a", 2)
 		w.handled("a", 4)
 		var letter map[string]any
 		if err := json.Unmarshal(w.consume("moves-dlq", 1)[0].Value, &letter); err != nil {
 			t.Fatal(err)
 		}
-		if letter["original_offset"] != 2.0 || letter["original_message"] != nil || !strings.Contains(letter["error_reason"].(string), "16 MiB") {
+		if letter["original_offset"] != 2.0 || letter["original_message"] != nil || letter["error_reason"] != "a batch of 3 records unpacks to more than 16 MiB" {
 			t.Errorf("dead letter %v", letter)
 		}
-		eventually(t, "the offset behind is committed", func() bool { c, ok := w.committed(); return ok && c.At == 5 })
 		stop()
 		if n := w.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND record_offset = 2 AND value IS NULL`); n != 1 {
 			t.Errorf("%d parked records", n)
@@ -237,7 +239,10 @@ func TestLagIsAlive(t *testing.T) {
 		run(t, c.Run)
 		w.send("a", 10)
 		eventually(t, "all are handled", func() bool { return w.count(`SELECT COUNT(*) FROM inbox_events`) == 10 })
-		eventually(t, "there is no lag", func() bool { return gauge(reg, "consumer_lag") == 0 })
+		eventually(t, "there is no lag, and nothing to commit", func() bool {
+			c, ok := w.committed()
+			return gauge(reg, "consumer_lag") == 0 && ok && c.At == 10
+		})
 		away.Store(true)
 		w.send("a", 7)
 		eventually(t, "the lag is seen while nothing moves", func() bool { return gauge(reg, "consumer_lag") == 7 })
