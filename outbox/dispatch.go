@@ -294,6 +294,7 @@ func (d *dispatcher) work(ctx context.Context, client *kgo.Client) {
 		if batch == nil {
 			return
 		}
+		crash("consumer: taken")
 		began := time.Now()
 		d.c.settle(ctx, batch)
 		d.finish(client, batch, time.Since(began))
@@ -318,6 +319,7 @@ func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
 		case <-tick.C:
 		}
 		d.commit(ctx, client)
+		crash("offsets: committed")
 	}
 }
 

@@ -62,11 +62,14 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 		if err := fn(tx); err != nil {
 			return err
 		}
-		return tx.flush(ctx)
+		err := tx.flush(ctx)
+		crash("tx: written")
+		return err
 	})
 	if err != nil {
 		return err
 	}
+	crash("tx: committed")
 	if len(tx.rows) > 0 && !o.handOver(tx.rows) {
 		o.poke()
 	}

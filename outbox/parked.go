@@ -219,9 +219,11 @@ func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claime
 	}
 	err = move(parkedState{state: stateHandled, attempts: h.attempt}, func(ctx context.Context, tx *Tx) error {
 		_, err := c.handle(ctx, tx, []*inbound{h.inbound})
+		crash("retry: handled")
 		return err
 	})
 	if err == nil && claimed {
+		crash("retry: committed")
 		c.settled(h.inbound, handled)
 	}
 	if err == nil || errors.Is(err, errGivenUp) {
@@ -333,6 +335,7 @@ func (c *Consumer) bury(ctx context.Context, tx *Tx, in *inbound, s parkedState)
 		aggregateID: text(aggregate, 200), eventType: text(in.msg.EventType, 200), topic: in.rec.Topic + deadLetterSuffix,
 		key: in.rec.Key, headers: in.rec.Headers, value: value,
 	})
+	crash("dead letter: written")
 	if c.onDead == nil {
 		return nil
 	}

@@ -44,6 +44,7 @@ func (t *term) publish(ctx context.Context, rd *round) error {
 	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
 		return err
 	}
+	crash("relay: acked")
 	l := landing{round: rd}
 	t.mu.Lock()
 	for i := range rd.rows {
@@ -101,6 +102,7 @@ func (t *term) send(ctx context.Context, producer *kgo.Client, rows []row, errs 
 			outcome.Done()
 		})
 	}
+	crash("relay: produced")
 	return t.await(ctx, producer, &outcome, giveUp)
 }
 

@@ -98,11 +98,13 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 			delete(fresh, in.id) // one event twice in one batch
 		}
 		culprit, err = c.handle(ctx, tx, todo)
+		crash("consumer: handled")
 		return err
 	})
 	if err != nil {
 		return culprit, err
 	}
+	crash("consumer: committed")
 	for i, in := range batch {
 		c.settled(in, outcomes[i])
 	}
@@ -219,6 +221,7 @@ func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
 	if err != nil {
 		return
 	}
+	crash("parked: committed")
 	c.settled(in, o)
 	if o != duplicate {
 		c.failed(in, s)
@@ -236,6 +239,7 @@ func (c *Consumer) park(ctx context.Context, in *inbound, s parkedState, o *outc
 			return err // another process was faster
 		}
 		*o = outcome(s.state)
+		crash("parked: marked")
 		if err := c.insertParked(ctx, tx, in, s); err != nil {
 			return err
 		}

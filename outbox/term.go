@@ -202,6 +202,7 @@ func (t *term) dispatch(ctx context.Context, rd *round) {
 	if rd == nil {
 		return
 	}
+	crash("relay: read")
 	select {
 	case t.rounds <- rd:
 	case <-ctx.Done():
@@ -317,6 +318,7 @@ func (t *term) mark(ctx context.Context, batch []landing) error {
 			t.metrics.errors.Inc()
 			return err
 		}
+		crash("relay: marked")
 	}
 	t.mu.Lock()
 	t.flights = slices.DeleteFunc(t.flights, func(r *round) bool { return slices.Contains(rounds, r) })

@@ -79,6 +79,7 @@ func (w *Work) Run(ctx context.Context) error {
 		}
 		for _, c := range claims {
 			slots <- struct{}{}
+			crash("work: claimed")
 			running.Go(func() {
 				w.do(ctx, c)
 				<-slots
