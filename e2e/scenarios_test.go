@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"slices"
 	"testing"
 
 	"pizzaflow/sqldb"
@@ -22,10 +23,16 @@ var scenarios = []scenario{
 	{"OutsideAway", testOutsideAway},
 }
 
+// What is lost and refused on each broker.
+var (
+	embeddedOnly = []scenario{{"BrokerWiped", testBrokerWiped}}
+	kafkaOnly    = []scenario{{"TopicsRecreated", testTopicsRecreated}, {"Refused", testRefused}}
+)
+
 // TestEmbedded needs nothing but the binary.
 func TestEmbedded(t *testing.T) {
 	t.Parallel()
-	for _, s := range scenarios {
+	for _, s := range slices.Concat(scenarios, embeddedOnly) {
 		t.Run(s.name, func(t *testing.T) {
 			t.Parallel()
 			s.run(t, embedded)
@@ -39,7 +46,7 @@ func TestServers(t *testing.T) {
 	t.Parallel()
 	databaseServer(t)
 	kafkaBrokers(t)
-	for _, s := range scenarios {
+	for _, s := range slices.Concat(scenarios, kafkaOnly) {
 		t.Run(s.name, func(t *testing.T) { s.run(t, servers) })
 	}
 	t.Run("Apart", func(t *testing.T) {
