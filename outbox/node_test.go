@@ -28,13 +28,6 @@ import (
 // nodeEnvironment, when set, makes the test binary a node and nothing else.
 const nodeEnvironment = "PIZZA_TEST_NODE"
 
-func TestMain(m *testing.M) {
-	if raw := os.Getenv(nodeEnvironment); raw != "" {
-		os.Exit(serveNode(raw))
-	}
-	os.Exit(m.Run())
-}
-
 // A node is a process of a service: what it writes, its relay, its consumer,
 // its work. What it does is decided by the database, so that one that was
 // killed can be followed by another.

@@ -29,6 +29,9 @@ func somewhere(topics ...string) (url string, brokers []string) {
 }
 
 func TestMain(m *testing.M) {
+	if node := os.Getenv(nodeEnvironment); node != "" {
+		os.Exit(serveNode(node))
+	}
 	code := m.Run()
 	for _, end := range places {
 		check(end())

@@ -126,14 +126,7 @@ func TestStoppedInMidRound(t *testing.T) {
 				successor.kill()
 				w.checkAllPublished(nil)
 				before := w.ends()
-				for _, q := range []string{ // as after the loss of a topic: the lease is free, nothing is published
-					`DELETE FROM outbox_published`,
-					`UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1, floor = 0`,
-				} {
-					if _, err := w.db.Exec(q); err != nil {
-						t.Fatal(err)
-					}
-				}
+				w.rewind()
 				sleeper.signal(syscall.SIGCONT)
 				w.awaitMarked()
 				sleeper.kill()
@@ -141,6 +134,35 @@ func TestStoppedInMidRound(t *testing.T) {
 			})
 		})
 	}
+}
+
+// rewind has everything published again, as after the loss of a topic: the
+// lease is free, nothing is marked.
+func (w *world) rewind() {
+	w.t.Helper()
+	err := w.db.Tx(w.t.Context(), func(tx *sql.Tx) error {
+		if _, err := tx.Exec(`UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1, floor = 0`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(`DELETE FROM outbox_published`)
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// A relay that has nothing to do notices by its renewals that its term is over.
+func TestIdleLeaderNoticesItsEnd(t *testing.T) {
+	eachWorld(t, func(t *testing.T, w *world) {
+		w.move("a", 5)
+		run(t, w.relay().Run)
+		w.awaitMarked()
+		before := w.ends()
+		w.rewind()
+		w.awaitMarked()
+		w.checkAllPublished(before)
+	})
 }
 
 // Two relays on one database under load, of which the one that leads is
