@@ -55,14 +55,10 @@ func benchmarkIntake(b *testing.B, engine sqldb.Engine, clients int, viaHTTP, gr
 	mux := http.NewServeMux()
 	s.Routes(mux)
 	handler := web.Handler(mux, web.HandlerConfig{Log: slog.New(slog.DiscardHandler)})
-	draft := Draft{
-		Name: "Иван Иванов", Email: "ivan@example.com", Phone: "+7-900-123-45-67", Address: "ул. Пушкина, д. 10",
-		Locale: "ru", Lines: []Line{{PizzaID: margherita, Quantity: 2, Size: "large"}},
-	}
 	body := []byte(sample)
 	place := func(key string) error {
 		if !viaHTTP {
-			_, err := s.Place(b.Context(), Placement{Draft: draft, Key: key, Body: body})
+			_, err := s.Place(b.Context(), Placement{Draft: validDraft, Key: key, Body: body})
 			return err
 		}
 		r := httptest.NewRequestWithContext(b.Context(), http.MethodPost, "/api/v1/orders", bytes.NewReader(body))

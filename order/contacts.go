@@ -39,9 +39,10 @@ func parsePhone(s string) (string, bool) {
 		return "", false
 	}
 	n, err := phonenumbers.Parse(s, "RU")
-	if err != nil || !phonenumbers.IsValidNumber(n) || phonenumbers.GetRegionCodeForNumber(n) == "001" {
+	if err != nil || phonenumbers.GetRegionCodeForCountryCode(int(n.GetCountryCode())) == "001" {
 		return "", false
 	}
+	// a number that is not valid has no type; asking for both costs twice
 	switch phonenumbers.GetNumberType(n) {
 	case phonenumbers.MOBILE, phonenumbers.FIXED_LINE, phonenumbers.FIXED_LINE_OR_MOBILE:
 		return phonenumbers.Format(n, phonenumbers.E164), true
