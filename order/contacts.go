@@ -2,6 +2,7 @@ package order
 
 import (
 	"regexp"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -29,6 +30,21 @@ func isEmail(s string) bool {
 // extensions and letters among it.
 var phoneShape = regexp.MustCompile(`^\+?[0-9 ().-]{5,30}$`)
 
+// russianMobile is how nearly all customers write their number.
+var russianMobile = regexp.MustCompile(`^(?:\+7|8)[ -]?\(?(9[0-9]{2})\)?[ -]?([0-9]{3})[ -]?([0-9]{2})[ -]?([0-9]{2})$`)
+
+// readPhone is the parser of phone numbers, save that it knows the usual form
+// by sight: the parser's many patterns cost a tenth of placing an order.
+func readPhone(s string) (*phonenumbers.PhoneNumber, error) {
+	m := russianMobile.FindStringSubmatch(s)
+	if m == nil {
+		return phonenumbers.Parse(s, "RU")
+	}
+	national, err := strconv.ParseUint(strings.Join(m[1:], ""), 10, 64)
+	country := int32(7)
+	return &phonenumbers.PhoneNumber{CountryCode: &country, NationalNumber: &national}, err
+}
+
 // parsePhone brings a phone number to E.164. Without a country code it is a
 // Russian one, with or without the leading 8. Only numbers that belong to
 // people are taken: a premium or a satellite number would let anybody spend
@@ -38,7 +54,7 @@ func parsePhone(s string) (string, bool) {
 	if !phoneShape.MatchString(s) {
 		return "", false
 	}
-	n, err := phonenumbers.Parse(s, "RU")
+	n, err := readPhone(s)
 	if err != nil || phonenumbers.GetRegionCodeForCountryCode(int(n.GetCountryCode())) == "001" {
 		return "", false
 	}
