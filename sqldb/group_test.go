@@ -318,7 +318,7 @@ func TestGroupAtRandom(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
-		rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a seeded test
+		rng := rand.New(rand.NewPCG(seed, 0))
 		group := sqldb.NewGroup(db, store(db))
 		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('there', 0)`)
 		const n = 400
