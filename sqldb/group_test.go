@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -214,6 +215,33 @@ func TestGroupDatabaseAway(t *testing.T) {
 				t.Errorf("%d are told that the database is away, after %d more flushes", n, len(g.entered))
 			}
 		})
+	}
+}
+
+// When the database goes away while a bad item is looked for, the search ends.
+func TestGroupStopsLookingWhenTheDatabaseIsAway(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, schema)
+	g := newGate()
+	var sizes []int
+	group := sqldb.NewGroup(db, g.around(func(_ context.Context, things []thing) ([]int, error) {
+		sizes = append(sizes, len(things))
+		switch len(sizes) {
+		case 1: // whom the gate held up
+			return []int{0}, nil
+		case 2:
+			return nil, errors.New("one of them is bad")
+		}
+		return nil, io.ErrUnexpectedEOF
+	}))
+	wg := g.queue(group, 1, things(65), func(th thing, _ int, err error) {
+		if th.n > 0 && !sqldb.IsUnavailable(err) {
+			t.Errorf("%d: %v", th.n, err)
+		}
+	})
+	close(g.open)
+	wg.Wait()
+	if got := fmt.Sprint(sizes); got != "[1 64 32]" {
+		t.Errorf("flushes of %s, want [1 64 32]", got)
 	}
 }
 
