@@ -88,7 +88,7 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.NewInvalidMetric(unpublishedDesc, err)
 		return
 	}
-	if err := b.r.db.Read().QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_blocked`).Scan(&blocked); err != nil {
+	if err := b.r.db.Read().QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_blocked WHERE skipped_at IS NULL`).Scan(&blocked); err != nil {
 		ch <- prometheus.NewInvalidMetric(blockedDesc, err)
 		return
 	}

@@ -24,10 +24,11 @@ import (
 // is neither handled nor discarded. A head is due when it is retrying and its
 // time has come, or when it is waiting: then what it waited for is done.
 const (
-	stateRetrying = "retrying"
-	stateWaiting  = "waiting"
-	stateDead     = "dead"
-	stateHandled  = "handled"
+	stateRetrying  = "retrying"
+	stateWaiting   = "waiting"
+	stateDead      = "dead"
+	stateHandled   = "handled"
+	stateDiscarded = "discarded"
 )
 
 // A parkedState is what is known of a parked record beside the record itself.

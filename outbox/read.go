@@ -27,7 +27,7 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 	rows, err := t.reads.QueryContext(ctx, `
 		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
 		UNION ALL
-		SELECT seq, seq, topic, key FROM outbox_blocked
+		SELECT seq, seq, CASE WHEN skipped_at IS NULL THEN topic ELSE '' END, key FROM outbox_blocked
 		ORDER BY 1`, floor)
 	if err != nil {
 		return nil, nil, err

@@ -227,6 +227,9 @@ func (t *term) rewindSince(ctx context.Context) error {
 		return nil
 	}
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
+		if err := t.lease.holds(ctx, tx); err != nil {
+			return err
+		}
 		var first sql.NullInt64
 		err := tx.QueryRowContext(ctx, `SELECT MIN(first_seq) FROM outbox_published WHERE published_at >= $1`, t.again).Scan(&first)
 		if err != nil {
@@ -235,11 +238,7 @@ func (t *term) rewindSince(ctx context.Context) error {
 		if !first.Valid {
 			return nil
 		}
-		held, err := rewind(ctx, tx, t.lease.epoch, first.Int64)
-		if err == nil && !held {
-			err = errLeaseLost
-		}
-		return err
+		return rewind(ctx, tx, first.Int64)
 	})
 	if err != nil {
 		return err
@@ -253,9 +252,11 @@ func (t *term) rewindSince(ctx context.Context) error {
 // are remembered as they are now.
 func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
-		held, err := rewind(ctx, tx, t.lease.epoch, 1)
-		if err != nil || !held {
-			return errors.Join(err, errLeaseLost)
+		if err := t.lease.holds(ctx, tx); err != nil {
+			return err
+		}
+		if err := rewind(ctx, tx, 1); err != nil {
+			return err
 		}
 		for topic, f := range found {
 			if f.err != nil {
@@ -275,25 +276,29 @@ func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error
 	return errRewound
 }
 
-// rewind has everything from a seq on published again, by ending the term of
-// epoch and taking away what says that it was published. What is blocked stays
-// blocked. It reports whether the term was still that one.
-func rewind(ctx context.Context, tx *sql.Tx, epoch, from int64) (bool, error) {
-	res, err := tx.ExecContext(ctx, `
-		UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1,
-			floor = CASE WHEN floor >= $1 THEN $1 - 1 ELSE floor END
-		WHERE id = 1 AND epoch = $2`, from, epoch)
-	if err != nil {
-		return false, fmt.Errorf("rewind: %w", err)
-	}
-	if n, err := res.RowsAffected(); err != nil || n == 0 {
-		return false, err
+// rewind has everything from a seq on published again, by ending the term and
+// taking away what says that it was published. What is blocked stays blocked.
+func rewind(ctx context.Context, tx *sql.Tx, from int64) error {
+	if err := endTerm(ctx, tx, from); err != nil {
+		return err
 	}
 	if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published WHERE first_seq >= $1`, from); err != nil {
-		return false, fmt.Errorf("rewind: %w", err)
+		return fmt.Errorf("rewind: %w", err)
 	}
 	if _, err := tx.ExecContext(ctx, `UPDATE outbox_published SET last_seq = $1 - 1 WHERE last_seq >= $1`, from); err != nil {
-		return false, fmt.Errorf("rewind: %w", err)
+		return fmt.Errorf("rewind: %w", err)
 	}
-	return true, nil
+	return nil
+}
+
+// holds makes sure, in a transaction, that the term goes on.
+func (l *lease) holds(ctx context.Context, tx *sql.Tx) error {
+	res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET epoch = epoch WHERE id = 1 AND epoch = $1`, l.epoch)
+	if err != nil {
+		return fmt.Errorf("hold lease: %w", err)
+	}
+	if n, err := res.RowsAffected(); err != nil || n == 0 {
+		return errors.Join(errLeaseLost, err)
+	}
+	return nil
 }

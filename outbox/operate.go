@@ -1,0 +1,352 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// An Operator does by hand what nothing does by itself. Everything it does is
+// one transaction on the database, so it works while the services run and while
+// they do not, and of two operators who ask for the same thing one is told that
+// there is nothing left to do. What is changed is written to operator_actions.
+//
+// A relay that runs learns of a change by the loss of its lease: it starts
+// again from the tables, within half a second.
+type Operator struct{ db *sqldb.DB }
+
+// NewOperator makes the operator of a service's database.
+func NewOperator(db *sqldb.DB) *Operator { return &Operator{db: db} }
+
+// An Action says who changes something and why. With DryRun everything is done
+// and undone: what is returned is what would be.
+type Action struct {
+	By     string
+	Why    string
+	DryRun bool
+}
+
+// ErrNothingSelected is returned for a filter that is empty where one must
+// choose.
+var ErrNothingSelected = errors.New("nothing is selected")
+
+// A Status is how the publishing of one database stands.
+type Status struct {
+	Holder         string    `json:"holder"`  // of the lease; "" when nobody leads
+	Epoch          int64     `json:"epoch"`   // counts terms
+	Renewal        int64     `json:"renewal"` // counts up while the holder lives
+	Floor          int64     `json:"floor"`   // everything up to here is done with
+	Unpublished    int64     `json:"unpublished"`
+	OldestWaiting  time.Time `json:"oldest_unpublished,omitzero"`
+	OldestRetained time.Time `json:"oldest_retained,omitzero"`
+	Blocked        int64     `json:"blocked"`
+	Skipped        int64     `json:"skipped"`
+	Lanes          []Lane    `json:"refused"`
+}
+
+// A Lane is a topic, or a partition of one, that does not take events now.
+type Lane struct {
+	Name    string    `json:"lane"`
+	Topic   string    `json:"topic"`
+	Waiting int64     `json:"waiting"`
+	Reason  string    `json:"reason"`
+	Since   time.Time `json:"since"`
+	TriedAt time.Time `json:"tried_at"`
+}
+
+// Status looks at everything that has to do with publishing.
+func (o *Operator) Status(ctx context.Context) (s Status, err error) {
+	db := o.db.Read()
+	err = db.QueryRowContext(ctx, `SELECT holder, epoch, renewal, floor FROM outbox_lease WHERE id = 1`).Scan(&s.Holder, &s.Epoch, &s.Renewal, &s.Floor)
+	if err != nil {
+		return Status{}, fmt.Errorf("read lease: %w", err)
+	}
+	err = db.QueryRowContext(ctx, `
+		SELECT COUNT(*), MIN(created_at) FROM outbox e
+		WHERE seq > $1 AND published_at IS NULL AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`, s.Floor).
+		Scan(&s.Unpublished, sqldb.Time(&s.OldestWaiting))
+	if err != nil {
+		return Status{}, fmt.Errorf("count unpublished: %w", err)
+	}
+	err = db.QueryRowContext(ctx, `SELECT COUNT(*) - COUNT(skipped_at), COUNT(skipped_at) FROM outbox_blocked`).Scan(&s.Blocked, &s.Skipped)
+	if err != nil {
+		return Status{}, fmt.Errorf("count blocked: %w", err)
+	}
+	err = db.QueryRowContext(ctx, `SELECT created_at FROM outbox_events ORDER BY seq LIMIT 1`).Scan(sqldb.Time(&s.OldestRetained))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return Status{}, fmt.Errorf("read oldest event: %w", err)
+	}
+	s.Lanes, err = o.lanes(ctx)
+	return s, err
+}
+
+func (o *Operator) lanes(ctx context.Context) ([]Lane, error) {
+	rows, err := o.db.Read().QueryContext(ctx, `SELECT lane, topic, waiting, reason, since, tried_at FROM outbox_lanes ORDER BY lane`)
+	if err != nil {
+		return nil, fmt.Errorf("read lanes: %w", err)
+	}
+	defer rows.Close()
+	lanes := []Lane{}
+	for rows.Next() {
+		var l Lane
+		if err := rows.Scan(&l.Name, &l.Topic, &l.Waiting, &l.Reason, sqldb.Time(&l.Since), sqldb.Time(&l.TriedAt)); err != nil {
+			return nil, fmt.Errorf("read lanes: %w", err)
+		}
+		lanes = append(lanes, l)
+	}
+	return lanes, rows.Err()
+}
+
+// A BlockedFilter selects blocked events; what is zero selects all.
+type BlockedFilter struct {
+	Topic string
+	Key   string
+	Seq   int64
+}
+
+func (f BlockedFilter) where() (string, []any) {
+	var conds []string
+	var args []any
+	add := func(cond string, arg any) {
+		args = append(args, arg)
+		conds = append(conds, fmt.Sprintf(cond, len(args)))
+	}
+	if f.Topic != "" {
+		add("b.topic = $%d", f.Topic)
+	}
+	if f.Key != "" {
+		add("b.key = $%d", []byte(f.Key))
+	}
+	if f.Seq != 0 {
+		add("b.seq = $%d", f.Seq)
+	}
+	return strings.Join(append(conds, "1 = 1"), " AND "), args
+}
+
+// String says in words what is selected.
+func (f BlockedFilter) String() string {
+	var parts []string
+	if f.Topic != "" {
+		parts = append(parts, "topic "+f.Topic)
+	}
+	if f.Key != "" {
+		parts = append(parts, "key "+f.Key)
+	}
+	if f.Seq != 0 {
+		parts = append(parts, fmt.Sprint("seq ", f.Seq))
+	}
+	if len(parts) == 0 {
+		return "all"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// A BlockedEvent is one that the broker refuses for ever, one that waits behind
+// such a one, or one that an operator has given up.
+type BlockedEvent struct {
+	Seq         int64     `json:"seq"`
+	EventID     string    `json:"event_id"`
+	EventType   string    `json:"event_type"`
+	AggregateID string    `json:"aggregate_id"`
+	Topic       string    `json:"topic"`
+	Key         string    `json:"key"`
+	Reason      string    `json:"reason"`
+	Since       time.Time `json:"since"`
+	SkippedAt   time.Time `json:"skipped_at,omitzero"`
+}
+
+const selectBlocked = `
+	SELECT b.seq, e.id, e.event_type, e.aggregate_id, b.topic, b.key, b.reason, b.since, b.skipped_at
+	FROM outbox_blocked b JOIN outbox_events e ON e.seq = b.seq `
+
+func scanBlocked(rows *sql.Rows) (b BlockedEvent, err error) {
+	var key []byte
+	err = rows.Scan(&b.Seq, &b.EventID, &b.EventType, &b.AggregateID, &b.Topic, &key, &b.Reason, sqldb.Time(&b.Since), sqldb.Time(&b.SkippedAt))
+	b.Key = string(key)
+	return b, err
+}
+
+// Blocked lists blocked events, the oldest first, at most limit of them.
+func (o *Operator) Blocked(ctx context.Context, f BlockedFilter, limit int) ([]BlockedEvent, error) {
+	where, args := f.where()
+	rows, err := o.db.Read().QueryContext(ctx, selectBlocked+`WHERE `+where+fmt.Sprintf(` ORDER BY b.seq LIMIT $%d`, len(args)+1), append(args, limit)...)
+	return all(rows, err, scanBlocked, "list blocked events")
+}
+
+// Retry has blocked events, though not those that were skipped, published once
+// more: when the topic takes them by now. It returns which they are. Lanes are
+// tried at once as well.
+func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (released []BlockedEvent, err error) {
+	return released, o.change(ctx, a, "retry", f.String(), func(tx *sql.Tx) (int, error) {
+		where, args := f.where()
+		rows, err := tx.QueryContext(ctx, selectBlocked+`WHERE b.skipped_at IS NULL AND `+where+` ORDER BY b.seq`, args...)
+		if released, err = all(rows, err, scanBlocked, "select blocked events"); err != nil {
+			return 0, err
+		}
+		return len(released), o.release(ctx, tx, released)
+	})
+}
+
+// release ends the term and takes events out of outbox_blocked, so that the
+// next term publishes them.
+func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEvent) error {
+	first := everywhere
+	for _, e := range events {
+		first = min(first, e.Seq)
+		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_blocked WHERE seq = $1`, e.Seq); err != nil {
+			return fmt.Errorf("release events: %w", err)
+		}
+	}
+	return endTerm(ctx, tx, first)
+}
+
+// Skip gives events up for ever: the selected ones that the broker refuses, not
+// those that only wait behind them, which are published next. It returns which
+// were given up. Something must be selected.
+func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped []BlockedEvent, err error) {
+	if f == (BlockedFilter{}) {
+		return nil, ErrNothingSelected
+	}
+	return skipped, o.change(ctx, a, "skip", f.String(), func(tx *sql.Tx) (int, error) {
+		where, args := f.where()
+		args = append(args, errBlocked.Error())
+		rows, err := tx.QueryContext(ctx, selectBlocked+fmt.Sprintf(`WHERE b.skipped_at IS NULL AND b.reason <> $%d AND `, len(args))+where+` ORDER BY b.seq`, args...)
+		if skipped, err = all(rows, err, scanBlocked, "select blocked events"); err != nil {
+			return 0, err
+		}
+		var followers []BlockedEvent
+		at := sqldb.Now()
+		for i := range skipped {
+			skipped[i].SkippedAt = at
+			if _, err := tx.ExecContext(ctx, `UPDATE outbox_blocked SET skipped_at = $1 WHERE seq = $2`, at, skipped[i].Seq); err != nil {
+				return 0, fmt.Errorf("skip events: %w", err)
+			}
+			rows, err := tx.QueryContext(ctx, selectBlocked+`
+				WHERE b.topic = $1 AND b.key = $2 AND b.reason = $3 AND b.skipped_at IS NULL`, skipped[i].Topic, []byte(skipped[i].Key), errBlocked.Error())
+			waiting, err := all(rows, err, scanBlocked, "select what waits behind")
+			if err != nil {
+				return 0, err
+			}
+			followers = append(followers, waiting...)
+		}
+		return len(skipped), o.release(ctx, tx, followers)
+	})
+}
+
+// SkipRefused gives up all events for a topic that does not take them now, as
+// many as wait for it, and returns how many.
+func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n int64, err error) {
+	if topic == "" {
+		return 0, ErrNothingSelected
+	}
+	return n, o.change(ctx, a, "skip refused", "topic "+topic, func(tx *sql.Tx) (int, error) {
+		if err := endTerm(ctx, tx, everywhere); err != nil {
+			return 0, err
+		}
+		res, err := tx.ExecContext(ctx, `
+			INSERT INTO outbox_blocked (seq, topic, key, reason, since, skipped_at)
+			SELECT seq, topic, key, 'the topic did not take it', $1, $1 FROM outbox e
+			WHERE topic = $2 AND published_at IS NULL AND seq > (SELECT floor FROM outbox_lease WHERE id = 1)
+				AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`, sqldb.Now(), topic)
+		if err != nil {
+			return 0, fmt.Errorf("skip events: %w", err)
+		}
+		n, err = res.RowsAffected()
+		return int(n), err
+	})
+}
+
+// Republish has everything that is retained published again, from the first
+// event written at or after since, in order. What is blocked or skipped stays
+// so. It returns how many events these are, and nothing is doubled by it but
+// the records: the inboxes know the events.
+func (o *Operator) Republish(ctx context.Context, since time.Time, a Action) (n int64, err error) {
+	return n, o.change(ctx, a, "republish", "since "+since.UTC().Format(time.RFC3339), func(tx *sql.Tx) (int, error) {
+		var first sql.NullInt64
+		if err := tx.QueryRowContext(ctx, `SELECT MIN(seq) FROM outbox_events WHERE created_at >= $1`, since.UTC()).Scan(&first); err != nil {
+			return 0, fmt.Errorf("find the first event: %w", err)
+		}
+		if !first.Valid {
+			return 0, nil
+		}
+		if err := rewind(ctx, tx, first.Int64); err != nil {
+			return 0, err
+		}
+		err := tx.QueryRowContext(ctx, `
+			SELECT COUNT(*) FROM outbox_events e WHERE seq >= $1 AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`, first.Int64).Scan(&n)
+		if err != nil {
+			return 0, fmt.Errorf("count events: %w", err)
+		}
+		return int(n), nil
+	})
+}
+
+// errDry undoes a dry run.
+var errDry = errors.New("dry run")
+
+// change runs fn in a transaction and notes what was done. It takes the lease's
+// row first, so that it and what the relay records come one after the other.
+func (o *Operator) change(ctx context.Context, a Action, action, target string, fn func(*sql.Tx) (affected int, err error)) error {
+	err := o.db.Tx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET epoch = epoch WHERE id = 1`); err != nil {
+			return fmt.Errorf("lock: %w", err)
+		}
+		n, err := fn(tx)
+		switch {
+		case err != nil:
+			return err
+		case a.DryRun:
+			return errDry
+		case n == 0:
+			return nil
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO operator_actions (at, operator, action, target, reason, affected) VALUES ($1, $2, $3, $4, $5, $6)`,
+			sqldb.Now(), text(a.By, 200), action, text(target, 500), text(a.Why, 1000), n)
+		if err != nil {
+			return fmt.Errorf("note what was done: %w", err)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errDry) {
+		return fmt.Errorf("%s: %w", action, err)
+	}
+	return nil
+}
+
+// endTerm ends the term of whatever relay leads, and lowers the floor below
+// the first event that is to be looked at again.
+func endTerm(ctx context.Context, tx *sql.Tx, first int64) error {
+	_, err := tx.ExecContext(ctx, `
+		UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1,
+			floor = CASE WHEN floor >= $1 THEN $1 - 1 ELSE floor END
+		WHERE id = 1`, first)
+	if err != nil {
+		return fmt.Errorf("end term: %w", err)
+	}
+	return nil
+}
+
+// all reads a whole result.
+func all[T any](rows *sql.Rows, err error, scan func(*sql.Rows) (T, error), deed string) ([]T, error) {
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", deed, err)
+	}
+	defer rows.Close()
+	out := []T{}
+	for rows.Next() {
+		v, err := scan(rows)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", deed, err)
+		}
+		out = append(out, v)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, fmt.Errorf("%s: %w", deed, err)
+	}
+	return out, nil
+}

@@ -1,0 +1,15 @@
+-- +goose Up
+
+-- An event that an operator has given up: done with, and in nobody's way.
+ALTER TABLE outbox_blocked ADD COLUMN skipped_at TIMESTAMP;
+
+-- What operators did, and why.
+CREATE TABLE operator_actions (
+  id       INTEGER PRIMARY KEY AUTOINCREMENT,
+  at       TIMESTAMP NOT NULL,
+  operator TEXT NOT NULL,
+  action   TEXT NOT NULL,
+  target   TEXT NOT NULL,
+  reason   TEXT NOT NULL,
+  affected INTEGER NOT NULL
+);
