@@ -1,7 +1,7 @@
 # make            this list
 # make test       everything, with the real PostgreSQL, Kafka, Chromium and kcat, which it finds or installs
 .DEFAULT_GOAL := help
-.PHONY: help run build short test lint fmt mutants servers servers-stop
+.PHONY: help run build short test bench lint fmt mutants servers servers-stop
 
 TOOL    := go tool -modfile=tools/go.mod
 SERVERS := /var/tmp/pizzaflow-servers-$(shell id -u)
@@ -20,6 +20,11 @@ short: ## the tests that need nothing but Go
 
 test: ## the whole check: format, vet, lint, and every test with the race detector on real servers
 	@tools/test
+
+# BENCH=quick takes 3 minutes instead of 15; PARTS=relay,latency,intake,consumer,chain,flow picks parts.
+bench: ## measure everything beside what others use, and write docs/benchmarks.md
+	@cd bench && go build -o ../bin/bench .
+	@exec bin/bench -size "$${BENCH:-full}" -run "$(PARTS)"
 
 lint: ## vet and golangci-lint
 	go vet -tags synctests ./...
