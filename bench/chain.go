@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,9 +35,12 @@ type chainResult struct {
 // chainPart runs orders, relay, broker and a consumer in one process.
 func chainPart(ctx context.Context, b *bench) error {
 	var errs []error
-	for _, on := range []struct{ engine, broker string }{{"PostgreSQL", "Kafka"}, {"SQLite", "embedded"}} {
+	for _, on := range []struct {
+		engine, broker string
+		rounds         int
+	}{{"PostgreSQL", "Kafka", min(2, b.size.rounds)}, {"SQLite", "embedded", 1}} {
 		results := map[string][]chainResult{}
-		for range min(2, b.size.rounds) {
+		for range on.rounds {
 			for _, literal := range []bool{true, false} {
 				if ctx.Err() != nil {
 					return errors.Join(append(errs, ctx.Err())...)
@@ -193,31 +195,4 @@ func (c *counter) close() {
 	c.cancel()
 	c.done.Wait()
 	c.client.Close()
-}
-
-func (b *bench) chainTable(where string, results map[string][]chainResult) {
-	rows := [][]string{{where, "orders/s placed", "events/s received", "behind at the end", "p50 / p99 of an order", "ratio"}}
-	rate := func(name string) (placed, received []float64) {
-		for _, r := range results[name] {
-			placed, received = append(placed, r.Placed.PerSecond), append(received, r.PerSecond)
-		}
-		return placed, received
-	}
-	_, base := rate("literal")
-	for _, name := range []string{"literal", "ours"} {
-		if len(results[name]) == 0 {
-			continue
-		}
-		placed, received := rate(name)
-		worst := slices.MaxFunc(results[name], func(x, y chainResult) int { return int(x.Behind - y.Behind) })
-		rows = append(rows, []string{
-			name, group(median(placed)), group(median(received)), worst.Behind.Round(time.Millisecond).String(),
-			ms(worst.Placed.P50) + " / " + ms(worst.Placed.P99), times(ratio(received, base)),
-		})
-		if name == "ours" && where == "PostgreSQL → Kafka" {
-			got := median(received)
-			b.report.reach("chain", got >= 4000, "%s/s; %s the literal design (%s/s)", group(got), times(ratio(received, base)), group(median(base)))
-		}
-	}
-	b.report.table(rows...)
 }

@@ -69,9 +69,12 @@ const (
 // consumerPart hands the same records to each kind of consumer.
 func consumerPart(ctx context.Context, b *bench) error {
 	var errs []error
-	for _, on := range []struct{ engine, broker string }{{"PostgreSQL", "Kafka"}, {"SQLite", "embedded"}} {
+	for _, on := range []struct {
+		engine, broker string
+		rounds         int
+	}{{"PostgreSQL", "Kafka", min(2, b.size.rounds)}, {"SQLite", "embedded", 1}} {
 		rounds := map[string][]float64{}
-		for range min(2, b.size.rounds) {
+		for range on.rounds {
 			for _, kind := range []string{byHand, byOn} {
 				if ctx.Err() != nil {
 					return errors.Join(append(errs, ctx.Err())...)

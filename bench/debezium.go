@@ -21,7 +21,7 @@ import (
 // without the Connect cluster that would be around it.
 
 // errNoDebezium is returned when Java or Maven is missing.
-var errNoDebezium = errors.New("Debezium is left out")
+var errNoDebezium = errors.New("without Debezium")
 
 const debeziumInsert = `INSERT INTO outbox_events (id, aggregate_type, aggregate_id, event_type, event_data, created_at)
 	VALUES ($1, 'order', $2, 'OrderCreated', $3, $4)`
@@ -121,8 +121,35 @@ func (d *debezium) fill(ctx context.Context, items []item) (err error) {
 
 // debeziumTuned are the settings of a busy outbox, beyond what it needs to run.
 var debeziumTuned = map[string]string{
-	"poll.interval.ms": "1", "max.batch.size": "8192", "max.queue.size": "32768", "offset.flush.interval.ms": "1000",
+	"poll.interval.ms": "10", "max.batch.size": "8192", "max.queue.size": "32768", "offset.flush.interval.ms": "1000",
 	"producer.batch.size": "131072", "producer.buffer.memory": "67108864", "producer.linger.ms": "5",
+}
+
+// everyMilli are the same, for the shortest delay that can be had.
+func everyMilli() map[string]string {
+	settings := maps.Clone(debeziumTuned)
+	settings["poll.interval.ms"] = "1"
+	return settings
+}
+
+// await returns when the engine reads the log.
+func (d *debezium) await(ctx context.Context, c *child) (err error) {
+	db, err := sqldb.Open(ctx, d.url)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	for deadline := time.Now().Add(time.Minute); ; {
+		var active bool
+		err := db.QueryRowContext(ctx, `SELECT coalesce(bool_or(active), false) FROM pg_replication_slots WHERE database = current_database()`).Scan(&active)
+		if err != nil || active {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return c.failed(errors.New("it does not read the log after a minute"))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
 }
 
 // start starts the engine; without settings, as it comes.
@@ -187,19 +214,25 @@ func (b *bench) debeziumJars(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	home := filepath.Join(cache, fmt.Sprintf("pizzaflow-bench/debezium-%x", sha256.Sum256(text))[:len("pizzaflow-bench/debezium-")+8])
-	if _, err := os.Stat(home); err == nil {
+	cache = filepath.Join(cache, "pizzaflow-bench")
+	sum := sha256.Sum256(text) // a changed pom.xml is another set of jars
+	home := filepath.Join(cache, fmt.Sprintf("debezium-%x", sum[:4]))
+	if _, err := os.Stat(home); err == nil { //nolint:gosec // the user's own cache
 		return home, nil
 	}
-	b.say("fetching Debezium by Maven")
-	part := fmt.Sprintf("%s.%d", home, os.Getpid())
+	b.say("  fetching Debezium by Maven")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return "", err
+	}
+	part, err := os.MkdirTemp(cache, "part-")
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = os.RemoveAll(part) }()                                                                            // after the renaming there is nothing to remove
 	mvn := exec.CommandContext(ctx, "mvn", "-q", "-B", "-Dstyle.color=never", "-f", pom, "dependency:copy-dependencies", //nolint:gosec // our own pom.xml
 		"-DincludeScope=runtime", "-DoutputDirectory="+part)
 	if out, err := mvn.CombinedOutput(); err != nil {
-		return "", errors.Join(fmt.Errorf("%w: Maven could not fetch it: %w: %.500s", errNoDebezium, err, out), os.RemoveAll(part))
+		return "", fmt.Errorf("%w: Maven could not fetch it: %w: %.500s", errNoDebezium, err, out)
 	}
-	if err := os.Rename(part, home); err != nil {
-		return "", errors.Join(err, os.RemoveAll(part))
-	}
-	return home, nil
+	return home, os.Rename(part, home)
 }

@@ -37,19 +37,13 @@ func (i item) payload() string {
 // markOf finds the mark in a record's value.
 func markOf(value []byte) (item, error) {
 	var i item
-	at := bytes.Index(value, []byte(`"mark":`))
-	if at < 0 {
+	_, text, found := bytes.Cut(value, []byte(`"mark":`))
+	text, isText := bytes.CutPrefix(bytes.TrimLeft(text, " "), []byte(`"`))
+	text, _, closed := bytes.Cut(text, []byte(`"`))
+	if !found || !isText || !closed {
 		return i, fmt.Errorf("a record without a mark: %.80q", value)
 	}
-	text := bytes.TrimLeft(value[at+len(`"mark":`):], " ")
-	if len(text) == 0 || text[0] != '"' {
-		return i, fmt.Errorf("a mark that is no text: %.80q", value)
-	}
-	end := bytes.IndexByte(text[1:], '"')
-	if end < 0 {
-		return i, fmt.Errorf("a mark without an end: %.80q", value)
-	}
-	n, v, _ := strings.Cut(string(text[1:1+end]), ".")
+	n, v, _ := strings.Cut(string(text), ".")
 	var err error
 	if i.aggregate, err = strconv.Atoi(n); err != nil {
 		return i, fmt.Errorf("mark: %w", err)

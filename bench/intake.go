@@ -110,11 +110,12 @@ func playIntake(ctx context.Context, text json.RawMessage, _ func(any) error) (_
 	}
 	place := direct(handler)
 	if o.HTTP {
-		stop := func() error { return nil }
-		if place, stop, err = overHTTP(ctx, handler, o.Clients); err != nil {
+		served, stop, err := overHTTP(ctx, handler, o.Clients)
+		if err != nil {
 			return nil, err
 		}
 		defer func() { err = errors.Join(err, stop()) }()
+		place = served
 	}
 	got, err := customers(ctx, place, o.Clients, o.Length)
 	if err != nil {

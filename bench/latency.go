@@ -21,8 +21,12 @@ type route struct {
 	relay          func(ctx context.Context, b *bench, where *place, url string, write *writeOrder) (*child, error)
 	kind           string // of the writer in a process of its own; empty when the relay's process writes
 	prepare        func(ctx context.Context, url string) error
+	rounds         int           // one when zero
 	length         time.Duration // instead of the size's
 }
+
+// warmUp is left out: connections, plans and partitions are found by then.
+const warmUp = 2 * time.Second
 
 // lags are the times from commit to receipt, sorted.
 type lags []time.Duration
@@ -38,7 +42,8 @@ func (l lags) at(quantile float64) time.Duration {
 func latencyPart(ctx context.Context, b *bench) error {
 	var errs []error
 	for _, r := range b.routes() {
-		for _, rate := range r.rates {
+		for n := range max(1, r.rounds) * len(r.rates) {
+			rate := r.rates[n%len(r.rates)]
 			if ctx.Err() != nil {
 				return errors.Join(errs...)
 			}
@@ -49,7 +54,8 @@ func latencyPart(ctx context.Context, b *bench) error {
 			}
 		}
 	}
-	return errors.Join(append(errs, b.latencyTable())...)
+	b.latencyTable()
+	return errors.Join(errs...)
 }
 
 func (b *bench) routes() []route {
@@ -80,13 +86,17 @@ func (b *bench) routes() []route {
 		}
 	}
 	routes := []route{
-		{name: "ours", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: ours(false), prepare: tables()},
+		{name: "ours", engine: "PostgreSQL", broker: "Kafka", rates: both, rounds: b.size.rounds, relay: ours(false), prepare: tables()},
 		{name: "ours, written by another process", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: ours(false), kind: "ours", prepare: tables()},
 		{name: "ours", engine: "SQLite", broker: "embedded", rates: both, relay: ours(true), prepare: tables()},
-		{name: "Watermill forwarder, tuned", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: peer("watermill", relayOrder{}),
-			kind: "watermill", prepare: tables()},
-		{name: "literal: one by one, every 5 s", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: peer("literal", relayOrder{Poll: true}),
-			kind: "literal", prepare: tables(literalTables...), length: 2 * b.size.latency},
+		{
+			name: "Watermill forwarder, tuned", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: peer("watermill", relayOrder{}),
+			kind: "watermill", prepare: tables(),
+		},
+		{
+			name: "literal: one by one, every 5 s", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: peer("literal", relayOrder{Poll: true}),
+			kind: "literal", prepare: tables(literalTables...), length: b.size.latency * 3 / 2,
+		},
 	}
 	if !b.size.peers {
 		return routes
@@ -104,7 +114,7 @@ func (b *bench) routes() []route {
 		}
 	}
 	return append(routes,
-		route{name: "Debezium, tuned, polling every ms", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: java(debeziumTuned), kind: "debezium"},
+		route{name: "Debezium, tuned, polling every ms", engine: "PostgreSQL", broker: "Kafka", rates: both, relay: java(everyMilli()), kind: "debezium"},
 		route{name: "Debezium, as it comes", engine: "PostgreSQL", broker: "Kafka", rates: []int{50}, relay: java(nil), kind: "debezium"})
 }
 
@@ -126,9 +136,9 @@ func (b *bench) timeRoute(ctx context.Context, r route, rate int) (err error) {
 			return err
 		}
 	}
-	length := b.size.latency
+	length := warmUp + b.size.latency
 	if r.length > 0 {
-		length = r.length
+		length = warmUp + r.length
 	}
 	b.aggregates += 1_000_000 // no event of another route counts
 	write := &writeOrder{First: b.aggregates, Count: int(length.Seconds() * float64(rate)), Rate: rate}
@@ -139,7 +149,7 @@ func (b *bench) timeRoute(ctx context.Context, r route, rate int) (err error) {
 	if err != nil {
 		return err
 	}
-	warm := min(rate, write.Count/4) // connections, plans and partitions are found by then
+	warm := int(warmUp.Seconds() * float64(rate))
 	var l lags
 	missing := 0
 	for n := warm; n < write.Count; n++ {
@@ -182,6 +192,9 @@ func (b *bench) drive(ctx context.Context, r route, where *place, url string, wr
 			where.Brokers = brokers
 		}
 	}
+	if err := b.await(ctx, r, relay, url); err != nil {
+		return nil, nil, err
+	}
 	recv, err := receive(ctx, where.Brokers, write.First, write.Count)
 	if err != nil {
 		return nil, nil, err
@@ -193,8 +206,10 @@ func (b *bench) drive(ctx context.Context, r route, where *place, url string, wr
 		if r.kind == "debezium" {
 			write.URL = b.debezium.url
 		}
-		if speaker, err = b.role(ctx, "writer", map[string]any{"URL": write.URL, "Kind": write.Kind, "First": write.First,
-			"Count": write.Count, "Rate": write.Rate, "Brokers": where.Brokers}); err != nil {
+		if speaker, err = b.role(ctx, "writer", map[string]any{
+			"URL": write.URL, "Kind": write.Kind, "First": write.First,
+			"Count": write.Count, "Rate": write.Rate, "Brokers": where.Brokers,
+		}); err != nil {
 			return nil, nil, err
 		}
 		defer func() {
@@ -211,6 +226,26 @@ func (b *bench) drive(ctx context.Context, r route, where *place, url string, wr
 		return nil, nil, err
 	}
 	return sent, recv.all(ctx, b.size.catchUp), nil
+}
+
+// await returns when the relay that others write for is at work.
+func (b *bench) await(ctx context.Context, r route, relay *child, url string) (err error) {
+	switch r.kind {
+	case "debezium":
+		return b.debezium.await(ctx, relay)
+	case "ours": // or the writer's own relay could be first to take the lease
+		db, err := sqldb.Open(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, db.Close()) }()
+		for holder := ""; holder == ""; time.Sleep(10 * time.Millisecond) {
+			if err := db.QueryRowContext(ctx, `SELECT holder FROM outbox_lease`).Scan(&holder); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // A receiver notes when each event of a writer came.

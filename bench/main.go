@@ -135,7 +135,7 @@ func (b *bench) all(ctx context.Context, chosen []part) (err error) {
 	for _, p := range chosen {
 		b.say("%s", p.title)
 		b.report.section(p.title)
-		if e := p.run(ctx, b); e != nil {
+		if e := b.one(ctx, p); e != nil {
 			b.report.fail(p.name, e)
 			err = errors.Join(err, fmt.Errorf("part %s failed", p.name))
 		}
@@ -144,6 +144,14 @@ func (b *bench) all(ctx context.Context, chosen []part) (err error) {
 		}
 	}
 	return err
+}
+
+// one runs a part. It has a limit, so that one that hangs does not keep the
+// others from being run.
+func (b *bench) one(ctx context.Context, p part) error {
+	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	defer cancel()
+	return p.run(ctx, b)
 }
 
 // say tells whoever waits how far it is.

@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
+	"os"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
@@ -97,7 +97,11 @@ func newRelay(out *outbox.Outbox, brokers []string, logged bool) (*outbox.Relay,
 	}
 	log := slog.New(slog.DiscardHandler)
 	if logged {
-		log = slog.New(slog.NewJSONHandler(io.Discard, nil))
+		null, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+		if err != nil {
+			return nil, err
+		}
+		log = slog.New(slog.NewJSONHandler(null, nil)) // closed with the process
 	}
 	return outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: "bench", Kafka: opts, Metrics: prometheus.NewRegistry(), Log: log}), nil
 }

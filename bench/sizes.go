@@ -22,9 +22,9 @@ type size struct {
 func sizes() map[string]size {
 	return map[string]size{
 		"full": {
-			rounds: 3, backlog: 1_000_000, aggregates: 50_000, slow: 60_000, box: 8 * time.Second,
-			latency: 10 * time.Second, intake: 5 * time.Second, records: 200_000, consume: 10 * time.Second,
-			chain: 10 * time.Second, flow: 15 * time.Second, catchUp: 30 * time.Second, peers: true,
+			rounds: 3, backlog: 1_000_000, aggregates: 50_000, slow: 40_000, box: 6 * time.Second,
+			latency: 8 * time.Second, intake: 4 * time.Second, records: 200_000, consume: 10 * time.Second,
+			chain: 10 * time.Second, flow: 12 * time.Second, catchUp: 30 * time.Second, peers: true,
 		},
 		"quick": {
 			rounds: 1, backlog: 200_000, aggregates: 10_000, slow: 20_000, box: 4 * time.Second,

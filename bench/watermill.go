@@ -33,19 +33,24 @@ func watermillSchema(defaults bool) wsql.DefaultPostgreSQLSchema {
 	return wsql.DefaultPostgreSQLSchema{SubscribeBatchSize: 1000}
 }
 
-func fillWatermill(ctx context.Context, url string, items []item) (err error) {
-	db, err := sqldb.Open(ctx, url)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
+// makeWatermill makes its tables.
+func makeWatermill(db *sqldb.DB) error {
 	sub, err := wsql.NewSubscriber(wsql.BeginnerFromStdSQL(db.DB), wsql.SubscriberConfig{
 		SchemaAdapter: watermillSchema(false), OffsetsAdapter: wsql.DefaultPostgreSQLOffsetsAdapter{},
 	}, nil)
 	if err != nil {
 		return err
 	}
-	if err := sub.SubscribeInitialize(watermillTopic); err != nil {
+	return sub.SubscribeInitialize(watermillTopic)
+}
+
+func fillWatermill(ctx context.Context, url string, items []item) (err error) {
+	db, err := sqldb.Open(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	if err := makeWatermill(db); err != nil {
 		return err
 	}
 	// A thousand messages a transaction: COPY would need their transaction's id.

@@ -95,6 +95,11 @@ func playWriter(ctx context.Context, text json.RawMessage, ready func(any) error
 	if err := createTables(ctx, db, businessTable); err != nil {
 		return nil, err
 	}
+	if order.Kind == "watermill" { // its forwarder may not have made them yet
+		if err := makeWatermill(db); err != nil {
+			return nil, err
+		}
+	}
 	if order.Kind != "ours" {
 		write, err := peerWriter(db, order.Kind)
 		if err != nil {
