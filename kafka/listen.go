@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -113,7 +114,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	for {
 		conn, err := l.Listener.Accept()
 		if err == nil {
-			return &requestConn{Conn: conn, release: func() { <-l.slots }}, nil
+			return &requestConn{Conn: conn, release: func() { <-l.slots }, answered: make(chan struct{}, 1), closed: make(chan struct{})}, nil
 		}
 		select {
 		case <-l.closed:
@@ -140,12 +141,52 @@ type requestConn struct {
 	head    [8]byte // of the current request: its size, kind and version
 	pending []byte  // what of head was not handed on yet
 	left    int     // bytes of the request behind head that were not read yet
+
+	waiting  atomic.Int32 // requests without an answer
+	answered chan struct{}
+	closed   chan struct{}
 }
 
 var errNotKafka = errors.New("not a request of the Kafka protocol")
 
 // Read returns bytes of the current request, and begins the next when that is done.
 func (c *requestConn) Read(p []byte) (int, error) {
+	n, err := c.read(p)
+	if err != nil {
+		c.awaitAnswers()
+	}
+	return n, err
+}
+
+// awaitAnswers keeps the end of a client from the broker until it has answered. A member of a group whose
+// connection the broker knows to be gone when it answers the join gets no session: it would never be missed,
+// and what it is to read would be read by nobody for ever.
+func (c *requestConn) awaitAnswers() {
+	limit := time.NewTimer(idleLimit)
+	defer limit.Stop()
+	for c.waiting.Load() > 0 {
+		select {
+		case <-c.answered:
+		case <-c.closed:
+			return
+		case <-limit.C: // some requests have no answer
+			return
+		}
+	}
+}
+
+// Write sends an answer: the broker writes each at once.
+func (c *requestConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.waiting.Add(-1)
+	select {
+	case c.answered <- struct{}{}:
+	default:
+	}
+	return n, err
+}
+
+func (c *requestConn) read(p []byte) (int, error) {
 	if len(c.pending) == 0 && c.left == 0 {
 		if err := c.next(); err != nil {
 			return 0, err
@@ -181,11 +222,15 @@ func (c *requestConn) next() error {
 		return errNotKafka
 	}
 	c.pending, c.left = c.head[:], int(size)-4
+	c.waiting.Add(1)
 	return nil
 }
 
 // Close ends the connection and makes room for another.
 func (c *requestConn) Close() error {
-	c.once.Do(c.release)
+	c.once.Do(func() {
+		close(c.closed)
+		c.release()
+	})
 	return c.Conn.Close()
 }
