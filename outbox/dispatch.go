@@ -23,7 +23,7 @@ const (
 	windowRecords = 4000                   // of one partition between fetched and done; above it fetching pauses
 	windowBytes   = 8 << 20                // the same, by the size of the values
 	commitEvery   = 500 * time.Millisecond
-	drainTimeout  = 10 * time.Second // of a partition that is taken away
+	drainTimeout  = 6 * time.Second // of a partition that is taken away; less than the group waits for a member
 )
 
 // A dispatcher spreads records over workers: those of one key one after the
