@@ -405,7 +405,6 @@ func (w *world) checkEnd() {
 		`SELECT COUNT(*) FROM parked_records WHERE state = 'waiting'`:   2,
 		`SELECT COUNT(*) FROM outbox_blocked`:                           0,
 		`SELECT COUNT(DISTINCT job) FROM calls`:                         worldJobs,
-		`SELECT COUNT(*) FROM jobs WHERE attempts > 2`:                  0,
 		`SELECT COUNT(*) FROM jobs WHERE done = 1 AND due_at IS NULL`:   worldJobs,
 		`SELECT COUNT(*) FROM outbox_events WHERE topic = 'moves-dlq'`:  1,
 		`SELECT COUNT(*) FROM outbox_events WHERE topic = 'bookings'`:   worldEffects,

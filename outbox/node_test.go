@@ -160,7 +160,7 @@ func (n node) run(ctx context.Context, db *sqldb.DB, log *slog.Logger, c *crashe
 	}
 	if n.Work {
 		g.Go(func() error {
-			return outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Lease: 500 * time.Millisecond, Log: log, Do: callOutside(db, c)}).Run(ctx)
+			return outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Lease: time.Second, Log: log, Do: callOutside(db, c)}).Run(ctx)
 		})
 	}
 	return g.Wait()
@@ -270,7 +270,12 @@ func spawn(t *testing.T, n node) *child {
 		_ = c.cmd.Wait() // how it ended is asked for by those who care
 		_ = stdin.Close()
 	}()
-	t.Cleanup(c.kill)
+	t.Cleanup(func() {
+		c.kill()
+		if bytes.Contains(c.log.Bytes(), []byte("DATA RACE")) {
+			t.Errorf("a node said:\n%s", c.log)
+		}
+	})
 	return c
 }
 
@@ -301,7 +306,7 @@ func (c *child) awaitCrash() {
 	}
 }
 
-// stopped waits until the process is stopped by SIGSTOP.
+// awaitStopped waits until the process is stopped by SIGSTOP.
 func (c *child) awaitStopped() {
 	c.t.Helper()
 	eventually(c.t, "the node is stopped", func() bool {

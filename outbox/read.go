@@ -19,6 +19,8 @@ func (t *term) load(ctx context.Context, floor int64) error {
 	if err != nil {
 		return fmt.Errorf("load cursor: %w", err)
 	}
+	t.mu.Lock() // the lease is being kept already
+	defer t.mu.Unlock()
 	t.cursor, t.blocked = newCursor(floor, done), blocked
 	return nil
 }
