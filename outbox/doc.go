@@ -18,35 +18,44 @@
 // Published if and only if committed. Events are rows of the transaction that
 // made them true; a row is marked as published only after the broker has
 // acknowledged it. Needs: a database that keeps what it committed, and a topic
-// that does (acks=all is asked for). TestCrashPoints, TestRelayPublishesWhatIsCommitted,
-// TestRelayUnderConcurrentWriters, TestTopicCreatedAnewGetsEverything.
+// that does (acks=all is asked for).
+// Shown by TestCrashPoints, TestRelayPublishesWhatIsCommitted,
+// TestGapsUnderKills, TestTopicCreatedAnewGetsEverything.
 //
 // In the order of each aggregate. What has the same key appears on the topic in
 // the order of its versions; after a crash a stretch may appear again, but
 // nothing appears for the first time before what precedes it. Needs: the
 // aggregate's row is changed before Add in the same transaction, so that its
 // lock makes numbers follow commits; a number of partitions that does not
-// change while events are under way. TestRelayKeepsTheOrderOfEachKey,
-// TestCursorMissesNothing, TestPausedRelay.
+// change while events are under way.
+// Shown by TestRelayKeepsTheOrderOfEachKey, TestCursorMissesNothing,
+// TestRelayUnderConcurrentWriters, TestStoppedRelaysUnderLoad.
 //
-// One publisher, taken over within seconds. Of all the relays of one database
-// the holder of a lease publishes; one that sleeps through its end can repeat,
-// and never hide. TestSecondRelayTakesOver, TestFailOverToALaggingStandby.
+// One publisher at a time, replaced within seconds. Of all the relays of one
+// database the holder of a lease publishes; one that sleeps through its end can
+// repeat, and never hide. Needs: clocks that run, not clocks that agree.
+// Shown by TestTakeOverWithinSeconds, TestStoppedInMidRound,
+// TestFailOverToALaggingStandby.
 //
 // Handled exactly once for each group. The mark in the inbox, what the handler
 // writes and the events it adds are one transaction; offsets are committed only
-// below everything that is done. Needs: the handler touches nothing but its
-// transaction (calls to the outside are for [Work]). TestCrashPoints,
-// TestSimulation.
+// below everything that is done. Needs: a handler that touches nothing but its
+// transaction (calls to the outside are for [Work]), and inbox rows that outlive
+// the records.
+// Shown by TestEffectHappensOnce, TestCrashPoints, TestSimulation.
 //
 // One bad record stops its own key and nothing else. It is tried again, then
 // stands in the dead letters; what follows under its key waits behind it, in
 // order, and comes after it when it is replayed. What the broker refuses waits
-// in a lane of its partition or topic. TestRetriesKeepTheirDelays,
+// in a lane of its partition or topic.
+// Shown by TestRetriesKeepTheirDelays, TestRecordsBehindARetriedOneFollowInOrder,
 // TestRefusedTopicStopsNobodyElse, TestAbsentLeaderStopsNobodyElse.
 //
-// Nothing is dropped silently. Whatever is not handled is a row that an
-// [Operator] sees and can replay or discard.
+// Nothing is dropped silently. Whatever is not published or not handled is a
+// row that an [Operator] sees and can mend. What is away, the database or what a
+// handler needs, is waited for and costs no attempt.
+// Shown by TestOperatorMendsABlockedKey, TestOperatorReplaysAndDiscards,
+// TestUnavailableSpendsNothing, TestSkippedRecordsRaiseTheAlarm.
 //
 // # The pieces
 //
