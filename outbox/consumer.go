@@ -27,8 +27,12 @@ type ConsumerConfig struct {
 	Kafka    []kgo.Opt     // how to reach the brokers
 	Attempts int           // before a record is dead-lettered: 3 when zero
 	Delay    time.Duration // before attempt n+1 it is n times this, plus up to 20 %: 5 s when zero
-	Metrics  prometheus.Registerer
-	Log      *slog.Logger
+	// Retention is how long the inbox remembers an event, and how long parked
+	// records stay once they are done: 15 days when zero. It must be longer than
+	// outbox and topic together keep an event.
+	Retention time.Duration
+	Metrics   prometheus.Registerer
+	Log       *slog.Logger
 }
 
 // A Consumer hands the events of its topics to the handlers given to On. Each
@@ -82,6 +86,9 @@ type Delivery[E Event] struct {
 func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Attempts == 0 {
 		cfg.Attempts = 3
+	}
+	if cfg.Retention == 0 {
+		cfg.Retention = inboxRetention
 	}
 	if cfg.Delay == 0 {
 		cfg.Delay = 5 * time.Second
@@ -212,6 +219,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		work.Go(func() error { d.work(workCtx, client); return nil })
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
+	work.Go(func() error { c.forgetLoop(ctx); return nil })
 	work.Go(func() error { d.watch(ctx, client); return nil })
 	work.Go(func() error { c.retryLoop(ctx, workCtx, d.workers); return nil })
 	c.poll(ctx, client, d)
