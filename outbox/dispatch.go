@@ -341,14 +341,12 @@ func (d *dispatcher) commit(ctx context.Context, client *kgo.Client) {
 	d.commitOf(ctx, client, parts)
 }
 
-// commitOf tells the broker up to where everything is done. A commit that
-// fails costs no more than reading some records again.
-func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*partition) {
-	d.committing.Lock()
-	defer d.committing.Unlock()
-	offsets := map[string]map[int32]kgo.EpochOffset{}
-	ids := map[topicPartition][16]byte{}
+// toCommit is what the broker should know and does not: for each partition up
+// to where everything is done, and the topic it is said of.
+func (d *dispatcher) toCommit(parts []*partition) (offsets map[string]map[int32]kgo.EpochOffset, ids map[topicPartition][16]byte) {
+	offsets, ids = map[string]map[int32]kgo.EpochOffset{}, map[topicPartition][16]byte{}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	for _, p := range parts {
 		if p.lowWater <= p.committed {
 			continue
@@ -360,7 +358,15 @@ func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*
 		}
 		offsets[p.topic][p.partition] = kgo.EpochOffset{Epoch: p.epoch, Offset: p.lowWater}
 	}
-	d.mu.Unlock()
+	return offsets, ids
+}
+
+// commitOf tells the broker up to where everything is done. A commit that
+// fails costs no more than reading some records again.
+func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*partition) {
+	d.committing.Lock()
+	defer d.committing.Unlock()
+	offsets, ids := d.toCommit(parts)
 	if len(offsets) == 0 {
 		return
 	}
