@@ -3,6 +3,7 @@ package outbox
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -13,14 +14,32 @@ import (
 	"pizzaflow/sqldb"
 )
 
+const (
+	workLook     = 250 * time.Millisecond // for rows that became due by themselves
+	workPause    = 3 * time.Millisecond   // between two takes, so that a busy Work takes many rows at once
+	workLookSoon = 20 * time.Millisecond  // after a take that found less than it could have
+	workAhead    = 8                      // times Limit: how many rows are held at most, worked on or waiting for it
+	workWrites   = 10 * time.Second       // for one statement about leases
+)
+
 // WorkConfig says which rows a Work takes and what is done for each. The table
 // has the columns id (primary key), due_at (null: nothing to do), lease_token
 // (text, null) and attempts (integer), and an index on due_at.
 type WorkConfig struct {
 	DB    *sqldb.DB
 	Table string
-	Limit int           // how many at once; 64 when zero
-	Lease time.Duration // longer than Do ever takes, 30 s when zero: what a crash left undone is taken again after it
+	Where string // which of its rows, as an SQL condition; all when empty
+	Limit int    // how many at once; 64 when zero
+
+	// Lease is how long a row stays a dead process's; 5 s when zero. A living
+	// one renews it for as long as it holds the row.
+	Lease time.Duration
+	// Patience is how long Do may take; 2 minutes when zero. Then its context
+	// ends and the lease is not renewed any more.
+	Patience time.Duration
+	// Alone says that no other process works on these rows: whatever is leased
+	// when Run begins was left by a dead one and is due at once.
+	Alone bool
 
 	// Do makes the call and settles the row in a transaction of its own, with
 	// lease_token = Claim.Token among the conditions: no row changed means that
@@ -33,18 +52,45 @@ type WorkConfig struct {
 // A Claim is one row taken to be worked on.
 type Claim struct {
 	ID      string
-	Token   string // stands in the row for as long as it is this claim's
+	Token   string // stands in the row for as long as it is this process's
 	Attempt int    // how often the row was taken: 1, 2, …
-	until   time.Time
+	Data    any    // what Lease.Begin was given; nil for a row that was found in the table
 }
 
 // A Work makes calls to the outside for rows that are due. The rows are the
 // queue: they outlive the process, and any number of processes may take them.
 // A call may be repeated, after a crash or a lost answer, so it must carry a
 // key that makes the other side recognise it.
+//
+// A row is held by a lease: the process's token, and due_at in the near future,
+// which is moved on while the row is held. A process that dies moves nothing,
+// and its rows are due again. One that was away from its database, as all are
+// when the database restarts, takes no row from others for the length of a
+// lease, so that whoever lives can renew and settle first.
 type Work struct {
-	cfg  WorkConfig
-	wake chan struct{}
+	cfg   WorkConfig
+	token string
+	wake  chan struct{}
+
+	mu      sync.Mutex
+	open    bool                // Run takes what is handed over
+	held    map[string]*holding // the rows that are this process's, by id
+	waiting []*holding          // of those, the ones nobody works on yet
+	working int
+	hungry  bool            // there may be more due rows than there were free hands
+	contact time.Time       // since when the database has answered every question
+	asked   time.Time       // when rows of the dead were last looked for
+	ctx     context.Context // of the calls
+	running sync.WaitGroup
+}
+
+// A holding is a row that is this process's, until others may take it.
+type holding struct {
+	claim  Claim
+	until  time.Time // by this process's own clock
+	began  time.Time // zero while it waits
+	cancel context.CancelFunc
+	missed bool // the last renewal did not find it
 }
 
 // NewWork makes a Work; Run starts it.
@@ -53,13 +99,19 @@ func NewWork(cfg WorkConfig) *Work {
 		cfg.Limit = 64
 	}
 	if cfg.Lease == 0 {
-		cfg.Lease = 30 * time.Second
+		cfg.Lease = 5 * time.Second
 	}
-	return &Work{cfg: cfg, wake: make(chan struct{}, 1)}
+	if cfg.Patience == 0 {
+		cfg.Patience = 2 * time.Minute
+	}
+	if cfg.Where != "" {
+		cfg.Where = " AND " + cfg.Where
+	}
+	return &Work{cfg: cfg, token: rand.Text(), wake: make(chan struct{}, 1), held: map[string]*holding{}}
 }
 
 // Wake says that a row became due. Without it the row is found by Run's own
-// look, once a second.
+// look, four times a second.
 func (w *Work) Wake() {
 	select {
 	case w.wake <- struct{}{}:
@@ -67,90 +119,216 @@ func (w *Work) Wake() {
 	}
 }
 
-// Run works until ctx ends, then lets the running calls finish.
+// Run works until ctx ends, gives back what it has not begun, and lets the
+// running calls finish.
 func (w *Work) Run(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	slots := make(chan struct{}, w.cfg.Limit)
-	for ctx.Err() == nil {
-		claims, next, err := w.claim(ctx, cap(slots)-len(slots))
-		if err != nil && ctx.Err() == nil {
-			w.cfg.Log.Error("take due work", "table", w.cfg.Table, "err", err)
-		}
-		for _, c := range claims {
-			slots <- struct{}{}
-			crash("work: claimed")
-			running.Go(func() {
-				w.do(ctx, c)
-				<-slots
-				w.Wake() // a slot is free
-			})
-		}
-		wait := time.NewTimer(min(max(next, time.Millisecond), time.Second))
-		select {
-		case <-ctx.Done():
-		case <-w.wake:
-		case <-wait.C:
-		}
-		wait.Stop()
+	w.mu.Lock()
+	w.open, w.ctx, w.contact = true, context.WithoutCancel(ctx), time.Now()
+	w.mu.Unlock()
+	var renewing sync.WaitGroup
+	ended := make(chan struct{})
+	renewing.Go(func() { w.renewUntil(ended) })
+	if w.cfg.Alone {
+		w.inContact(w.inheritAll(ctx))
 	}
+	w.takeUntil(ctx)
+
+	w.mu.Lock()
+	rest := w.waiting
+	w.open, w.waiting = false, nil
+	for _, h := range rest {
+		delete(w.held, h.claim.ID)
+	}
+	w.mu.Unlock()
+	w.giveBack(w.ctx, rest)
+	w.running.Wait()
+	close(ended)
+	renewing.Wait()
 	return nil
 }
 
-// claim takes up to n due rows. When there are none it says how long until the
-// next one is due.
-func (w *Work) claim(ctx context.Context, n int) (claims []Claim, next time.Duration, err error) {
-	if n == 0 {
-		return nil, time.Second, nil
+// hold adds a row to those held and has it worked on. It reports false when
+// Run has ended.
+func (w *Work) hold(h *holding) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.open {
+		return false
 	}
-	now := sqldb.Now()
-	var first time.Time
-	// a look that takes no lock: mostly there is nothing to do
-	err = w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`).Scan(sqldb.Time(&first))
-	if err != nil || first.IsZero() || first.After(now) {
-		if first.After(now) {
-			return nil, first.Sub(now), err
+	w.held[h.claim.ID] = h
+	w.waiting = append(w.waiting, h)
+	w.begin()
+	return true
+}
+
+// begin gives waiting rows to free hands; the caller has locked mu. One whose
+// lease ran out while it waited may be another's by now.
+func (w *Work) begin() {
+	for len(w.waiting) > 0 && w.working < w.cfg.Limit {
+		h := w.waiting[0]
+		w.waiting = w.waiting[1:]
+		h.began = time.Now()
+		if !h.began.Before(h.until) {
+			delete(w.held, h.claim.ID)
+			continue
 		}
-		return nil, time.Second, err
+		// a call that has begun is finished although Run is ending: breaking it
+		// off would leave its outcome unknown
+		ctx, cancel := context.WithTimeout(w.ctx, w.cfg.Patience)
+		h.cancel = cancel
+		w.working++
+		w.running.Go(func() {
+			w.do(ctx, h.claim)
+			cancel()
+			w.finish(h)
+		})
 	}
+}
+
+func (w *Work) finish(h *holding) {
+	w.mu.Lock()
+	w.working--
+	delete(w.held, h.claim.ID)
+	w.begin()
+	hungry := w.hungry && w.working < w.cfg.Limit
+	w.mu.Unlock()
+	if hungry {
+		w.Wake()
+	}
+}
+
+// free is how many rows can be worked on at once. If that is none, whoever
+// finishes wakes Run.
+func (w *Work) free() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := w.cfg.Limit - w.working - len(w.waiting)
+	w.hungry = n <= 0
+	return n
+}
+
+// takeUntil takes due rows from the table until ctx ends.
+func (w *Work) takeUntil(ctx context.Context) {
+	lookAt := time.Now()
+	due := time.NewTimer(0)
+	defer due.Stop()
+	for {
+		woken := false
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+			woken = true
+		case <-due.C:
+		}
+		next, err := w.take(ctx, woken)
+		w.inContact(err)
+		if err != nil && ctx.Err() == nil {
+			w.cfg.Log.Error("take due work", "table", w.cfg.Table, "err", err)
+			next = time.Second
+		}
+		if at := time.Now().Add(next); !woken || at.Before(lookAt) {
+			lookAt = at
+		}
+		pause := time.NewTimer(workPause)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+		due.Reset(time.Until(lookAt))
+	}
+}
+
+// take takes as many due rows as can be worked on and says when to look again.
+// Unless somebody said that there is something, it looks first, without a lock:
+// mostly there is nothing to do.
+func (w *Work) take(ctx context.Context, woken bool) (next time.Duration, err error) {
+	free := w.free()
+	if free <= 0 {
+		return workLook, nil
+	}
+	if !woken {
+		if wait, err := w.look(ctx); wait > 0 || err != nil {
+			return wait, err
+		}
+		n, err := w.inherit(ctx, free)
+		if free -= n; err != nil || free == 0 {
+			return workLook, err
+		}
+	}
+	n, err := w.claim(ctx, free)
+	switch {
+	case err != nil:
+		return 0, err
+	case n == free: // there may be more, but a hand must be free first
+		w.mu.Lock()
+		w.hungry = true
+		w.mu.Unlock()
+		return workLook, nil
+	case woken || n > 0:
+		return workLookSoon, nil
+	}
+	return workLook, nil
+}
+
+// look says how long nothing is due.
+func (w *Work) look(ctx context.Context) (time.Duration, error) {
+	var first time.Time
+	err := w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`+w.cfg.Where).Scan(sqldb.Time(&first))
+	if err != nil {
+		return 0, err
+	}
+	if first.IsZero() {
+		return workLook, nil
+	}
+	return min(workLook, max(0, time.Until(first))), nil
+}
+
+// claim takes up to n due rows that nobody holds, and returns how many it took.
+func (w *Work) claim(ctx context.Context, n int) (int, error) {
 	// what is claimed must be known: broken off, the statement may have taken
 	// rows that nobody works on until their lease runs out
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
 	defer cancel()
-	token := rand.Text()
 	locking := ""
 	if w.cfg.DB.Engine == sqldb.Postgres {
 		locking = ` FOR UPDATE SKIP LOCKED` // others take other rows instead of waiting for these
 	}
 	// MATERIALIZED: the choice is made once. Inside the UPDATE a planner may make
 	// it again for every row, and then the limit limits nothing.
-	rows, err := w.cfg.DB.QueryContext(ctx, `
-		WITH mine AS MATERIALIZED (SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $3 ORDER BY due_at LIMIT $4`+locking+`)
+	return w.takeRows(ctx, `
+		WITH mine AS MATERIALIZED (SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $3 AND lease_token IS NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $4`+locking+`)
 		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND id IN (SELECT id FROM mine)
-		RETURNING id, attempts`, now.Add(w.cfg.Lease), token, now, n)
+		WHERE due_at <= $3 AND lease_token IS NULL AND id IN (SELECT id FROM mine)
+		RETURNING id, attempts`, n)
+}
+
+// takeRows runs a statement that leases rows and returns their id and attempts:
+// $1 is the end of the lease, $2 the token, $3 the time; more follows from $4.
+// It has the rows worked on.
+func (w *Work) takeRows(ctx context.Context, statement string, more ...any) (n int, err error) {
+	until, now := time.Now().Add(w.cfg.Lease), sqldb.Now()
+	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{now.Add(w.cfg.Lease), w.token, now}, more...)...)
 	if err != nil {
-		return nil, time.Second, err
+		return 0, err
 	}
-	defer rows.Close()
-	for rows.Next() {
-		c := Claim{Token: token, until: now.Add(w.cfg.Lease)}
-		if err := rows.Scan(&c.ID, &c.Attempt); err != nil {
-			return claims, time.Second, err
+	var taken []*holding
+	for rows.Next() && err == nil {
+		h := &holding{claim: Claim{Token: w.token}, until: until}
+		if err = rows.Scan(&h.claim.ID, &h.claim.Attempt); err == nil {
+			taken = append(taken, h)
 		}
-		claims = append(claims, c)
 	}
-	if len(claims) == n { // there may be more, but a slot must become free first: that wakes
-		return claims, time.Second, rows.Err()
+	err = errors.Join(err, rows.Err(), rows.Close())
+	for _, h := range taken { // now that the statement has ended, whoever reads the row sees the token
+		crash("work: claimed")
+		w.hold(h)
 	}
-	return claims, 0, rows.Err()
+	return len(taken), err
 }
 
 func (w *Work) do(ctx context.Context, c Claim) {
-	// a call that has begun is finished although Run is ending: breaking it off
-	// would leave its outcome unknown
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), c.until)
-	defer cancel()
 	err := func() (err error) {
 		defer func() {
 			if p := recover(); p != nil {
@@ -163,7 +341,7 @@ func (w *Work) do(ctx context.Context, c Claim) {
 		return
 	}
 	w.cfg.Log.Error("work", "table", w.cfg.Table, "id", c.ID, "attempt", c.Attempt, "err", err)
-	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
 	defer cancel()
 	due := sqldb.Now().Add(Backoff(c.Attempt, 500*time.Millisecond, 30*time.Second))
 	_, err = w.cfg.DB.ExecContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, due, c.ID, c.Token)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,37 +93,197 @@ func TestWorkThatFailsOrPanicsComesBack(t *testing.T) {
 	})
 }
 
+// dies takes a row and stands still for good, as a process does that was killed.
+func dies(ctx context.Context, t *testing.T, db *sqldb.DB, lease time.Duration) (token string) {
+	t.Helper()
+	token = "the dead one's"
+	if _, err := db.ExecContext(ctx, `UPDATE jobs SET lease_token = $1, due_at = $2, attempts = attempts + 1`, token, sqldb.Now().Add(lease)); err != nil {
+		t.Fatal(err)
+	}
+	return token
+}
+
 // What a dead process left undone is taken when its lease has passed, and its
 // late settlement changes nothing.
 func TestLeaseOfWorkRunsOut(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobs(t, db, 1)
-		var first outbox.Claim
-		taken, late := make(chan struct{}), make(chan struct{})
-		var once sync.Once
-		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: 300 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(_ context.Context, c outbox.Claim) error {
-			if c.Attempt == 1 {
-				first = c
-				once.Do(func() { close(taken) })
-				<-late
-				n, err := settleJob(context.Background(), db, c)
-				if n != 0 {
-					t.Error("the first claim settled the row after the second had")
-				}
-				return err
+		dead := outbox.Claim{ID: "job-0", Token: dies(t.Context(), t, db, 300*time.Millisecond)}
+		began := time.Now()
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: 300 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			if took := time.Since(began); took < 300*time.Millisecond {
+				t.Errorf("the row was taken after %s, while its lease ran", took)
 			}
-			n, err := settleJob(context.Background(), db, c)
-			if n != 1 {
-				t.Error("the second claim did not settle the row")
+			if n, err := settleJob(ctx, db, dead); n != 0 || err != nil {
+				t.Errorf("the first claim settled %d rows after the second had taken them, %v", n, err)
+			}
+			n, err := settleJob(ctx, db, c)
+			if n != 1 || c.Attempt != 2 {
+				t.Errorf("the second claim settled %d rows at attempt %d", n, c.Attempt)
 			}
 			return err
 		}}).Run)
-		<-taken
 		eventually(t, "the row is taken again", func() bool { return count(t, db, `SELECT done FROM jobs`) == 1 })
-		close(late)
-		if first.Token == "" {
-			t.Error("a claim without a token")
+	})
+}
+
+// Where no other process can be alive, nobody waits for the leases of the dead.
+func TestWorkAloneInheritsAtOnce(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 3)
+		dies(t.Context(), t, db, time.Hour)
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: time.Hour, Alone: true, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			_, err := settleJob(ctx, db, c)
+			return err
+		}}).Run)
+		eventually(t, "all is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 3 })
+	})
+}
+
+// A call that takes many times its lease keeps the row, and what waits for it
+// as well; two other workers do not get them.
+func TestLeaseOfWorkIsRenewed(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 1)
+		var calls atomic.Int64
+		begun, finish := make(chan struct{}), make(chan struct{})
+		cfg := outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Lease: 150 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			if calls.Add(1) == 1 {
+				close(begun)
+				<-finish
+			}
+			if n, err := settleJob(ctx, db, c); n != 1 || err != nil {
+				t.Errorf("settled %d rows of %s, %v", n, c.ID, err)
+			}
+			return ctx.Err()
+		}}
+		first := outbox.NewWork(cfg)
+		run(t, first.Run)
+		<-begun
+		handOver(t, db, first, "handed over")
+		for range 2 {
+			run(t, outbox.NewWork(cfg).Run)
 		}
+		renewals(t, db, "job-0", 4)
+		renewals(t, db, "handed over", 4)
+		if n := calls.Load(); n != 1 {
+			t.Errorf("%d calls while the first is under way", n)
+		}
+		close(finish)
+		eventually(t, "both are done once", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1 AND attempts = 1`) == 2 })
+	})
+}
+
+// renewals waits until the row's lease was moved on so many times.
+func renewals(t *testing.T, db *sqldb.DB, id string, n int) {
+	t.Helper()
+	seen := map[time.Time]bool{}
+	eventually(t, "the lease of "+id+" is renewed", func() bool {
+		var due time.Time
+		if err := db.Read().QueryRow(`SELECT due_at FROM jobs WHERE id = $1`, id).Scan(sqldb.Time(&due)); err != nil {
+			t.Fatal(err)
+		}
+		seen[due] = true
+		return len(seen) > n
+	})
+}
+
+// handOver inserts a row that w is to work on at once.
+func handOver(t *testing.T, db *sqldb.DB, w *outbox.Work, id string) outbox.Lease {
+	t.Helper()
+	var l outbox.Lease
+	err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
+		l = w.Lease(1)
+		l.Begin(tx, id, id+"'s data")
+		_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ($1, $2, $3, $4)`, id, l.DueAt, l.Token, l.Attempts)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// A row that is inserted with a lease is worked on with the data it was begun
+// with, without being taken from the table; one that is rolled back is not.
+// What was not begun at the end is due at once, as if it had never been taken.
+func TestRowsAreHandedOver(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 0)
+		begun, finish := make(chan outbox.Claim, 10), make(chan struct{})
+		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			begun <- c
+			<-finish
+			_, err := settleJob(ctx, db, c)
+			return err
+		}})
+		if l := handOver(t, db, w, "before the start"); l.Token.Valid {
+			t.Error("a lease from a Work that does not run")
+		}
+		stop := run(t, w.Run)
+		if c := <-begun; c.ID != "before the start" || c.Data != nil {
+			t.Errorf("first came %+v", c)
+		}
+		broken := errors.New("rolled back")
+		err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
+			w.Lease(1).Begin(tx, "never", nil)
+			return broken
+		})
+		if !errors.Is(err, broken) {
+			t.Fatal(err)
+		}
+		for i := range 7 { // with the one at work, as many as are held
+			if l := handOver(t, db, w, fmt.Sprint("next-", i)); !l.Token.Valid || l.Attempts != 1 {
+				t.Errorf("no lease for row %d: %+v", i, l)
+			}
+		}
+		if l := handOver(t, db, w, "too many"); l.Token.Valid {
+			t.Error("a lease although there was no room")
+		}
+		finish <- struct{}{}
+		if c := <-begun; c.ID != "next-0" || c.Data != "next-0's data" || c.Attempt != 1 {
+			t.Errorf("then came %+v", c)
+		}
+		stopped := make(chan struct{})
+		go func() { stop(); close(stopped) }()
+		eventually(t, "what waits is given back", func() bool {
+			return count(t, db, `SELECT COUNT(*) FROM jobs WHERE lease_token IS NULL AND attempts = 0 AND due_at IS NOT NULL`) == 7
+		})
+		close(finish)
+		<-stopped
+		if n := count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`); n != 2 || len(begun) != 0 {
+			t.Errorf("%d rows are done and %d begun, want 2 and none", n, len(begun))
+		}
+		if l := handOver(t, db, w, "after the end"); l.Token.Valid {
+			t.Error("a lease from a Work that has ended")
+		}
+	})
+}
+
+// A lease that ran out while its row waited is not worked on: it may be
+// another's.
+func TestLeaseThatRanOutWhileWaiting(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 1)
+		begun, finish := make(chan struct{}, 10), make(chan struct{})
+		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Lease: 200 * time.Millisecond, Patience: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			begun <- struct{}{}
+			<-finish
+			if c.ID == "waits" {
+				t.Error("worked on a row that is another's")
+			}
+			_, err := settleJob(ctx, db, c)
+			return err
+		}})
+		run(t, w.Run)
+		<-begun
+		handOver(t, db, w, "waits")
+		if _, err := db.Exec(`UPDATE jobs SET lease_token = 'another', due_at = $1 WHERE id = 'waits'`, sqldb.Now().Add(time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		renewals(t, db, "job-0", 4)
+		close(finish)
+		eventually(t, "the first is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 1 })
 	})
 }
 

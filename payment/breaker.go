@@ -47,5 +47,8 @@ func (b breaker) release() {
 	}
 }
 
+// closed reports whether nothing speaks against a call.
+func (b breaker) closed() bool { return b.circuit.IsClosed() }
+
 // pause is how long no call will be let through for certain.
 func (b breaker) pause() time.Duration { return b.circuit.RemainingDelay() }

@@ -2,6 +2,8 @@ package payment
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -29,19 +31,30 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // learned. A lookup that finds nothing leads to a charge at once: the older
 // its answer, the less it is worth.
 func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
-	p, err := claimedPayment(ctx, s.db.Read(), c)
-	if err != nil {
-		return err
+	p, begun := c.Data.(Payment) // its first attempt was recorded with it
+	if !begun {
+		f, err := s.loads.Do(ctx, c)
+		if err = errors.Join(err, f.err); err != nil {
+			return err
+		}
+		p = f.payment
 	}
-	call, before := p.Next(sqldb.Now(), s.cfg.TTL), interrupted
+	call, before := CallCharge, interrupted
+	if !begun {
+		call = p.Next(sqldb.Now(), s.cfg.TTL)
+	}
 	if !s.breaker.acquire() {
 		return postponeWork(ctx, s.db.DB, "payments", c, s.afterBreaker(c))
 	}
 	for {
-		if p, err = s.begin(ctx, c, p, call, before); err != nil {
-			s.breaker.release()
-			return err
+		if !begun {
+			var err error
+			if p, err = s.begin(ctx, c, p, call, before); err != nil {
+				s.breaker.release()
+				return err
+			}
 		}
+		begun = false
 		a := s.ask(ctx, p, call)
 		next, step := p.Apply(a, sqldb.Now(), s.cfg.TTL)
 		if step != StepCharge || !s.breaker.acquire() {
@@ -54,10 +67,23 @@ func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 // begin commits that the call is about to be made.
 func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer) (Payment, error) {
 	next := p.Begin(call)
-	err := s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		return beginAttempt(ctx, tx.Tx, c, p.Status, next, call, before, sqldb.Now())
+	lost, err := s.begins.Do(ctx, attempt{claim: c, from: p.Status, next: next, call: call, before: before})
+	return next, errors.Join(err, lost)
+}
+
+// beginAll commits many at once. The result of each is errLeaseLost or nil.
+func (s *Service) beginAll(ctx context.Context, all []attempt) (results []error, err error) {
+	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
+		won, err := beginAttempts(ctx, tx, s.db, all, sqldb.Now())
+		results = make([]error, len(all))
+		for i, a := range all {
+			if !won[a.next.ID] {
+				results[i] = errLeaseLost
+			}
+		}
+		return err
 	})
-	return next, err
+	return results, err
 }
 
 // ask makes the call. Lookups get half of the time, so that a lookup and a
@@ -79,33 +105,67 @@ func (p Payment) charge() Charge {
 	return Charge{Key: p.ID, OrderID: p.OrderID, Amount: p.Amount, Currency: p.Currency, CustomerEmail: p.CustomerEmail}
 }
 
-// settle commits what an answer led to: the payment, the end of the attempt,
-// and the event or the refund. The lease token and the status fence it, so
-// that of two workers on one payment only one can.
+// A settlement is what an answer led to: the payment, the end of the attempt,
+// and the event or the refund.
+type settlement struct {
+	claim      outbox.Claim
+	from, next Payment
+	step       Step
+	answer     Answer
+	due        time.Time // when the payment is to be taken again, zero for never
+}
+
+// settle commits what an answer led to. The lease token and the status fence
+// it, so that of two workers on one payment only one can.
 func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer) error {
-	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
+	lost, err := s.settles.Do(ctx, settlement{
+		claim: c, from: p, next: next, step: step, answer: a, due: s.due(next, step, sqldb.Now()),
+	})
+	if err = errors.Join(err, lost); err != nil {
+		return err
+	}
+	s.tell(ctx, p, next, step, a)
+	return nil
+}
+
+// settleAll commits many at once. The result of each is errLeaseLost or nil.
+func (s *Service) settleAll(ctx context.Context, all []settlement) (results []error, err error) {
+	err = s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		now := sqldb.Now()
-		tx.Cause(p.CausationID, p.Traceparent)
-		if err := settlePayment(ctx, tx.Tx, c, p.Status, next, s.due(next, step, now), now); err != nil {
+		won, err := settlePayments(ctx, tx.Tx, s.db, all, now)
+		if err != nil {
 			return err
 		}
-		if err := endAttempt(ctx, tx.Tx, p.ID, a, now); err != nil {
-			return err
-		}
-		switch step {
-		case StepComplete:
-			tx.Add(next.Version, next.completed())
-		case StepFail:
-			tx.Add(next.Version, next.failed())
-		case StepRefund:
-			if err := s.orderRefund(ctx, tx, next, a); err != nil {
+		results = make([]error, len(all))
+		ended := make([]ending, 0, len(all))
+		for i, t := range all {
+			if !won[t.next.ID] {
+				results[i] = errLeaseLost
+				continue
+			}
+			ended = append(ended, ending{t.next.ID, t.answer})
+			if err := s.follow(ctx, tx, t); err != nil {
 				return err
 			}
-		case StepRest, StepRetry, StepCharge, StepCheck:
 		}
-		tx.AfterCommit(func() { s.tell(ctx, p, next, step, a) })
-		return nil
+		return endAttempts(ctx, tx.Tx, s.db, ended, now)
 	})
+	return results, err
+}
+
+// follow adds what a settled payment leads to.
+func (s *Service) follow(ctx context.Context, tx *outbox.Tx, t settlement) error {
+	tx.Cause(t.from.CausationID, t.from.Traceparent)
+	switch t.step {
+	case StepComplete:
+		tx.Add(t.next.Version, t.next.completed())
+	case StepFail:
+		tx.Add(t.next.Version, t.next.failed())
+	case StepRefund:
+		return s.orderRefund(ctx, tx, t.next, t.answer)
+	case StepRest, StepRetry, StepCharge, StepCheck:
+	}
+	return nil
 }
 
 // due is when the payment is to be taken again, zero for never.

@@ -2,6 +2,7 @@ package payment
 
 import (
 	"context"
+	"database/sql"
 	"embed"
 	"errors"
 	"fmt"
@@ -40,13 +41,14 @@ type Config struct {
 	TTL     time.Duration // how long a payment is charged again where the provider has nothing; 15 minutes when zero
 	Timeout time.Duration // of one call to the provider; 10 seconds when zero
 	Limit   int           // charges and lookups at once; 64 when zero
-	// Lease is how long what a crash broke off stays untouched. Twice the
-	// Timeout and at least five seconds when zero.
-	Lease time.Duration
+	Lease   time.Duration // how long what a crash broke off stays untouched; 5 seconds when zero
+	Alone   bool          // no other process uses the database, so that nothing needs to stay untouched after a crash
 	// LateChecks are when a payment that failed as provider_unavailable is
 	// looked up, counted from its failure; 1 minute, 5 and 30 minutes, 2 hours
 	// and a day when nil.
 	LateChecks []time.Duration
+
+	patience time.Duration // how long a worker may hold a payment
 }
 
 // A Service charges orders.
@@ -59,6 +61,10 @@ type Service struct {
 	charges *outbox.Work
 	refunds *outbox.Work
 	results *prometheus.CounterVec
+
+	loads   *sqldb.Group[outbox.Claim, found]
+	begins  *sqldb.Group[attempt, error]
+	settles *sqldb.Group[settlement, error]
 }
 
 // New makes a Service; Run starts its workers.
@@ -82,12 +88,16 @@ func New(cfg Config) (*Service, error) {
 			return nil, fmt.Errorf("payment service: %w", err)
 		}
 	}
-	s.charges = outbox.NewWork(outbox.WorkConfig{
-		DB: s.db, Table: "payments", Limit: cfg.Limit, Lease: cfg.Lease, Do: unlessLost(s.charge), Log: cfg.Log,
+	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []outbox.Claim) ([]found, error) {
+		return claimedPayments(ctx, s.db, claims)
 	})
-	s.refunds = outbox.NewWork(outbox.WorkConfig{
-		DB: s.db, Table: "refunds", Limit: 4, Lease: cfg.Lease, Do: unlessLost(s.refund), Log: cfg.Log,
-	})
+	s.begins = sqldb.NewGroup(s.db, s.beginAll)
+	s.settles = sqldb.NewGroup(s.db, s.settleAll)
+	work := outbox.WorkConfig{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
+	work.Table, work.Limit, work.Do = "payments", cfg.Limit, unlessLost(s.charge)
+	s.charges = outbox.NewWork(work)
+	work.Table, work.Limit, work.Do = "refunds", 4, unlessLost(s.refund)
+	s.refunds = outbox.NewWork(work)
 	return s, nil
 }
 
@@ -105,7 +115,10 @@ func (cfg Config) withDefaults() Config {
 		cfg.Limit = 64
 	}
 	if cfg.Lease == 0 {
-		cfg.Lease = max(2*cfg.Timeout, 5*time.Second)
+		cfg.Lease = 5 * time.Second
+	}
+	if cfg.patience == 0 {
+		cfg.patience = 2*cfg.Timeout + time.Minute
 	}
 	if cfg.LateChecks == nil {
 		cfg.LateChecks = []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 24 * time.Hour}
@@ -124,7 +137,7 @@ const (
 )
 
 // Subscribe has c give the service the events it acts on.
-func (s *Service) Subscribe(c *outbox.Consumer) { outbox.On(c, s.onOrderCreated) }
+func (s *Service) Subscribe(c *outbox.Consumer) { outbox.OnBatch(c, s.onOrderCreated) }
 
 // Routes adds nothing: the service has no public routes.
 func (s *Service) Routes(*http.ServeMux) {}
@@ -142,34 +155,56 @@ func (s *Service) Run(ctx context.Context) error {
 	return err
 }
 
-// onOrderCreated writes down that the order is to be charged, once.
-func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.OrderCreated]) error {
-	o := d.Event
-	if id, err := uuid.Parse(o.OrderID); err != nil || id.String() != o.OrderID {
-		return outbox.Permanent(fmt.Errorf("accept order: %w", ErrOrderID))
+// onOrderCreated writes down that the orders are to be charged, once. Where a
+// worker is free, the first attempt is written down with it: the worker need
+// not take the payment from the table, and a crash leaves what a crash in the
+// middle of the call would leave.
+func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.OrderCreated]) error {
+	lease := s.charges.Due()
+	if s.breaker.closed() {
+		lease = s.charges.Lease(len(ds))
 	}
-	id, err := uuid.NewV7()
+	now := sqldb.Now()
+	all := make([]Payment, len(ds))
+	for i, d := range ds {
+		o := d.Event
+		if id, err := uuid.Parse(o.OrderID); err != nil || id.String() != o.OrderID {
+			return outbox.Permanent(fmt.Errorf("accept order: %w", ErrOrderID))
+		}
+		id, err := uuid.NewV7()
+		if err != nil {
+			return fmt.Errorf("accept order: %w", err)
+		}
+		all[i] = Payment{
+			ID: id.String(), OrderID: o.OrderID, Amount: o.TotalAmount, Currency: o.Currency, CustomerEmail: o.CustomerEmail,
+			CausationID: d.EventID, Traceparent: d.Traceparent, Status: Pending, CreatedAt: now,
+		}
+		if lease.Token.Valid {
+			all[i] = all[i].Begin(CallCharge)
+		}
+	}
+	stored, err := insertPayments(ctx, tx.Tx, s.db, all, lease)
 	if err != nil {
 		return fmt.Errorf("accept order: %w", err)
 	}
-	fresh, err := insertPayment(ctx, tx.Tx, Payment{
-		ID: id.String(), OrderID: o.OrderID, Amount: o.TotalAmount, Currency: o.Currency, CustomerEmail: o.CustomerEmail,
-		CausationID: d.EventID, Traceparent: outbox.Traceparent(ctx), Status: Pending, CreatedAt: sqldb.Now(),
-	})
+	for _, p := range all {
+		if stored[p.ID] {
+			lease.Begin(tx, p.ID, p)
+		} else if err := checkKnown(ctx, tx.Tx, p); err != nil {
+			return fmt.Errorf("accept order: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkKnown compares p with the payment that its order has already.
+func checkKnown(ctx context.Context, tx *sql.Tx, p Payment) error {
+	known, err := paymentOfOrder(ctx, tx, p.OrderID)
 	if err != nil {
-		return fmt.Errorf("accept order: %w", err)
+		return err
 	}
-	if fresh {
-		tx.AfterCommit(s.charges.Wake)
-		return nil
-	}
-	known, err := paymentOfOrder(ctx, tx.Tx, o.OrderID)
-	if err != nil {
-		return fmt.Errorf("accept order: %w", err)
-	}
-	if known.Amount != o.TotalAmount || known.Currency != o.Currency {
-		return outbox.Permanent(fmt.Errorf("accept order: %w: %s %s, now %s %s",
-			ErrAmountChanged, known.Amount, known.Currency, o.TotalAmount, o.Currency))
+	if known.Amount != p.Amount || known.Currency != p.Currency {
+		return outbox.Permanent(fmt.Errorf("%w: %s %s, now %s %s", ErrAmountChanged, known.Amount, known.Currency, p.Amount, p.Currency))
 	}
 	return nil
 }

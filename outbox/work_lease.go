@@ -1,0 +1,212 @@
+package outbox
+
+import (
+	"context"
+	"database/sql"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// A Lease is what a transaction writes into the work columns of rows that it
+// inserts. If Token is set, the rows are this process's from the start, and
+// need not be taken from the table again; otherwise they are simply due.
+type Lease struct {
+	DueAt    time.Time
+	Token    sql.NullString
+	Attempts int
+	work     *Work
+	until    time.Time
+}
+
+// Due is no lease: the rows are due, for whoever takes them.
+func (w *Work) Due() Lease { return Lease{DueAt: sqldb.Now(), work: w} }
+
+// Lease makes a lease for n new rows, which is taken if there is room for them.
+func (w *Work) Lease(n int) Lease {
+	l := w.Due()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.open && len(w.held)+n <= workAhead*w.cfg.Limit {
+		l.until = time.Now().Add(w.cfg.Lease)
+		l.DueAt, l.Token, l.Attempts = l.DueAt.Add(w.cfg.Lease), sql.NullString{String: w.token, Valid: true}, 1
+	}
+	return l
+}
+
+// Begin has the row worked on once tx, which inserted it with l, is committed.
+// The data is handed to Do.
+func (l Lease) Begin(tx *Tx, id string, data any) {
+	if !l.Token.Valid {
+		tx.AfterCommit(l.work.Wake)
+		return
+	}
+	h := &holding{claim: Claim{ID: id, Token: l.Token.String, Attempt: l.Attempts, Data: data}, until: l.until}
+	tx.AfterCommit(func() {
+		if !l.work.hold(h) {
+			l.work.giveBack(context.Background(), []*holding{h}) // Run has ended meanwhile
+		}
+	})
+}
+
+// renewUntil moves the leases of the rows that are held on, until ended.
+func (w *Work) renewUntil(ended <-chan struct{}) {
+	tick := time.NewTicker(w.cfg.Lease / 3)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-tick.C:
+		}
+		old := w.old()
+		err := sqldb.Chunks(len(old), 256, func(from, to int) error { return w.renew(old[from:to]) })
+		if err != nil {
+			w.inContact(err)
+			w.cfg.Log.Error("renew the lease of work", "table", w.cfg.Table, "rows", len(old), "err", err)
+		}
+	}
+}
+
+// old lists the rows whose lease has lost a third, except those that have been
+// worked on for too long.
+func (w *Work) old() (old []*holding) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	for _, h := range w.held {
+		if h.until.Sub(now) <= w.cfg.Lease*2/3 && (h.began.IsZero() || now.Sub(h.began) < w.cfg.Patience) {
+			old = append(old, h)
+		}
+	}
+	return old
+}
+
+func (w *Work) renew(old []*holding) error {
+	ctx, cancel := context.WithTimeout(w.ctx, workWrites)
+	defer cancel()
+	until := time.Now().Add(w.cfg.Lease)
+	args := []any{sqldb.Now().Add(w.cfg.Lease), w.token}
+	for _, h := range old {
+		args = append(args, h.claim.ID)
+	}
+	rows, err := w.cfg.DB.QueryContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = $1 WHERE lease_token = $2 AND id IN (`+sqldb.List(3, len(old))+`) RETURNING id`, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	found := map[string]bool{}
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return err
+		}
+		found[id] = true
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range old {
+		switch {
+		case found[h.claim.ID]:
+			h.until, h.missed = until, false
+		case h.missed && h.cancel != nil: // lost for certain: the first time it may just have been settled
+			h.cancel()
+		default:
+			h.missed = true
+		}
+	}
+	return nil
+}
+
+// inContact notes whether the database has answered.
+func (w *Work) inContact(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case err != nil:
+		w.contact = time.Time{}
+	case w.contact.IsZero():
+		w.contact = time.Now()
+	}
+}
+
+// inherit takes up to n rows whose holder is dead, and returns how many it took.
+// Nobody is held for dead by a process that was away from the database within
+// the length of a lease: the holder may have been away as well.
+func (w *Work) inherit(ctx context.Context, n int) (int, error) {
+	w.mu.Lock()
+	may := !w.contact.IsZero() && time.Since(w.contact) >= w.cfg.Lease && time.Since(w.asked) >= workLook
+	if may {
+		w.asked = time.Now()
+	}
+	w.mu.Unlock()
+	if !may {
+		return 0, nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
+	defer cancel()
+	ids, err := w.orphans(ctx, n)
+	if err != nil || len(ids) == 0 {
+		return 0, err
+	}
+	return w.takeRows(ctx, `
+		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = $2, attempts = attempts + 1
+		WHERE due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+sqldb.List(4, len(ids))+`)
+		RETURNING id, attempts`, ids...)
+}
+
+// orphans lists rows whose lease ran out. Those that this process holds itself
+// are not among them: their lease may have run out while the database was away,
+// and they are still worked on here.
+func (w *Work) orphans(ctx context.Context, n int) (ids []any, err error) {
+	rows, err := w.cfg.DB.Read().QueryContext(ctx, `
+		SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $1 AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $2`, sqldb.Now(), n)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		if w.held[id] == nil {
+			ids = append(ids, id)
+		}
+	}
+	return ids, rows.Err()
+}
+
+// inheritAll makes due what dead processes left, where no other can be alive.
+func (w *Work) inheritAll(ctx context.Context) error {
+	_, err := w.cfg.DB.ExecContext(ctx, `
+		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL WHERE lease_token <> $2`+w.cfg.Where, sqldb.Now(), w.token)
+	if err != nil && ctx.Err() == nil { // then the leases run out by themselves
+		w.cfg.Log.Error("take over work", "table", w.cfg.Table, "err", err)
+	}
+	return err
+}
+
+// giveBack makes rows due that were held and not begun.
+func (w *Work) giveBack(ctx context.Context, rest []*holding) {
+	ctx, cancel := context.WithTimeout(ctx, workWrites)
+	defer cancel()
+	err := sqldb.Chunks(len(rest), 256, func(from, to int) error {
+		args := []any{sqldb.Now(), w.token}
+		for _, h := range rest[from:to] {
+			args = append(args, h.claim.ID)
+		}
+		_, err := w.cfg.DB.ExecContext(ctx, `
+			UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL, attempts = attempts - 1
+			WHERE lease_token = $2 AND id IN (`+sqldb.List(3, to-from)+`)`, args...)
+		return err
+	})
+	if err != nil { // then the leases run out by themselves
+		w.cfg.Log.Error("give work back", "table", w.cfg.Table, "rows", len(rest), "err", err)
+	}
+}
