@@ -82,6 +82,16 @@ type payment struct {
 	ErrorCode string      `json:"error_code,omitempty"`
 }
 
+// A notification is what one order is told once. It waits as long as nobody
+// knows whom to tell.
+type notification struct {
+	id      string
+	orderID string
+	typ     Type
+	payment payment
+	waiting bool
+}
+
 // A delivery is one message of one notification by one channel, with all that
 // is needed to write it.
 type delivery struct {
@@ -91,6 +101,8 @@ type delivery struct {
 	CreatedAt time.Time
 	Order     order
 	Payment   payment
+
+	notification string // its id; "" where it does not matter
 }
 
 // to is the customer's address on the delivery's channel.

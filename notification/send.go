@@ -1,6 +1,7 @@
 package notification
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,47 +15,35 @@ import (
 )
 
 const (
-	// lease is longer than waiting for a free line, sending and recording take.
-	lease = 45 * time.Second
+	// lease is how long what a killed process had in hand waits for others. One
+	// that stands still for longer, and then goes on, may repeat its messages.
+	lease = 10 * time.Second
+	// patience is more than sending and recording take, also where the database
+	// restarts meanwhile.
+	patience = 5 * time.Minute
 	// sendTimeout bounds one attempt; a mail server may think for a while
 	// about what it was given, and giving up then may repeat the mail.
 	sendTimeout = 30 * time.Second
 	// laneLimit is how many messages of one channel are on their way at once,
 	// until what came of them is recorded: so many may be sent twice when the
-	// process dies. SQLite has one writer, who would only have them queue.
-	laneLimit, laneLimitSQLite = 32, 12
-	// laneWait is how long a message waits for its channel.
-	laneWait = 2 * time.Second
-	// workLimit leaves room for one channel while all messages of the other
-	// hang: those that wait for their lane give up after laneWait.
-	workLimit = 4 * laneLimit
+	// process dies.
+	laneLimit = 32
 )
 
-// A lane is a channel's sender and its share of the workers, so that a mail
-// server that hangs does not hold up the SMS.
+// A lane is a channel's sender and its workers. Each channel has its own, so
+// that a mail server that hangs does not hold up the SMS.
 type lane struct {
 	sender Sender
-	slots  chan struct{}
+	work   *outbox.Work
 }
 
-func newLane(s Sender, engine sqldb.Engine) *lane {
-	n := laneLimit
-	if engine == sqldb.SQLite {
-		n = laneLimitSQLite
-	}
-	return &lane{sender: s, slots: make(chan struct{}, n)}
-}
-
-// enter waits for a line; leave frees it.
-func (l *lane) enter() (leave func(), ok bool) {
-	wait := time.NewTimer(laneWait)
-	defer wait.Stop()
-	select {
-	case l.slots <- struct{}{}:
-		return func() { <-l.slots }, true
-	case <-wait.C:
-		return nil, false
-	}
+func (s *Service) newLane(cfg Config, channel Channel, sender Sender) *lane {
+	l := &lane{sender: sender}
+	l.work = outbox.NewWork(outbox.WorkConfig{
+		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: laneLimit,
+		Lease: cmp.Or(cfg.lease, lease), Patience: cmp.Or(cfg.patience, patience), Alone: cfg.Alone, Do: s.deliver, Log: cfg.Log,
+	})
+	return l
 }
 
 func (l *lane) send(ctx context.Context, m Message) Result {
@@ -64,20 +53,20 @@ func (l *lane) send(ctx context.Context, m Message) Result {
 }
 
 // deliver makes one attempt at a delivery. The attempt was recorded when the
-// row was claimed; what it came to is recorded here.
+// row was claimed; what it came to is recorded here, before the worker takes
+// another.
 func (s *Service) deliver(ctx context.Context, c outbox.Claim) error {
-	d, err := loadDelivery(ctx, s.db, c)
-	if errors.Is(err, errLeaseLost) {
-		return nil
+	d, ok := c.Data.(delivery)
+	if !ok {
+		f, err := s.loads.Do(ctx, c)
+		if errors.Is(f.err, errLeaseLost) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		d = f.delivery
 	}
-	if err != nil {
-		return err
-	}
-	leave, ok := s.channels[d.Channel].enter()
-	if !ok { // it was not tried, and does not count
-		return postpone(ctx, s.db, c, sqldb.Now().Add(laneWait))
-	}
-	defer leave() // not before the result is recorded
 	return s.settle(ctx, c, d, s.send(ctx, d))
 }
 
@@ -93,42 +82,43 @@ func (s *Service) send(ctx context.Context, d delivery) Result {
 // settle records what an attempt came to.
 func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Result) error {
 	now := sqldb.Now()
-	next := settlement{Status: Pending, Error: r.reason()}
+	next := settlement{claim: c, status: Pending, reason: r.reason()}
 	label := string(r.Outcome)
 	switch r.Outcome {
 	case Accepted:
-		next = settlement{Status: Sent, SentAt: now, ProviderID: truncate(oneLine(r.ProviderID), maxError)}
+		next.status, next.sentAt, next.providerID = Sent, now, truncate(oneLine(r.ProviderID), maxError)
 	case Permanent:
-		next.Status = Failed
+		next.status = Failed
 	default:
 		due, again := retryAt(d.CreatedAt, now, outbox.Backoff(c.Attempt, retryBase, retryLimit))
-		next.DueAt = due
+		next.dueAt = due
 		if !again {
-			next.Status, label = Failed, "expired"
+			next.status, label = Failed, "expired"
 		}
 	}
-	switch err := s.record(ctx, c, next); {
+	switch err := s.record(ctx, next); {
 	case errors.Is(err, errLeaseLost):
 		return nil
 	case err != nil:
 		return err
 	}
 	s.metrics.deliveries.WithLabelValues(string(d.Channel), label).Inc()
-	if next.Status == Sent {
+	if next.status == Sent {
 		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(now.Sub(d.CreatedAt).Seconds())
 	}
-	s.logAttempt(ctx, c, d, r, next)
+	s.logAttempt(ctx, d, r, next)
 	return nil
 }
 
-// record settles the row, and keeps trying for as long as the lease holds
-// while the database is away: a message that was sent and not recorded would
-// be sent again.
-func (s *Service) record(ctx context.Context, c outbox.Claim, next settlement) error {
+// record settles the row, with others, and keeps trying while the database is
+// away: a message that was sent and not recorded would be sent again. That the
+// lease may have run out meanwhile is no reason to give up: nobody takes a row
+// from others before the database has been there for the length of a lease.
+func (s *Service) record(ctx context.Context, next settlement) error {
 	for try := 1; ; try++ {
-		err := settleDelivery(ctx, s.db, c, next)
-		if err == nil || !sqldb.IsUnavailable(err) {
-			return err
+		lost, err := s.settles.Do(ctx, next)
+		if err == nil || !sqldb.IsUnavailable(err) || ctx.Err() != nil {
+			return errors.Join(err, lost)
 		}
 		pause := time.NewTimer(outbox.Backoff(try, 100*time.Millisecond, 2*time.Second))
 		select {
@@ -142,23 +132,23 @@ func (s *Service) record(ctx context.Context, c outbox.Claim, next settlement) e
 
 // logAttempt tells of an attempt without naming anybody: an answer from
 // outside may quote the address, so only its code is logged.
-func (s *Service) logAttempt(ctx context.Context, c outbox.Claim, d delivery, r Result, next settlement) {
+func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, next settlement) {
 	attrs := []slog.Attr{
 		slog.String("delivery_id", d.ID), slog.String("order_id", d.Order.ID), slog.String("type", string(d.Type)),
-		slog.String("channel", string(d.Channel)), slog.Int("attempt", c.Attempt), slog.String("outcome", string(r.Outcome)),
+		slog.String("channel", string(d.Channel)), slog.Int("attempt", next.claim.Attempt), slog.String("outcome", string(r.Outcome)),
 	}
 	if r.Code != 0 {
 		attrs = append(attrs, slog.Int("code", r.Code))
 	} else if r.Err != nil {
 		attrs = append(attrs, slog.Any("err", r.Err))
 	}
-	switch next.Status {
+	switch next.status {
 	case Sent:
 		s.log.LogAttrs(ctx, slog.LevelInfo, "Notification sent", attrs...)
 	case Failed:
 		s.log.LogAttrs(ctx, slog.LevelError, "Notification failed", attrs...)
 	default:
-		attrs = append(attrs, slog.Time("next_attempt", next.DueAt))
+		attrs = append(attrs, slog.Time("next_attempt", next.dueAt))
 		s.log.LogAttrs(ctx, slog.LevelWarn, "Notification postponed", attrs...)
 	}
 }

@@ -152,10 +152,7 @@ type stalled struct {
 func (s *stalled) Send(ctx context.Context, m Message) Result {
 	r := s.Sender.Send(ctx, m)
 	s.sent <- r
-	select {
-	case <-s.resume:
-	case <-ctx.Done():
-	}
+	<-s.resume
 	return r
 }
 
@@ -163,6 +160,7 @@ func TestCrashBetweenSendingAndRecording(t *testing.T) {
 	each(t, func(t *testing.T, db *sqldb.DB) {
 		w := newWorld(t, db)
 		healthy := w.service()
+		w.edit = func(c *Config) { c.patience = 500 * time.Millisecond } // then it renews nothing, like the dead
 		first := w.service()
 		slow := &stalled{Sender: first.channels[Email].sender, sent: make(chan Result, 1), resume: make(chan struct{})}
 		first.channels[Email].sender = slow
@@ -173,8 +171,6 @@ func TestCrashBetweenSendingAndRecording(t *testing.T) {
 			t.Fatalf("the first attempt came to %+v", r)
 		}
 		w.eventually("the SMS is sent", func() bool { return w.count(Sent) == 1 })
-		// its lease runs out
-		w.exec(`UPDATE notification_deliveries SET due_at = $1 WHERE status = 'pending'`, sqldb.Now().Add(-time.Second))
 		stopHealthy := w.run(healthy)
 		w.settled()
 		stopHealthy()
@@ -195,11 +191,11 @@ func TestCleanStopRepeatsNothing(t *testing.T) {
 	each(t, func(t *testing.T, db *sqldb.DB) {
 		w := newWorld(t, db)
 		first := w.service()
-		sent, resume := make(chan Result, workLimit), make(chan struct{})
+		sent, resume := make(chan Result, 4*laneLimit), make(chan struct{})
 		for _, l := range first.channels {
 			l.sender = &stalled{Sender: l.sender, sent: sent, resume: resume}
 		}
-		all := make([]anOrder, workLimit) // twice as many deliveries as are taken at once
+		all := make([]anOrder, 4*laneLimit) // of each channel four times as many as are sent at once
 		for i := range all {
 			all[i] = newOrder("")
 			w.handle(first, all[i].created())
@@ -207,8 +203,7 @@ func TestCleanStopRepeatsNothing(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- first.Run(ctx) }()
-		lines := cap(first.channels[Email].slots)
-		for range lines {
+		for range 2 * laneLimit {
 			if r := <-sent; r.Outcome != Accepted {
 				t.Fatalf("Send = %+v", r)
 			}
@@ -218,8 +213,8 @@ func TestCleanStopRepeatsNothing(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}
-		if n := w.count(Sent); n < lines || n > workLimit {
-			t.Errorf("%d sent at the stop, want between %d and %d", n, lines, workLimit)
+		if n := w.count(Sent); n != 2*laneLimit {
+			t.Errorf("%d sent at the stop, want the %d under way", n, 2*laneLimit)
 		}
 		var leased int
 		err := db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM notification_deliveries WHERE lease_token IS NOT NULL`).Scan(&leased)
@@ -241,9 +236,9 @@ func TestHangingMailServerDoesNotHoldUpSMS(t *testing.T) {
 	each(t, func(t *testing.T, db *sqldb.DB) {
 		w := newWorld(t, db)
 		s := w.service()
-		email := &stalled{Sender: s.channels[Email].sender, sent: make(chan Result, 2*workLimit), resume: make(chan struct{})}
+		email := &stalled{Sender: s.channels[Email].sender, sent: make(chan Result, 8*laneLimit), resume: make(chan struct{})}
 		s.channels[Email].sender = email
-		const n = workLimit + 30
+		const n = 4*laneLimit + 30
 		all := make([]anOrder, n)
 		for i := range all {
 			all[i] = newOrder("")

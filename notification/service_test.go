@@ -40,6 +40,7 @@ type world struct {
 	sms  *gate // and this before its SMS gateway
 	web  string
 	http *http.Client
+	edit func(*Config) // what is not as usual about the next service
 }
 
 func newWorld(t *testing.T, db *sqldb.DB) *world {
@@ -81,10 +82,14 @@ func (w *world) service() *Service {
 
 func (w *world) serviceWith(email, sms Sender) *Service {
 	w.t.Helper()
-	s, err := New(Config{
+	cfg := Config{
 		Outbox: w.ob, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
-		Email: email, SMS: sms, PublicURL: "http://127.0.0.1:8080",
-	})
+		Email: email, SMS: sms, PublicURL: "http://127.0.0.1:8080", lease: time.Second,
+	}
+	if w.edit != nil {
+		w.edit(&cfg)
+	}
+	s, err := New(cfg)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -158,11 +163,11 @@ func (w *world) handle(s *Service, events ...outbox.Event) {
 func (s *Service) on(ctx context.Context, tx *outbox.Tx, e outbox.Event) error {
 	switch e := e.(type) {
 	case event.OrderCreated:
-		return s.onOrderCreated(ctx, tx, outbox.Delivery[event.OrderCreated]{Event: e})
+		return s.onOrderCreated(ctx, tx, []outbox.Delivery[event.OrderCreated]{{Event: e}})
 	case event.PaymentCompleted:
-		return s.onPaymentCompleted(ctx, tx, outbox.Delivery[event.PaymentCompleted]{Event: e})
+		return s.onPaymentCompleted(ctx, tx, []outbox.Delivery[event.PaymentCompleted]{{Event: e}})
 	case event.PaymentFailed:
-		return s.onPaymentFailed(ctx, tx, outbox.Delivery[event.PaymentFailed]{Event: e})
+		return s.onPaymentFailed(ctx, tx, []outbox.Delivery[event.PaymentFailed]{{Event: e}})
 	}
 	return errors.New("no handler")
 }
