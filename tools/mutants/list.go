@@ -3,7 +3,6 @@ package main
 // The tests that notice, by what they need.
 const (
 	simulation = "./outbox -run ^TestSimulation$"
-	cursor     = "./outbox -run ^TestCursorMissesNothing$"
 )
 
 // mutants is the list: one protection taken out at a time.
@@ -29,11 +28,242 @@ var mutants = []mutant{
 		new:  `			case false && parkedKeys[in.key]:`,
 		test: simulation,
 	},
+
+	// What the crash points, stopped relays and open transactions notice.
 	{
-		name: "cursor: the floor passes rows in flight",
-		file: "outbox/cursor.go",
-		old:  `		f = min(f, c.inFlight[0].lo-1)`,
-		new:  `		f = min(f, c.head)`,
-		test: cursor,
+		name: "events: written after the commit",
+		file: "outbox/outbox.go",
+		old: `		err := tx.flush(ctx)
+		crash("tx: written")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	crash("tx: committed")
+`,
+		new: `		return nil
+	})
+	if err != nil {
+		return err
+	}
+	crash("tx: committed")
+	if err := o.db.Tx(ctx, func(t *sql.Tx) error { tx.Tx = t; return tx.flush(ctx) }); err != nil {
+		return err
+	}
+`,
+		test: "./outbox -run ^TestCrashPoints$/^after_the_commit_that_adds",
+	},
+	{
+		name: "events: written before the commit, in another transaction",
+		file: "outbox/outbox.go",
+		old: `		err := tx.flush(ctx)
+		crash(`,
+		new: `		err := o.db.Tx(ctx, func(u *sql.Tx) error { v := *tx; v.Tx = u; return v.flush(ctx) })
+		crash(`,
+		test: "./outbox -run ^TestCrashPoints$/^before_the_commit_that_adds/^postgres$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "relay: marked before it is acknowledged",
+		file: "outbox/publish.go",
+		old: `	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		return err
+	}
+`,
+		new: `	early := landing{done: make(chan error, 1)}
+	for i := range rd.rows {
+		early.published = append(early.published, &rd.rows[i])
+	}
+	t.landings <- early
+	if err := <-early.done; err != nil {
+		return err
+	}
+	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		return err
+	}
+	for i := range rd.errs {
+		rd.errs[i] = errWaits
+	}
+`,
+		test: "./outbox -run ^TestCrashPoints$/^produced,_nothing_sent",
+	},
+	{
+		name: "relay: the floor passes rows in flight",
+		file: "outbox/term.go",
+		old:  `			f = min(f, r.rows[0].seq-1)`,
+		new:  `			f = min(f, r.rows[len(r.rows)-1].seq)`,
+		test: "./outbox -run ^TestCrashPoints$/^read,_and_the_lease",
+	},
+	{
+		name: "inbox: every event is new, after a crash",
+		file: "outbox/settle.go",
+		old:  `			case !fresh[in.id]:`,
+		new:  `			case false && !fresh[in.id]:`,
+		test: "./outbox -run ^TestCrashPoints$/^committed,_its_offset_not",
+	},
+	{
+		name: "inbox: marked apart from the effect",
+		file: "outbox/settle.go",
+		old: `	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		culprit = nil
+		fresh, err := c.receive(ctx, tx, batch)
+`,
+		new: `	var fresh map[string]bool
+	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) { fresh, err = c.receive(ctx, tx, batch); return err })
+	if err != nil {
+		return nil, err
+	}
+	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		culprit = nil
+`,
+		test: "./outbox -run ^TestCrashPoints$/^handled,_before_the_commit",
+	},
+	{
+		name: "offsets: what is fetched is committed",
+		file: "outbox/dispatch.go",
+		old:  `	for n < len(p.window) && p.window[n].done {`,
+		new:  `	for n < len(p.window) {`,
+		test: "./outbox -run ^TestCrashPoints$/^fetched,_and_offsets",
+	},
+	{
+		name: "parked: the inbox is marked apart from the row",
+		file: "outbox/settle.go",
+		old: `	return c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		*o = duplicate
+		fresh, err := c.receive(ctx, tx, []*inbound{in})
+`,
+		new: `	var fresh map[string]bool
+	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) { fresh, err = c.receive(ctx, tx, []*inbound{in}); return err })
+	if err != nil {
+		return err
+	}
+	return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		*o = duplicate
+`,
+		test: "./outbox -run ^TestCrashPoints$/^marked_in_the_inbox",
+	},
+	{
+		name: "dead letters: written after the commit that says so",
+		file: "outbox/settle.go",
+		old: `		return c.bury(ctx, tx, in, s)
+	})
+`,
+		new: `		tx.AfterCommit(func() {
+			_ = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error { return c.bury(ctx, tx, in, s) })
+		})
+		return nil
+	})
+`,
+		test: "./outbox -run ^TestCrashPoints$/^dead_letter_written",
+	},
+	{
+		name: "retry: handled apart from the effect",
+		file: "outbox/parked.go",
+		old: `			return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+				if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
+					return err
+				}
+				return then(ctx, tx)
+			})
+`,
+		new: `			err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+				claimed, err = c.claim(ctx, tx, h, s)
+				return err
+			})
+			if err == nil && claimed {
+				err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error { return then(ctx, tx) })
+			}
+			return err
+`,
+		test: "./outbox -run ^TestCrashPoints$/^retried,_before",
+	},
+	{
+		name: "work: a claim is for ever",
+		file: "outbox/work.go",
+		old:  `		RETURNING id, attempts` + "`" + `, now.Add(w.cfg.Lease), token, now, n)`,
+		new:  `		RETURNING id, attempts` + "`" + `, nil, token, now, n)`,
+		test: "./outbox -run ^TestCrashPoints$/^work_claimed,_not_begun/^sqlite$",
+	},
+	{
+		name: "work: what was called is not taken again",
+		file: "outbox/work.go",
+		old: `SET due_at = $1, lease_token = $2, attempts = attempts + 1
+		WHERE due_at <= $3 AND`,
+		new: `SET due_at = $1, lease_token = $2, attempts = attempts + 1
+		WHERE due_at <= $3 AND lease_token IS NULL AND`,
+		test: "./outbox -run ^TestCrashPoints$/^call_made,_not_settled/^sqlite$",
+	},
+	{
+		name: "lease: a late mark asks for no epoch (PostgreSQL)",
+		file: "outbox/lease.go",
+		old:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2 RETURNING 1`,
+		new:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch >= $2 RETURNING 1`,
+		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_acked$/^postgres$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "lease: a late mark asks for no epoch (SQLite)",
+		file: "outbox/lease.go",
+		old:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2` + "`",
+		new:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch >= $2` + "`",
+		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_acked$/^sqlite$",
+	},
+	{
+		name: "lease: a renewal asks for no epoch",
+		file: "outbox/lease.go",
+		old:  `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`,
+		new:  `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch >= $2`,
+		test: "./outbox -run ^TestIdleLeaderNoticesItsEnd$",
+	},
+	{
+		name: "relay: marked before it is acknowledged, and stopped there",
+		file: "outbox/publish.go",
+		old: `	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		return err
+	}
+`,
+		new: `	early := landing{done: make(chan error, 1)}
+	for i := range rd.rows {
+		early.published = append(early.published, &rd.rows[i])
+	}
+	t.landings <- early
+	if err := <-early.done; err != nil {
+		return err
+	}
+	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		return err
+	}
+	for i := range rd.errs {
+		rd.errs[i] = errWaits
+	}
+`,
+		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_produced$",
+	},
+	{
+		name: "lease: the dead keep it",
+		file: "outbox/lease.go",
+		old:  `now.Sub(since) < ttl):`,
+		new:  `now.Sub(since) < 4*ttl):`,
+		test: "./outbox -run ^TestTakeOverWithinSeconds$",
+	},
+	{
+		name: "cursor: gaps are dropped by the clock after a second",
+		file: "outbox/read.go",
+		old: `time.Since(t.asked) < gapPause {
+		return nil
+	}
+	writers, err := t.writers(ctx)
+	if err != nil {
+		return err
+	}
+`,
+		new: `time.Since(t.asked) < time.Second {
+		return nil
+	}
+	var writers []string
+`,
+		test: "./outbox -run ^TestGapsUnderKills$",
+		env:  "DATABASE_URL",
 	},
 }
