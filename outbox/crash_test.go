@@ -4,6 +4,7 @@ package outbox_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
@@ -115,7 +117,7 @@ func wipe(t *testing.T, cfg kafka.Config) {
 		t.Fatal(err)
 	}
 	eventually(t, "topics and group are gone", func() bool {
-		if _, err := admin.DeleteGroup(t.Context(), "readers"); err != nil && !strings.Contains(err.Error(), "GROUP_ID_NOT_FOUND") {
+		if _, err := admin.DeleteGroup(t.Context(), "readers"); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 			return false
 		}
 		left, err := admin.ListTopics(t.Context(), names...)
@@ -206,6 +208,9 @@ func (w *world) bury() {
 	}
 	defer client.Close()
 	groups, err := kadm.NewClient(client).DescribeGroups(w.t.Context(), "readers")
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return // it died before it joined
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -344,6 +349,9 @@ func (w *world) checkOffsets() {
 	}
 	defer client.Close()
 	committed, err := kadm.NewClient(client).FetchOffsets(w.t.Context(), "readers")
+	if errors.Is(err, kerr.GroupIDNotFound) {
+		return
+	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
