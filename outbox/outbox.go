@@ -67,6 +67,9 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	})
 	if err != nil {
+		if errors.Is(err, sqldb.ErrOutcomeUnknown) {
+			o.poke()
+		}
 		return err
 	}
 	crash("tx: committed")
