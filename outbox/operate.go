@@ -35,6 +35,73 @@ type Action struct {
 // choose.
 var ErrNothingSelected = errors.New("nothing is selected")
 
+// ErrNoTables is returned by Check for a database without an outbox.
+var ErrNoTables = errors.New("there is no outbox")
+
+// ErrOldTables is returned by Check for an outbox that lacks a migration that
+// an Operator needs.
+var ErrOldTables = errors.New("the tables of the outbox are not up to date")
+
+// Check reports whether the tables are there that an Operator needs. It changes
+// nothing.
+func (o *Operator) Check(ctx context.Context) error {
+	for _, c := range []struct {
+		query   string
+		missing error
+	}{
+		{`SELECT COUNT(*) FROM outbox_lease`, ErrNoTables},
+		{`SELECT (SELECT COUNT(*) FROM operator_actions WHERE 1 = 0) + COUNT(skipped_at) FROM outbox_blocked WHERE 1 = 0`, ErrOldTables},
+	} {
+		var n int64
+		err := o.db.Read().QueryRowContext(ctx, c.query).Scan(&n)
+		if err != nil && (sqldb.IsUnavailable(err) || ctx.Err() != nil) {
+			return fmt.Errorf("look for the outbox: %w", err)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", c.missing, err)
+		}
+	}
+	return nil
+}
+
+// aliveWithin is how long a holder may take to count up his renewal: the TTL
+// of the lease, in which he does it four times, and some time for a busy machine.
+const aliveWithin = 2500 * time.Millisecond
+
+// Alive reports whether the holder of the lease renews it. It returns as soon as
+// it sees him do so, and else after 2.5 s. When nobody holds the lease it returns
+// false at once.
+func (o *Operator) Alive(ctx context.Context) (bool, error) {
+	type state struct {
+		holder         string
+		epoch, renewal int64
+	}
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	var first state
+	for began := time.Now(); ; {
+		var s state
+		err := o.db.Read().QueryRowContext(ctx, `SELECT holder, epoch, renewal FROM outbox_lease WHERE id = 1`).Scan(&s.holder, &s.epoch, &s.renewal)
+		switch {
+		case err != nil:
+			return false, fmt.Errorf("read lease: %w", err)
+		case s.holder == "":
+			return false, nil
+		case first == state{}:
+			first = s
+		case s != first:
+			return true, nil
+		case time.Since(began) > aliveWithin:
+			return false, nil
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
 // A Status is how the publishing of one database stands.
 type Status struct {
 	Holder         string    `json:"holder"`  // of the lease; "" when nobody leads

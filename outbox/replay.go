@@ -24,11 +24,15 @@ type ParkedFilter struct {
 	Topic      string
 	EventType  string
 	ErrorClass string // permanent, transient, panic
+	All        bool   // says that everything is meant, where something must be selected
 }
 
 func (f ParkedFilter) where() (string, []any) {
 	var conds []string
 	var args []any
+	if id, err := uuid.Parse(f.EventID); err == nil {
+		f.EventID = id.String() // as it is stored, however it was written
+	}
 	add := func(column string, arg any) {
 		args = append(args, arg)
 		conds = append(conds, fmt.Sprintf("p.%s = $%d", column, len(args)))
@@ -86,7 +90,7 @@ var ErrEventID = errors.New("event id is not a UUID")
 
 // selects reports whether anything but the state and the group is chosen.
 func (f ParkedFilter) selects() bool {
-	return f.EventID != "" || f.Key != "" || f.Topic != "" || f.EventType != "" || f.ErrorClass != ""
+	return f.All || f.EventID != "" || f.Key != "" || f.Topic != "" || f.EventType != "" || f.ErrorClass != ""
 }
 
 // A ParkedRecord is a record that was not handled at once.

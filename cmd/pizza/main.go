@@ -26,6 +26,10 @@ const (
 	exitUsage  = 2
 )
 
+// errUsage is wrapped by the errors about a command's arguments that kong does
+// not find.
+var errUsage = errors.New("usage")
+
 // A command line: the options are the same for every command.
 type cli struct {
 	pizzaflow.Config
@@ -35,6 +39,8 @@ type cli struct {
 	Run     runCmd     `cmd:"" default:"1" help:"Run the services (the default)."`
 	Migrate migrateCmd `cmd:"" help:"Bring the databases up to date."`
 	Topics  topicsCmd  `cmd:"" help:"Create the Kafka topics that are missing."`
+	Outbox  outboxCmd  `cmd:"" help:"See what is not published, and act on it."`
+	DLQ     dlqCmd     `cmd:"" name:"dlq" help:"See what could not be handled, and act on it."`
 	Sandbox sandboxCmd `cmd:"" help:"Run the sandbox alone: payment provider, mail and SMS to try things with."`
 	ConfigC configCmd  `cmd:"" name:"config" help:"Show every option and its value."`
 	Version versionCmd `cmd:"" help:"Show the version."`
@@ -81,7 +87,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case err == nil:
 		return exitDone
-	case errors.Is(err, pizzaflow.ErrConfig):
+	case errors.Is(err, pizzaflow.ErrConfig), errors.Is(err, errUsage):
 		fmt.Fprintln(stderr, "pizza:", err)
 		return exitUsage
 	}
