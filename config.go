@@ -65,6 +65,8 @@ type Config struct {
 	SandboxAddr     string `name:"sandbox-addr" env:"SANDBOX_ADDR" default:"127.0.0.1:8082" help:"Where the sandbox serves its page, payments and SMS gateway."`
 	SandboxSMTPAddr string `name:"sandbox-smtp-addr" env:"SANDBOX_SMTP_ADDR" default:"127.0.0.1:2525" help:"Where the sandbox takes mail."`
 
+	OpsToken string `name:"ops-token" env:"OPS_TOKEN" secret:"yes" help:"The bearer token of the operator API on ADMIN_ADDR, at least 16 characters. Empty: that API is shut."`
+
 	RateLimit      int      `name:"rate-limit" env:"RATE_LIMIT" default:"600" help:"Requests a minute from one peer; 0 is no limit. This machine is never limited."`
 	TrustedProxies []string `name:"trusted-proxies" env:"TRUSTED_PROXIES" help:"Addresses or CIDR ranges whose X-Forwarded-For counts."`
 
@@ -151,10 +153,22 @@ func (c Config) Validate() error {
 			errs = append(errs, bad("NOTIFICATION_TEMPLATES", "%q is not a folder", f))
 		}
 	}
+	if c.OpsToken != "" && !usableToken(c.OpsToken) {
+		errs = append(errs, bad("OPS_TOKEN", "must have at least %d characters, all of them visible ASCII", minToken))
+	}
 	if c.DataDir == "" {
 		errs = append(errs, bad("DATA_DIR", "is empty"))
 	}
 	return errors.Join(errs...)
+}
+
+// minToken is the least length of OPS_TOKEN: 16 random letters and digits are
+// more than can be guessed.
+const minToken = 16
+
+// usableToken reports whether a token is long enough and fits into a header.
+func usableToken(token string) bool {
+	return len(token) >= minToken && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 func (c Config) validateAddresses() error {

@@ -41,6 +41,7 @@ func TestBadConfigurationNamesItsKey(t *testing.T) {
 		"PAYMENT_PROVIDER_URL":      func(c *Config) { c.Services = "payment,broker" },
 		"SMTP_URL":                  func(c *Config) { c.Services = "notification,broker" },
 		"TRUSTED_PROXIES":           func(c *Config) { c.TrustedProxies = []string{"10.0.0.0/99"} },
+		"OPS_TOKEN":                 func(c *Config) { c.OpsToken = "fifteen letters" },
 		"RATE_LIMIT":                func(c *Config) { c.RateLimit = -1 },
 		"NOTIFICATION_TEMPLATES":    func(c *Config) { c.NotificationTemplates = "/no/such/folder" },
 		"NOTIFICATION_DATABASE_URL": func(c *Config) { c.NotificationDatabaseURL = "sqlite" },
@@ -73,6 +74,7 @@ func TestEveryOptionIsDescribed(t *testing.T) {
 func TestSecretsAreBlottedOut(t *testing.T) {
 	c := usable()
 	c.DatabaseURL, c.SMTPURL, c.KafkaSASLPassword = "postgres://u:hunter2@db/x", "smtp://u:hunter2@mail:25", "hunter2"
+	c.OpsToken = "hunter2hunter2hunter2"
 	for _, o := range c.Options() {
 		if strings.Contains(o.Value, "hunter2") {
 			t.Errorf("%s shows a secret: %s", o.Env, o.Value)

@@ -60,6 +60,7 @@ type process struct {
 	unclean   time.Time    // since when the embedded broker may lack records
 	api       http.Handler // the order API, if the order service runs here
 	databases []*sqldb.DB
+	operators *operatorAPI
 	closers   []io.Closer
 	topics    chan struct{} // closed when the topics are there
 	connected atomic.Bool
@@ -274,6 +275,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		return err
 	}
 	p.databases = append(p.databases, db)
+	p.operators.add(name, db)
 	p.closers = append(p.closers, db)
 	out := outbox.New(db, "/"+name+"-service")
 	svc, err := build(p, out, p.host.Log.With("service", name), p.registry)
@@ -389,11 +391,14 @@ func (p *process) startDoors(context.Context) error {
 	return nil
 }
 
-// startAdmin serves metrics and health, from before there is anything to tell:
+// startAdmin serves metrics, health and the operator API, from before there is anything to tell:
 // a process that waits for its database is alive and not ready.
 func (p *process) startAdmin(context.Context) error {
 	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
-		p.ground.Go("ADMIN_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, web.Admin(p.registry, p.ready), p.host.Log) })
+		p.operators = newOperatorAPI(p.cfg, p.host.Log)
+		admin := web.Admin(p.registry, p.ready)
+		admin.Handle("/api/", p.operators.handler(p.cfg.RateLimit))
+		p.ground.Go("ADMIN_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, admin, p.host.Log) })
 	}
 	return nil
 }
