@@ -1,0 +1,160 @@
+package pizzaflow
+
+import (
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// ask sends a request of somebody with the token to the handler.
+func ask(t *testing.T, h http.Handler, path, body string) *httptest.ResponseRecorder {
+	t.Helper()
+	method := http.MethodGet
+	if body != "" {
+		method = http.MethodPost
+	}
+	r := httptest.NewRequestWithContext(t.Context(), method, "/api/v1/"+path, strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer a-token-for-the-tests")
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func apiForTests() *operatorAPI {
+	c := usable()
+	c.Services, c.OpsToken = "payment", "a-token-for-the-tests"
+	return newOperatorAPI(c, slog.New(slog.DiscardHandler))
+}
+
+// Of two who ask for the same thing one is told that there is nothing to do.
+func TestTwoReplaysAtOnce(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		_, err := db.ExecContext(t.Context(), `
+			INSERT INTO parked_records (consumer, event_id, event_type, topic, partition, record_offset, key, value, headers, state, attempts, error_class, error, first_failed_at, last_failed_at)
+			VALUES ('payment-service', '00000000-0000-4000-8000-000000000001', 'OrderCreated', 'order-events', 0, 0, $1, $1, '[]', 'dead', 3, 'transient', 'x', $2, $2)`, []byte("{}"), sqldb.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		api := apiForTests()
+		api.add("payment", db)
+		h := api.handler(0)
+		var both sync.WaitGroup
+		affected := make(chan int, 8)
+		for range cap(affected) {
+			both.Go(func() {
+				w := ask(t, h, "dead-letters/replay", `{"operator":"ann","class":"transient"}`)
+				var answer struct{ Affected int }
+				if err := json.Unmarshal(w.Body.Bytes(), &answer); err != nil || w.Code != http.StatusOK {
+					t.Errorf("%d %s", w.Code, w.Body)
+				}
+				affected <- answer.Affected
+			})
+		}
+		both.Wait()
+		close(affected)
+		total := 0
+		for n := range affected {
+			total += n
+		}
+		if total != 1 {
+			t.Errorf("moved %d times", total)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+}
+
+// wantAway wants a problem that says when to ask again.
+func wantAway(t *testing.T, h http.Handler) {
+	t.Helper()
+	for path, body := range map[string]string{
+		"outbox": "", "outbox/blocked": "", "dead-letters": "", "dead-letters/payment/00000000-0000-4000-8000-000000000001": "",
+		"dead-letters/replay": `{"operator":"ann","all":true}`, "outbox/republish": `{"operator":"ann","since":"2020-01-01T00:00:00Z"}`,
+	} {
+		if w := ask(t, h, path, body); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+}
+
+func TestOperatorAPIBeforeTheDatabaseIsOpen(t *testing.T) { wantAway(t, apiForTests().handler(0)) }
+
+// A server that goes away is told as such, and is found again when it is back.
+func TestOperatorAPIWithoutItsDatabase(t *testing.T) {
+	direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sqltest.Connect(t, direct.String(), sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	var way wayTo
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ln.Close(); way.cut(true) })
+	go way.serve(ln, direct.Host)
+	proxied := *direct
+	proxied.Host = ln.Addr().String()
+	api := apiForTests()
+	api.add("payment", sqltest.Connect(t, proxied.String()))
+	h := api.handler(0)
+	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
+		t.Fatalf("%d %s", w.Code, w.Body)
+	}
+	way.cut(true)
+	wantAway(t, h)
+	way.cut(false)
+	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
+		t.Errorf("back again: %d %s", w.Code, w.Body)
+	}
+}
+
+// A wayTo a server can be cut.
+type wayTo struct {
+	mu    sync.Mutex
+	off   bool
+	conns []net.Conn
+}
+
+func (w *wayTo) cut(off bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.off = off
+	for _, c := range w.conns {
+		_ = c.Close()
+	}
+	w.conns = nil
+}
+
+func (w *wayTo) serve(ln net.Listener, server string) {
+	for {
+		near, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		far, err := net.Dial("tcp", server)
+		w.mu.Lock()
+		if err != nil || w.off {
+			_ = near.Close()
+			if far != nil {
+				_ = far.Close()
+			}
+			w.mu.Unlock()
+			continue
+		}
+		w.conns = append(w.conns, near, far)
+		w.mu.Unlock()
+		go func() { _, _ = io.Copy(far, near); _ = far.Close() }()
+		go func() { _, _ = io.Copy(near, far); _ = near.Close() }()
+	}
+}
