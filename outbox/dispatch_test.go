@@ -158,28 +158,36 @@ func TestDispatcher(t *testing.T) {
 			d.next[tp] += len(recs)
 			d.open(client, tp.topic, [16]byte{1}, kgo.FetchPartition{Partition: tp.partition, Records: recs})
 		}
-		t.Repeat(map[string]func(*rapid.T){
-			"write": func(t *rapid.T) { d.write(t, draw(t)) },
-			"fetch": func(t *rapid.T) { fetch(t, draw(t), rapid.IntRange(1, 30).Draw(t, "n")) },
-			"take":  d.take,
-			"done":  d.finish,
-			"commit": func(t *rapid.T) {
+		actions := []func(){
+			func() { d.write(t, draw(t)) },
+			func() { fetch(t, draw(t), rapid.IntRange(1, 30).Draw(t, "n")) },
+			func() { d.take(t) },
+			func() { d.finish(t) },
+			func() {
 				if p := d.partitions[draw(t)]; p != nil {
 					d.commit(p)
 				}
 			},
-			"assign": func(t *rapid.T) {
+			func() {
 				if tp := draw(t); d.partitions[tp] == nil {
 					d.assign(tp)
 				}
 			},
-			"revoke": func(t *rapid.T) { // what is still at work after the time to drain goes on
+			func() { // taken away, with some time to finish what is at work
 				tp := draw(t)
-				d.commit(d.drop(map[string][]int32{tp.topic: {tp.partition}})...)
+				gone := d.drop(map[string][]int32{tp.topic: {tp.partition}})
+				for range rapid.IntRange(0, 3).Draw(t, "finished in time") {
+					d.finish(t)
+				}
+				d.commit(gone...)
 			},
-			"anew": func(t *rapid.T) { d.assign(draw(t)) }, // assigned without having been revoked
-			"":     d.check,
-		})
+			func() { d.assign(draw(t)) }, // without having been taken away
+		}
+		odds := []int{0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 7}
+		for range rapid.IntRange(20, 400).Draw(t, "steps") {
+			actions[odds[rapid.IntRange(0, len(odds)-1).Draw(t, "action")]]()
+			d.check(t)
+		}
 		for _, tp := range parts { // in the end all is read and done
 			if d.partitions[tp] == nil {
 				d.assign(tp)
