@@ -48,15 +48,15 @@ func TestBatchHandler(t *testing.T) {
 				tx.Add(v, Echoed{d.Event})
 			}
 			for _, d := range ds {
-				switch {
-				case d.Event.Account == "bad-040":
+				switch d.Event.Account {
+				case "bad-040":
 					mu.Lock()
 					defer mu.Unlock()
 					if len(ds) == 1 {
 						attempts++
 					}
 					return errors.New("no luck")
-				case d.Event.Account == "bad-077":
+				case "bad-077":
 					panic("at the disco")
 				}
 			}

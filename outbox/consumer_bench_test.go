@@ -174,15 +174,21 @@ func (f *fixture) fillBench(cfg kafka.Config, n int) {
 	for i := range n {
 		id, _ := uuid.NewV7()
 		e := Counted{Account: fmt.Sprint("account-", i%benchAccounts), By: 1, Order: id.String(), At: time.Now()}
-		rec := &kgo.Record{Topic: benchTopic, Key: []byte(e.Account), Value: fmt.Appendf(nil,
-			`{"event_id":%q,"event_type":"Counted","aggregate_id":%q,"event_data":{"account":%q,"by":1,"order":%q,"at":%q},"timestamp":%q}`,
-			id, e.Account, e.Account, id, e.At.Format(time.RFC3339Nano), e.At.Format(time.RFC3339Nano)),
+		rec := &kgo.Record{
+			Topic: benchTopic, Key: []byte(e.Account), Value: fmt.Appendf(nil,
+				`{"event_id":%q,"event_type":"Counted","aggregate_id":%q,"event_data":{"account":%q,"by":1,"order":%q,"at":%q},"timestamp":%q}`,
+				id, e.Account, e.Account, id, e.At.Format(time.RFC3339Nano), e.At.Format(time.RFC3339Nano)),
 			Headers: []kgo.RecordHeader{
-				{Key: "ce_specversion", Value: []byte("1.0")}, {Key: "ce_id", Value: []byte(id.String())}, {Key: "ce_type", Value: []byte("Counted")},
-				{Key: "ce_source", Value: []byte("/accounts")}, {Key: "content-type", Value: []byte("application/json")},
-				{Key: "aggregate_version", Value: fmt.Append(nil, i/benchAccounts+1)}, {Key: "schema_version", Value: []byte("1")},
+				{Key: "ce_specversion", Value: []byte("1.0")},
+				{Key: "ce_id", Value: []byte(id.String())},
+				{Key: "ce_type", Value: []byte("Counted")},
+				{Key: "ce_source", Value: []byte("/accounts")},
+				{Key: "content-type", Value: []byte("application/json")},
+				{Key: "aggregate_version", Value: fmt.Append(nil, i/benchAccounts+1)},
+				{Key: "schema_version", Value: []byte("1")},
 				{Key: "traceparent", Value: []byte("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01")},
-			}}
+			},
+		}
 		client.Produce(ctx, rec, func(_ *kgo.Record, err error) {
 			if err != nil {
 				f.t.Error(err)

@@ -273,7 +273,7 @@ func (c *complaints) add(what, topic string, partition int32, err error) {
 	at, now := complaint{what, topic, partition}, time.Now()
 	if c.now[at] == nil {
 		c.now[at] = &trouble{since: now}
-		c.cfg.Log.Error(what, "consumer_group", c.cfg.Group, "topic", topic, "partition", partition, "err", err)
+		c.cfg.Log.Error("trouble with the brokers", "doing", what, "consumer_group", c.cfg.Group, "topic", topic, "partition", partition, "err", err)
 	}
 	c.now[at].last = now
 }
@@ -285,7 +285,7 @@ func (c *complaints) settle() {
 	for at, t := range c.now {
 		if time.Since(t.last) > calm {
 			delete(c.now, at)
-			c.cfg.Log.Info(at.what+": goes on", "consumer_group", c.cfg.Group, "topic", at.topic, "partition", at.partition,
+			c.cfg.Log.Info("no more trouble with the brokers", "doing", at.what, "consumer_group", c.cfg.Group, "topic", at.topic, "partition", at.partition,
 				"trouble_seconds", t.last.Sub(t.since).Seconds())
 		}
 	}
