@@ -7,6 +7,8 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,8 +27,8 @@ import (
 )
 
 var (
-	seeds = flag.Uint64("seeds", 60, "how many seeds TestSimulation tries")
-	seed  = flag.Uint64("seed", 0, "the one seed that TestSimulation tries, with all that is logged")
+	seedsFlag = flag.Uint64("seeds", 60, "how many seeds TestSimulation tries")
+	seedFlag  = flag.Uint64("seed", 0, "the one seed that TestSimulation tries, with all that is logged")
 )
 
 const simBroker = "127.0.0.1:9092"
@@ -43,9 +45,9 @@ const simBroker = "127.0.0.1:9092"
 // The seed decides the faults; how goroutines interleave it does not, so a
 // failure may need several runs of its seed (-count) to come again.
 func TestSimulation(t *testing.T) {
-	first, n := uint64(1), *seeds
-	if *seed != 0 {
-		first, n = *seed, 1
+	first, n := uint64(1), *seedsFlag
+	if *seedFlag != 0 {
+		first, n = *seedFlag, 1
 	}
 	for s := first; s < first+n; s++ {
 		t.Run(strconv.FormatUint(s, 10), func(t *testing.T) {
@@ -93,7 +95,7 @@ func simulate(t *testing.T, seed uint64) {
 		u.procs = append(u.procs, u.start())
 	}
 	u.watchOffsets()
-	for until := time.Now().Add(u.dice.between(10*time.Second, 25*time.Second)); time.Now().Before(until); {
+	for until := time.Now().Add(u.dice.between(8*time.Second, 20*time.Second)); time.Now().Before(until); {
 		time.Sleep(u.dice.between(100*time.Millisecond, 4*time.Second)) // virtual
 		u.replaceDead()
 		u.misfortune()
@@ -114,9 +116,11 @@ func simulate(t *testing.T, seed uint64) {
 func newUniverse(t *testing.T, seed uint64) *universe {
 	u := &universe{
 		t: t, dice: newDice(seed), troubles: &troubles{seed: seed, seen: map[string]int{}}, net: kafkatest.NewNetwork(),
-		dir: t.TempDir(), url: "sqlite:" + t.TempDir() + "/sim.db", log: quiet(), began: time.Now(),
+		log: quiet(), began: time.Now(), watching: func() {},
 	}
-	if seed == *flagSeed() && testing.Verbose() {
+	dir := memory(t)
+	u.dir, u.url = filepath.Join(dir, "broker"), "sqlite:"+filepath.Join(dir, "sim.db")
+	if *seedFlag != 0 && testing.Verbose() {
 		u.log = slog.New(slog.NewTextHandler(t.Output(), nil))
 	}
 	u.accounts = 1 + u.dice.below(6)
@@ -140,11 +144,23 @@ func newUniverse(t *testing.T, seed uint64) *universe {
 		t.Fatal(err)
 	}
 	u.tail = newTail(t, cfg)
-	u.watching = func() {}
 	return u
 }
 
-func flagSeed() *uint64 { return seed }
+// memory is a folder for the run, where syncing costs nothing if the machine
+// has such a place: what survives a power cut is not the question here.
+func memory(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "pizzaflow-simulation-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
 
 func simTopics() (all []kafka.Topic) {
 	for _, name := range []string{"moves", "notes"} {
@@ -299,7 +315,7 @@ func (u *universe) end() {
 	u.watching()
 	u.tail.stop()
 	u.stopBroker()
-	if u.t.Failed() || *seed != 0 {
+	if u.t.Failed() || *seedFlag != 0 {
 		u.t.Logf("what happened:\n%s", strings.Join(u.history, "\n"))
 	}
 }

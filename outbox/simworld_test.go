@@ -311,7 +311,7 @@ var errUndone = errors.New("undone")
 func (p *proc) write(ctx context.Context) error {
 	d := p.u.dice
 	for !p.u.calm.Load() {
-		if sleep(ctx, d.between(0, 900*time.Millisecond)) != nil {
+		if sleep(ctx, d.between(0, 1400*time.Millisecond)) != nil {
 			return nil
 		}
 		accounts := []string{fmt.Sprint("account ", d.below(p.u.accounts))}
