@@ -266,4 +266,27 @@ var mutants = []mutant{
 		test: "./outbox -run ^TestGapsUnderKills$",
 		env:  "DATABASE_URL",
 	},
+	{
+		name: "payment: a fresh key for every charge",
+		file: "payment/charge.go",
+		old:  `	return Charge{Key: p.ID, OrderID`,
+		new:  `	return Charge{Key: fmt.Sprint(p.ID, "-", p.Calls), OrderID`,
+		test: "./payment -run ^TestKilledAroundTheCharge$/^after_the_provider",
+	},
+	{
+		name: "payment: charged again without a lookup",
+		file: "payment/charge.go",
+		old: `	call, before := p.Next(sqldb.Now(), s.cfg.TTL), interrupted
+`,
+		new: `	call, before := CallCharge, interrupted
+`,
+		test: "./payment -run ^TestKilledAroundTheCharge$",
+	},
+	{
+		name: "e-mail: another Message-ID each time",
+		file: "notification/email.go",
+		old:  `	msg.SetMessageIDWithValue(m.ID + "@" + messageIDDomain)`,
+		new:  `	msg.SetMessageID()`,
+		test: "./notification -run ^TestKilledBetweenSendingAndRecording$",
+	},
 }
