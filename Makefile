@@ -21,14 +21,15 @@ short: ## the tests that need nothing but Go
 test: ## the whole check: format, vet, lint, and every test with the race detector on real servers
 	@tools/test
 
-# BENCH=quick takes 3 minutes instead of 15; PARTS=relay,latency,intake,consumer,chain,flow picks parts.
+# BENCH=quick takes 3 minutes instead of 15; PARTS=relay,latency,intake,consumer,chain,flow picks parts. Only a full run writes the file.
 bench: ## measure everything beside what others use, and write docs/benchmarks.md
 	@cd bench && go build -o ../bin/bench .
-	@exec bin/bench -size "$${BENCH:-full}" -run "$(PARTS)"
+	@exec bin/bench -size "$(or $(BENCH),full)" -run "$(PARTS)" -out "$(if $(BENCH)$(PARTS),,docs/benchmarks.md)"
 
 lint: ## vet and golangci-lint
 	go vet -tags synctests ./...
 	$(TOOL) golangci-lint run
+	cd bench && go vet ./... && go tool -modfile=../tools/go.mod golangci-lint run
 
 fmt: ## format every Go file as lint wants it
 	$(TOOL) golangci-lint fmt

@@ -75,7 +75,7 @@ func consumerPart(ctx context.Context, b *bench) error {
 	}{{"PostgreSQL", "Kafka", min(2, b.size.rounds)}, {"SQLite", "embedded", 1}} {
 		rounds := map[string][]float64{}
 		for range on.rounds {
-			for _, kind := range []string{byHand, byOn} {
+			for _, kind := range []string{byHand, byOn, byBatch} {
 				if ctx.Err() != nil {
 					return errors.Join(append(errs, ctx.Err())...)
 				}
@@ -230,7 +230,11 @@ func playConsumer(ctx context.Context, text json.RawMessage, _ func(any) error) 
 	c := outbox.NewConsumer(outbox.ConsumerConfig{
 		Outbox: outbox.New(db, "/bench"), Group: order.Group, Kafka: opts, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})
-	outbox.On(c, closeBill)
+	if order.Kind == byBatch {
+		outbox.OnBatch(c, closeBills(db.Engine))
+	} else {
+		outbox.On(c, closeBill)
+	}
 	return nil, c.Run(ctx)
 }
 
@@ -246,6 +250,36 @@ func closeBill(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[billPaid]) 
 	}
 	tx.Add(2, billClosed{BillID: d.Event.BillID})
 	return nil
+}
+
+// closeBills does the same for many in one statement.
+func closeBills(engine sqldb.Engine) func(context.Context, *outbox.Tx, []outbox.Delivery[billPaid]) error {
+	return func(ctx context.Context, tx *outbox.Tx, all []outbox.Delivery[billPaid]) error {
+		ids := make([]string, len(all))
+		for i, d := range all {
+			ids[i] = d.Event.BillID
+		}
+		which, list := `id = ANY($1)`, any(ids)
+		if engine == sqldb.SQLite { // which is handed a list in its own way
+			text, err := json.Marshal(ids)
+			if err != nil {
+				return err
+			}
+			which, list = `id IN (SELECT value FROM json_each($1))`, string(text)
+		}
+		res, err := tx.ExecContext(ctx, `UPDATE bills SET status = 'paid', version = 2 WHERE status = 'open' AND `+which, list)
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || int(n) != len(all) {
+			return errors.Join(err, fmt.Errorf("%d bills: %d rows", len(all), n))
+		}
+		for _, d := range all {
+			tx.Cause(d.EventID, d.Traceparent)
+			tx.Add(2, billClosed{BillID: d.Event.BillID})
+		}
+		return nil
+	}
 }
 
 // consumeByHand is a loop as it is written by hand: a transaction for each

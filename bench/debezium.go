@@ -234,5 +234,5 @@ func (b *bench) debeziumJars(ctx context.Context) (string, error) {
 	if out, err := mvn.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w: Maven could not fetch it: %w: %.500s", errNoDebezium, err, out)
 	}
-	return home, os.Rename(part, home)
+	return home, os.Rename(part, home) //nolint:gosec // the user's own cache
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -161,11 +162,11 @@ func (b *bench) timeRoute(ctx context.Context, r route, rate int) (err error) {
 		l = append(l, max(0, at.Sub(time.Unix(0, sent[n])))) // the commit's return may be later than the receipt
 	}
 	slices.Sort(l)
-	if missing > 0 {
-		return fmt.Errorf("%d of %d events did not come", missing, write.Count)
+	if missing > 0 && strings.HasPrefix(r.name, "ours") || len(l) == 0 { // others may fail to keep up
+		return fmt.Errorf("%d of %d events did not come", missing, write.Count-warm)
 	}
-	b.say("  %s, %s at %d/s: p50 %s, p99 %s, max %s", where, r.name, rate, ms(l.at(0.5)), ms(l.at(0.99)), ms(l.at(1)))
-	b.report.timed(where.String(), r.name, rate, l)
+	b.say("  %s, %s at %d/s: p50 %s, p99 %s, max %s; %d did not come", where, r.name, rate, ms(l.at(0.5)), ms(l.at(0.99)), ms(l.at(1)), missing)
+	b.report.timed(where.String(), r.name, rate, missing, l)
 	return nil
 }
 

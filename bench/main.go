@@ -56,7 +56,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	b := &bench{root: *root, size: s, sizeName: *size, log: stderr, began: time.Now(), report: &report{}}
-	err = errors.Join(b.all(ctx, chosen), b.publish(*out, stdout))
+	err = b.all(ctx, chosen)
+	if ctx.Err() != nil {
+		*out = "" // half a run is not for the record
+	}
+	err = errors.Join(err, b.publish(*out, stdout))
 	if err != nil {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 1
@@ -140,7 +144,7 @@ func (b *bench) all(ctx context.Context, chosen []part) (err error) {
 			err = errors.Join(err, fmt.Errorf("part %s failed", p.name))
 		}
 		if ctx.Err() != nil {
-			return errors.Join(err, fmt.Errorf("interrupted: %w", context.Cause(ctx)))
+			return context.Cause(ctx)
 		}
 	}
 	return err

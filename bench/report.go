@@ -37,6 +37,7 @@ type drained struct {
 type timed struct {
 	where, name string
 	rate        int
+	missing     int // had not come when the patience was over
 	lags
 }
 
@@ -58,8 +59,8 @@ func (r *report) drained(where string, c contender, d drain) {
 	r.drains = append(r.drains, drained{where, c.name, d})
 }
 
-func (r *report) timed(where, name string, rate int, l lags) {
-	r.times = append(r.times, timed{where, name, rate, l})
+func (r *report) timed(where, name string, rate, missing int, l lags) {
+	r.times = append(r.times, timed{where, name, rate, missing, l})
 }
 
 // table adds a table: the first row is its head.

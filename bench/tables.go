@@ -116,7 +116,7 @@ func (b *bench) latencyTable() {
 		name, where string
 		rate        int
 	}
-	rows := [][]string{{"", "on", "events/s", "rounds", "p50", "p99", "max"}}
+	rows := [][]string{{"", "on", "events/s", "rounds", "p50", "p99", "max", "did not come"}}
 	all := map[key][]lags{}
 	for _, t := range b.report.times {
 		k := key{t.name, t.where, t.rate}
@@ -136,7 +136,7 @@ func (b *bench) latencyTable() {
 			return v
 		}
 		p50, p99 := median(over(0.5)), median(over(0.99))
-		rows = append(rows, []string{t.name, t.where, fmt.Sprint(t.rate), fmt.Sprint(len(rounds)), msOf(p50), msOf(p99), msOf(slices.Max(over(1)))})
+		rows = append(rows, []string{t.name, t.where, fmt.Sprint(t.rate), fmt.Sprint(len(rounds)), msOf(p50), msOf(p99), msOf(slices.Max(over(1))), fmt.Sprint(t.missing)})
 		if t.name == "ours" && t.where == "PostgreSQL → Kafka" {
 			b.report.reach(fmt.Sprintf("latency %d", t.rate), p50 <= 2e6 && p99 <= 15e6, "p50 %s, p99 %s", msOf(p50), msOf(p99))
 		}
