@@ -150,10 +150,10 @@ func TestVirtualEitherTopicFirst(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := open(t, func(c *Config) { c.Services = "notification,broker,sandbox" })
 			slices.SortStableFunc(records, func(a, b *kgo.Record) int {
-				switch {
-				case a.Topic == b.Topic:
+				switch a.Topic {
+				case b.Topic:
 					return 0
-				case a.Topic == first:
+				case first:
 					return -1
 				}
 				return 1

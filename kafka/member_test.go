@@ -51,7 +51,7 @@ func memberDies(t *testing.T) {
 
 	seen := map[int32]bool{}
 	for p := range topic.Partitions {
-		record := &kgo.Record{Topic: "events", Partition: int32(p), Value: []byte("hello")} //nolint:gosec // of four
+		record := &kgo.Record{Topic: "events", Partition: int32(p), Value: []byte("hello")}
 		if err := survivor.ProduceSync(t.Context(), record).FirstErr(); err != nil {
 			t.Fatal(err)
 		}

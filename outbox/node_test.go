@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -145,7 +146,7 @@ func (n node) run(ctx context.Context, db *sqldb.DB, log *slog.Logger, c *crashe
 	if n.Relay {
 		g.Go(func() error {
 			return outbox.NewRelay(outbox.RelayConfig{
-				Outbox: out, Service: "accounts", Kafka: append(opts[:len(opts):len(opts)], kgo.WithHooks(c)),
+				Outbox: out, Service: "accounts", Kafka: append(slices.Clip(opts), kgo.WithHooks(c)),
 				Poll: 200 * time.Millisecond, TTL: n.TTL, Log: log,
 			}).Run(ctx)
 		})

@@ -41,7 +41,7 @@ type dice struct {
 	r  *rand.Rand
 }
 
-func newDice(seed uint64) *dice { return &dice{r: rand.New(rand.NewPCG(seed, 5))} } //nolint:gosec // a simulation
+func newDice(seed uint64) *dice { return &dice{r: rand.New(rand.NewPCG(seed, 5))} }
 
 func (d *dice) below(n int) int {
 	d.mu.Lock()

@@ -3,7 +3,7 @@ package outbox
 import (
 	"context"
 	"crypto/rand"
-	"errors"
+	"database/sql"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
@@ -310,17 +310,10 @@ func (w *Work) claim(ctx context.Context, n int) (int, error) {
 func (w *Work) takeRows(ctx context.Context, statement string, more ...any) (n int, err error) {
 	until, now := time.Now().Add(w.cfg.Lease), sqldb.Now()
 	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{now.Add(w.cfg.Lease), w.token, now}, more...)...)
-	if err != nil {
-		return 0, err
-	}
-	var taken []*holding
-	for rows.Next() && err == nil {
+	taken, err := all(rows, err, func(rows *sql.Rows) (*holding, error) {
 		h := &holding{claim: Claim{Token: w.token}, until: until}
-		if err = rows.Scan(&h.claim.ID, &h.claim.Attempt); err == nil {
-			taken = append(taken, h)
-		}
-	}
-	err = errors.Join(err, rows.Err(), rows.Close())
+		return h, rows.Scan(&h.claim.ID, &h.claim.Attempt)
+	}, "take due rows")
 	for _, h := range taken { // now that the statement has ended, whoever reads the row sees the token
 		crash("work: claimed")
 		w.hold(h)

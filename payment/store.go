@@ -215,8 +215,10 @@ func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending, at
 func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlement, at time.Time) (map[string]bool, error) {
 	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
 		p := &all[i].next
-		return []any{p.ID, all[i].claim.Token, all[i].from.Status, p.Status, p.TransactionID, p.ErrorCode, message(p.ErrorCode),
-			p.Version, p.Checks, p.CompletedAt, all[i].due}
+		return []any{
+			p.ID, all[i].claim.Token, all[i].from.Status, p.Status, p.TransactionID, p.ErrorCode, message(p.ErrorCode),
+			p.Version, p.Checks, p.CompletedAt, all[i].due,
+		}
 	})
 	if err != nil {
 		return nil, fmt.Errorf("settle payments: %w", err)
