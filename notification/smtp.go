@@ -16,6 +16,7 @@ import (
 const (
 	dialTimeout  = 10 * time.Second // connecting, greeting, TLS and login, each
 	checkTimeout = 5 * time.Second  // asking a kept connection whether it lives
+	askAfter     = time.Second
 	quitTimeout  = 2 * time.Second
 	idleLimit    = 30 * time.Second // servers hang up on silent clients after minutes
 	mailsPerConn = 100              // many servers allow no more
@@ -38,7 +39,10 @@ type smtpConn struct {
 	client *smtp.Client
 	raw    net.Conn
 	mails  int         // begun on it
+	since  time.Time   // when it was given back
 	expiry *time.Timer // while idle
+
+	unfinished bool // the last transaction did not come to its end
 }
 
 // take is a kept connection that still answers, or a new one.
@@ -48,7 +52,8 @@ func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
 		if c == nil {
 			return p.dial(ctx)
 		}
-		if c.alive(ctx) {
+		// one that was used a moment ago is only asked when something must be forgotten
+		if !c.unfinished && time.Since(c.since) < askAfter || c.alive(ctx) {
 			c.mails++
 			return c, nil
 		}
@@ -73,6 +78,7 @@ func (p *smtpPool) give(c *smtpConn) {
 	p.mu.Lock()
 	keep := !p.closed && c.mails < mailsPerConn
 	if keep {
+		c.since = time.Now()
 		c.expiry = time.AfterFunc(idleLimit, func() { p.expire(c) })
 		p.idle = append(p.idle, c)
 	}
