@@ -48,7 +48,7 @@ var domain = []struct {
 		if err != nil {
 			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
 		}
-		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout})
+		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Alone: alone(out)})
 	}},
 	{"notification", notification.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		email, err := notification.NewSMTP(p.outside.smtp, p.host.Dial)
@@ -59,13 +59,17 @@ var domain = []struct {
 		if err != nil {
 			return nil, bad("SMS_URL", "%w", err)
 		}
-		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom}
+		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom, Alone: alone(out)}
 		if p.cfg.NotificationTemplates != "" {
 			cfg.Templates = os.DirFS(p.cfg.NotificationTemplates)
 		}
 		return notification.New(cfg)
 	}},
 }
+
+// alone reports whether no other process can be at work on the database: the
+// lock of a SQLite file keeps them away.
+func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
 
 // allServices are the names that SERVICES takes.
 var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}

@@ -2,6 +2,8 @@ package notification
 
 import (
 	"context"
+	"database/sql"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -295,3 +297,96 @@ func TestResultIsRecordedWhenTheDatabaseComesBack(t *testing.T) {
 type sendFunc func(context.Context, Message) Result
 
 func (f sendFunc) Send(ctx context.Context, m Message) Result { return f(ctx, m) }
+
+// Of results that are recorded together, that of a message which is another's
+// by now is left alone.
+func TestOneOfAGroupLostItsLease(t *testing.T) {
+	each(t, func(t *testing.T, db *sqldb.DB) {
+		w := newWorld(t, db)
+		s := w.service()
+		o := newOrder("")
+		w.handle(s, o.created(), o.paid())
+		w.exec(`UPDATE notification_deliveries SET lease_token = 'ours'`)
+		rows, err := db.QueryContext(t.Context(), `SELECT id FROM notification_deliveries ORDER BY type, channel`)
+		all, err := idsInOrder(rows, err)
+		if err != nil || len(all) != 4 {
+			t.Fatal(all, err)
+		}
+		settled := make([]settlement, len(all))
+		for i, id := range all {
+			settled[i] = settlement{claim: outbox.Claim{ID: id, Token: "ours", Attempt: 1}, status: Sent, sentAt: sqldb.Now(), providerID: "it-" + id}
+		}
+		settled[1].claim.Token = "theirs"
+		settled[2].status, settled[2].sentAt, settled[2].reason = Failed, time.Time{}, "permanent: no such mailbox"
+		results, err := settleDeliveries(t.Context(), db, settled)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, err := range results {
+			if errors.Is(err, errLeaseLost) != (i == 1) {
+				t.Errorf("the result of %d is %v", i, err)
+			}
+		}
+		w.want(o, map[string]string{
+			"order_confirmation email": "sent 0", "order_confirmation sms": "pending 0",
+			"payment_confirmation email": "failed 0", "payment_confirmation sms": "sent 0",
+		})
+		var n int
+		err = db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM notification_deliveries WHERE lease_token IS NULL AND due_at IS NULL AND
+			(status = 'failed' AND error = 'permanent: no such mailbox' AND sent_at IS NULL OR status = 'sent' AND error IS NULL AND sent_at IS NOT NULL)`).Scan(&n)
+		if err != nil || n != 3 {
+			t.Errorf("%d rows are as they should be, want 3, %v", n, err)
+		}
+	})
+}
+
+func idsInOrder(rows *sql.Rows, err error) (all []string, _ error) {
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var id string
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		all = append(all, id)
+	}
+	return all, rows.Err()
+}
+
+// Every connection to the database is cut again and again while messages are
+// sent and recorded: none is lost, and none sent twice.
+func TestDatabaseCutOffUnderLoad(t *testing.T) {
+	url := sqltest.URL(t, sqldb.Postgres)
+	db := sqltest.Connect(t, url, sqltest.Schema{Name: "outbox", FS: outbox.Schema}, sqltest.Schema{Name: "notification", FS: Schema})
+	killer := sqltest.Connect(t, url)
+	w := newWorld(t, db)
+	s := w.service()
+	w.run(s)
+	all := make([]anOrder, 200)
+	for i := range all {
+		all[i] = newOrder("")
+		w.handle(s, all[i].created(), all[i].paid())
+	}
+	cuts := 0
+	w.eventually("all is sent", func() bool {
+		cuts++
+		_, err := killer.ExecContext(t.Context(), `
+			SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+			WHERE application_name = current_setting('application_name') AND pid <> pg_backend_pid()`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sent int
+		err = killer.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM notification_deliveries WHERE status = 'sent'`).Scan(&sent)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sent == 4*len(all)
+	})
+	for _, o := range all {
+		w.wantMessages(o, 2, 2)
+	}
+	t.Logf("cut %d times", cuts)
+}

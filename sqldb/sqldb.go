@@ -123,11 +123,11 @@ func openSQLite(path string) (*DB, error) {
 		}, pragmas...)}
 		return (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String()
 	}
-	write, err := sql.Open("sqlite", dsn("immediate"))
+	write, err := openCached(dsn("immediate"))
 	if err != nil {
 		return nil, err
 	}
-	read, err := sql.Open("sqlite", dsn("deferred", "query_only(1)"))
+	read, err := openCached(dsn("deferred", "query_only(1)"))
 	if err != nil {
 		return nil, errors.Join(err, write.Close())
 	}
