@@ -69,7 +69,7 @@ func (c dlqListCmd) Run(ctx context.Context, p *program) error {
 			}
 			if len(found) > c.Limit {
 				found = found[:c.Limit]
-				fmt.Fprintf(p.stderr, "%s has more than these %d: see --limit\n", op.Service, c.Limit)
+				fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", op.Service, c.Limit)
 			}
 			for _, r := range found {
 				records = append(records, pizzaflow.ServiceRecord{Service: op.Service, ParkedRecord: r})

@@ -246,6 +246,56 @@ func TestOutboxByCommand(t *testing.T) {
 	})
 }
 
+// What the broker refused is shown, and given up or tried again by number, key
+// and topic, with nothing running.
+func TestBlockedEventsByCommand(t *testing.T) {
+	onBothEngines(t, nil, func(t *testing.T) {
+		command(t, exitDone, "migrate")
+		orders := os.Getenv("ORDER_DATABASE_URL")
+		if orders == "" {
+			orders = "sqlite:" + filepath.Join("pizza-data", "order.db")
+		}
+		db := sqltest.Connect(t, orders)
+		for i, reason := range []string{"MESSAGE_TOO_LARGE", "its key is blocked", ""} {
+			id := fmt.Sprintf("00000000-0000-4000-8000-00000000000%d", i)
+			var seq int64
+			err := db.QueryRowContext(t.Context(), `
+				INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, topic, key, headers, value, created_at)
+				VALUES ($1, 'big', $2, 'OrderCreated', 'order-events', $3, '[]', $3, $4) RETURNING seq`, id, i+1, []byte("big"), sqldb.Now()).Scan(&seq)
+			if err == nil && reason != "" {
+				_, err = db.ExecContext(t.Context(), `INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES ($1, 'order-events', $2, $3, $4)`, seq, []byte("big"), reason, sqldb.Now())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		says := func(want string, args ...string) {
+			t.Helper()
+			stdout, stderr := command(t, exitDone, args...)
+			if !strings.Contains(stdout+stderr, want) {
+				t.Errorf("%v does not say %q:\n%s%s", args, want, stdout, stderr)
+			}
+		}
+		says("MESSAGE_TOO_LARGE", "outbox", "blocked", "--key", "big")
+		says("nothing is blocked", "outbox", "blocked", "--topic", "payment-events")
+		says("order has more than 1", "outbox", "blocked", "--limit", "1")
+		says("dry run: would have released 2 events", "outbox", "retry", "--all", "--dry-run")
+		says("nothing such is blocked", "outbox", "skip", "--seq", "1", "--service", "payment")
+		says("given up 1 event", "outbox", "skip", "--seq", "1", "--service", "order", "--why", "nobody wants it")
+		says("given up 2 events", "outbox", "skip", "--refused", "order-events", "--dry-run")
+		says("rewound 2 events", "outbox", "republish", "--since", "1h")
+		stdout, _ := command(t, exitDone, "outbox", "status", "--service", "order", "-o", "json")
+		var list []pizzaflow.ServiceStatus
+		if err := json.Unmarshal([]byte(stdout), &list); err != nil || len(list) != 1 || list[0].Skipped != 1 || list[0].Unpublished != 2 {
+			t.Errorf("%v: %s", err, stdout)
+		}
+		var by, why string
+		if err := db.QueryRowContext(t.Context(), `SELECT operator, reason FROM operator_actions WHERE action = 'skip'`).Scan(&by, &why); err != nil || !strings.Contains(by, "@") || why != "nobody wants it" {
+			t.Errorf("noted %q %q: %v", by, why, err)
+		}
+	})
+}
+
 // Everything that is wrong with a command is told, and nothing is made or changed.
 func TestOperatorUsage(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "data")

@@ -60,7 +60,7 @@ func (d deed) action() pizzaflow.Action {
 func (p *program) did(d deed, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	if d.DryRun {
-		text = "dry run, nothing is changed; else it had " + text
+		text = "dry run: would have " + text
 	}
 	fmt.Fprintln(p.stderr, text)
 }
@@ -196,7 +196,7 @@ func (c outboxBlockedCmd) Run(ctx context.Context, p *program) error {
 			}
 			if len(found) > c.Limit {
 				found = found[:c.Limit]
-				fmt.Fprintf(p.stderr, "%s has more than these %d: see --limit\n", op.Service, c.Limit)
+				fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", op.Service, c.Limit)
 			}
 			events = append(events, ofService(op, found)...)
 		}
@@ -329,7 +329,7 @@ func (c outboxRepublishCmd) Run(ctx context.Context, p *program) error {
 		return fmt.Errorf("%w: --since: %q is neither a time such as 2026-01-02T15:04:05Z nor a duration such as 2h", errUsage, c.Since)
 	}
 	nothing := "nothing that is retained was written since " + clock(since)
-	return tallied(ctx, p, c.where, c.deed, "rewound: to be published again,", nothing, func(op pizzaflow.ServiceOperator) (int64, error) {
+	return tallied(ctx, p, c.where, c.deed, "rewound", nothing, func(op pizzaflow.ServiceOperator) (int64, error) {
 		return op.Republish(ctx, since, c.action())
 	})
 }
