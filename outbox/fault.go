@@ -90,11 +90,11 @@ func newBreaker(cfg ConsumerConfig, gauge prometheus.Gauge) *breaker {
 	}
 }
 
-// run runs fn until it has succeeded or failed for a reason of its own. What
+// insist runs fn until it has succeeded or failed for a reason of its own. What
 // is away is waited for, without limit; before each further try still is asked
 // whether there is anything left to do. errGivenUp is returned when there is
 // not, or when the end has come.
-func (c *Consumer) run(ctx context.Context, still func() bool, fn func() error) error {
+func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() error) error {
 	probe := false
 	defer c.breaker.leave(&probe)
 	for odd, try := 0, 1; ; try++ {

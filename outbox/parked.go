@@ -96,7 +96,7 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 	for ctx.Err() == nil {
 		var heads []head
 		var next time.Duration
-		err := c.run(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })
+		err := c.insist(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("look for due records", "consumer_group", c.cfg.Group, "err", err)
 		}
@@ -207,7 +207,7 @@ func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
 func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claimed bool, err error) {
 	h.began = time.Now()
 	move := func(s parkedState, then func(context.Context, *Tx) error) error {
-		return c.run(ctx, still, func() error {
+		return c.insist(ctx, still, func() error {
 			ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 			defer cancel()
 			return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {

@@ -30,7 +30,7 @@ func (c *Consumer) settleSorted(ctx context.Context, batch []*inbound) {
 		return
 	}
 	var culprit *inbound
-	err := c.run(ctx, present(&batch), func() (err error) { culprit, err = c.try(ctx, batch); return err })
+	err := c.insist(ctx, present(&batch), func() (err error) { culprit, err = c.try(ctx, batch); return err })
 	switch {
 	case err == nil || errors.Is(err, errGivenUp):
 	case culprit == nil && len(batch) > 1: // one of them spoils it for all: find out which
@@ -207,7 +207,7 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
 	s := c.afterFailure(in.attempt, cause)
 	o := outcome("")
-	err := c.run(ctx, present(&[]*inbound{in}), func() error {
+	err := c.insist(ctx, present(&[]*inbound{in}), func() error {
 		err := c.park(ctx, in, s, &o)
 		if hook, ok := errors.AsType[*hookError](err); ok { // it will be told again
 			s = c.undecided(s, hook)
