@@ -12,10 +12,16 @@ import (
 
 const handOffs = 256 // transactions waiting to be taken
 
+// A hand takes what is committed during one term of this process's relay, from
+// the beginning of the transaction on. Nothing of it reaches a later term: that
+// may stand on another server, which never received it and gives its numbers
+// to other events.
+type hand chan []row
+
 // handOver gives committed rows to the relay of this process; false says that
 // it must read them. They are told apart from the table's by nothing.
-func (o *Outbox) handOver(rows []row) bool {
-	if !o.leads.Load() {
+func (o *Outbox) handOver(to *hand, rows []row) bool {
+	if to == nil || o.hand.Load() != to {
 		return false
 	}
 	for i := range rows {
@@ -24,7 +30,7 @@ func (o *Outbox) handOver(rows []row) bool {
 		}
 	}
 	select {
-	case o.handed <- rows:
+	case *to <- rows:
 		return true
 	default:
 		return false
@@ -37,7 +43,7 @@ func (t *term) takeHanded(rows []row) *round {
 gather:
 	for len(rows) < roundRows {
 		select {
-		case more := <-t.cfg.Outbox.handed:
+		case more := <-*t.hand:
 			rows = append(slices.Clip(rows), more...)
 		default:
 			break gather

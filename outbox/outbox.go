@@ -40,14 +40,13 @@ type Outbox struct {
 	db     *sqldb.DB
 	source string
 	wake   chan struct{} // tells the relay of this process that something was committed
-	handed chan []row    // what was, if it leads
-	leads  atomic.Bool
+	hand   atomic.Pointer[hand]
 }
 
 // New makes the outbox of a database. The source is what ce_source says of its
 // events, such as /order-service.
 func New(db *sqldb.DB, source string) *Outbox {
-	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1), handed: make(chan []row, handOffs)}
+	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1)}
 }
 
 // DB is the database the outbox writes to.
@@ -57,6 +56,7 @@ func (o *Outbox) DB() *sqldb.DB { return o.db }
 // with its commit or not at all. Like sqldb.DB.Tx it may run fn again.
 func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
+	to := o.hand.Load()
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {
 		tx = &Tx{Tx: t, db: o.db, traceparent: Traceparent(ctx)}
 		if err := fn(tx); err != nil {
@@ -73,7 +73,7 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 		return err
 	}
 	crash("tx: committed")
-	if len(tx.rows) > 0 && !o.handOver(tx.rows) {
+	if len(tx.rows) > 0 && !o.handOver(to, tx.rows) {
 		o.poke()
 	}
 	for _, fn := range tx.afterCommit {

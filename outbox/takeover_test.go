@@ -166,6 +166,25 @@ func TestIdleLeaderNoticesItsEnd(t *testing.T) {
 	})
 }
 
+// What was handed over in an earlier term may stand on no server any more, and
+// its number be given to another event: it is neither published nor does it
+// hide that one.
+func TestNothingIsHandedToALaterTerm(t *testing.T) {
+	eachWorld(t, func(t *testing.T, w *world) {
+		outbox.CommitElsewhere(w.out, 1, Moved{Account: "ghost"})
+		run(t, w.relay().Run)
+		w.until(func() string {
+			if w.column(`SELECT holder FROM outbox_lease`)[0] == "" {
+				return "nobody leads"
+			}
+			return ""
+		})
+		w.move("a", 1)
+		w.awaitMarked()
+		w.checkAllPublished(nil)
+	})
+}
+
 // Two relays on one database under load, of which the one that leads is
 // stopped past its lease and woken again, time after time.
 func TestStoppedRelaysUnderLoad(t *testing.T) {

@@ -33,6 +33,7 @@ type term struct {
 	landings  chan landing  // acknowledged
 	laneDue   chan struct{} // a lane was opened
 	suspect   chan struct{} // the topics should be looked at
+	hand      *hand         // what is handed over
 	asked     time.Time     // when the writers were listed last
 	seen      versions      // by the reader
 
@@ -148,8 +149,10 @@ func (t *term) floorWithout(landed []*round) int64 {
 
 // readLoop reads round after round, and waits when there is nothing.
 func (t *term) readLoop(ctx context.Context) error {
-	t.cfg.Outbox.leads.Store(true)
-	defer t.cfg.Outbox.leads.Store(false)
+	t.hand = new(make(hand, handOffs))
+	t.cfg.Outbox.hand.Store(t.hand)
+	defer t.cfg.Outbox.poke() // whoever leads next is to know of what is left in it
+	defer t.cfg.Outbox.hand.Store(nil)
 	poll := time.NewTicker(t.cfg.Poll)
 	defer poll.Stop()
 	for ctx.Err() == nil {
@@ -188,7 +191,7 @@ func (t *term) awaitCall(ctx context.Context, poll <-chan time.Time) {
 			return
 		case <-t.cfg.Outbox.wake:
 			return
-		case rows := <-t.cfg.Outbox.handed:
+		case rows := <-*t.hand:
 			rd := t.takeHanded(rows)
 			if rd == nil {
 				return

@@ -22,7 +22,6 @@ func (r *Relay) notify(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-r.cfg.Outbox.wake:
-		case <-r.cfg.Outbox.handed: // meant for a term that has ended
 		}
 		if err := r.db.Notify(ctx, wakeChannel); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
