@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
-	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -131,32 +133,47 @@ func (d *deployment) testOversized(t *testing.T) {
 	if !d.logged(t, "event refused", blocked.OrderID) {
 		t.Error("the refusal is not in the log")
 	}
-	limit(1<<20 + 12)
-	d.unblock(t, blocked.OrderID)
+	d.mendBlocked(t, blocked, limit)
 	d.checkServed(t, blocked, 2)
 }
 
-// unblock has the events of a key of order-events tried again, as
-// docs/operations.md says it is done.
-func (d *deployment) unblock(t *testing.T, key string) {
+// mendBlocked is what an operator does about an order whose events are refused.
+func (d *deployment) mendBlocked(t *testing.T, o order, limit func(bytes int)) {
 	t.Helper()
-	db, err := d.database(t.Context(), "order")
-	if err != nil {
+	var status []struct {
+		Service string
+		Leader  string
+		Blocked int
+	}
+	if err := json.Unmarshal(d.command(t, "outbox", "status", "-o", "json", "--service", "order"), &status); err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
-	err = db.Tx(t.Context(), func(tx *sql.Tx) error {
-		_, err := tx.ExecContext(t.Context(), `UPDATE outbox_lease SET epoch = epoch + 1,
-			floor = LEAST(floor, (SELECT MIN(seq) - 1 FROM outbox_blocked WHERE topic = 'order-events' AND key = $1))`, []byte(key))
-		if err != nil {
-			return err
-		}
-		_, err = tx.ExecContext(t.Context(), `DELETE FROM outbox_blocked WHERE topic = 'order-events' AND key = $1`, []byte(key))
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
+	if len(status) != 1 || status[0].Leader != "alive" || status[0].Blocked != 1 {
+		t.Errorf("pizza outbox status: %+v", status)
 	}
+	if listed := d.command(t, "outbox", "blocked"); !strings.Contains(string(listed), o.OrderID) || !strings.Contains(string(listed), "MESSAGE_TOO_LARGE") {
+		t.Errorf("pizza outbox blocked: %s", listed)
+	}
+	limit(1<<20 + 12)
+	d.command(t, "outbox", "retry", "--service", "order", "--key", o.OrderID, "--why", "the limit was too low")
+	if listed := d.command(t, "outbox", "blocked", "-o", "json"); strings.TrimSpace(string(listed)) != "[]" {
+		t.Errorf("after the retry pizza outbox blocked says %s", listed)
+	}
+}
+
+// command runs pizza with arguments, beside the processes of the deployment, and
+// returns what it prints.
+func (d *deployment) command(t *testing.T, args ...string) []byte {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), pizza, args...)
+	cmd.Env, cmd.Dir = d.environment(d.setup.processes[0]), filepath.Dir(d.dir)
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("pizza %s: %v\n%s", strings.Join(args, " "), err, &said)
+	}
+	return out
 }
 
 // menu is the ids of the pizzas.
