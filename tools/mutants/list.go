@@ -193,11 +193,11 @@ var mutants = []mutant{
 	},
 	{
 		name: "work: what was called is not taken again",
-		file: "outbox/work.go",
-		old: `SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND`,
-		new: `SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND lease_token IS NULL AND`,
+		file: "outbox/work_lease.go",
+		old: `	ids, err := w.orphans(ctx, n)
+	if err != nil || len(ids) == 0 {`,
+		new: `	ids, err := w.orphans(ctx, n)
+	if err != nil || len(ids) >= 0 {`,
 		test: "./outbox -run ^TestCrashPoints$/^call_made,_not_settled/^sqlite$",
 	},
 	{
