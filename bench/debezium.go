@@ -36,13 +36,16 @@ var debeziumTables = []string{
 // file with how far it has come.
 type debezium struct {
 	jars, source string
+	name         string // of its database and its slot
 	url          string
 	folder       string
 }
 
 // newDebezium fetches the jars, makes the database and starts the engine once
-// to make its slot: what is written from then on is its backlog.
-func (b *bench) newDebezium(ctx context.Context) (*debezium, error) {
+// to make its slot: what is written from then on is its backlog. A slot keeps
+// all of the log, and the next start reads all of it, so that each part of the
+// run has one of its own and closes it.
+func (b *bench) newDebezium(ctx context.Context, name string) (_ *debezium, err error) {
 	jars, err := b.debeziumJars(ctx)
 	if err != nil {
 		return nil, err
@@ -51,13 +54,18 @@ func (b *bench) newDebezium(ctx context.Context) (*debezium, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &debezium{jars: jars, source: source, folder: b.path("debezium")}
+	d := &debezium{jars: jars, source: source, name: name, folder: b.path(name)}
 	if err := os.MkdirAll(d.folder, 0o700); err != nil {
 		return nil, err
 	}
-	if d.url, err = b.createDatabase(ctx, "debezium", ""); err != nil {
+	if d.url, err = b.createDatabase(ctx, name, ""); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close(context.WithoutCancel(ctx), b))
+		}
+	}()
 	db, err := sqldb.Open(ctx, d.url)
 	if err != nil {
 		return nil, err
@@ -67,6 +75,22 @@ func (b *bench) newDebezium(ctx context.Context) (*debezium, error) {
 		return nil, err
 	}
 	return d, d.makeSlot(ctx, b, db)
+}
+
+// close drops the slot and the database. The engine has been stopped, but
+// PostgreSQL may not have noticed yet.
+func (d *debezium) close(ctx context.Context, b *bench) error {
+	drop := `SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '` + d.name + `'`
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		err := b.admin(ctx, drop)
+		if err == nil {
+			return b.dropDatabase(ctx, d.name)
+		}
+		if time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // makeSlot runs the engine until an event has come through.
@@ -161,7 +185,7 @@ func (d *debezium) start(ctx context.Context, b *bench, settings map[string]stri
 	engine := map[string]string{
 		"name":            "outbox",
 		"connector.class": "io.debezium.connector.postgresql.PostgresConnector",
-		"topic.prefix":    "bench", "plugin.name": "pgoutput", "snapshot.mode": "no_data",
+		"topic.prefix":    "bench", "plugin.name": "pgoutput", "slot.name": d.name, "snapshot.mode": "no_data",
 		"database.hostname": u.Hostname(), "database.port": u.Port(), "database.user": "postgres", "database.password": "none",
 		"database.dbname": strings.TrimPrefix(u.Path, "/"), "table.include.list": "public.outbox_events",
 		"publication.autocreate.mode":                         "filtered",

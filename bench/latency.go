@@ -46,7 +46,7 @@ func latencyPart(ctx context.Context, b *bench) error {
 		for n := range max(1, r.rounds) * len(r.rates) {
 			rate := r.rates[n%len(r.rates)]
 			if ctx.Err() != nil {
-				return errors.Join(errs...)
+				break
 			}
 			if err := b.timeRoute(ctx, r, rate); err != nil {
 				err = fmt.Errorf("%s at %d/s: %w", r.name, rate, err)
@@ -54,6 +54,9 @@ func latencyPart(ctx context.Context, b *bench) error {
 				errs = append(errs, err)
 			}
 		}
+	}
+	if b.debezium != nil {
+		errs = append(errs, b.debezium.close(context.WithoutCancel(ctx), b))
 	}
 	b.latencyTable()
 	return errors.Join(errs...)
@@ -105,7 +108,7 @@ func (b *bench) routes() []route {
 	java := func(settings map[string]string) func(context.Context, *bench, *place, string, *writeOrder) (*child, error) {
 		return func(ctx context.Context, b *bench, _ *place, _ string, _ *writeOrder) (*child, error) {
 			if b.debezium == nil {
-				d, err := b.newDebezium(ctx)
+				d, err := b.newDebezium(ctx, "debezium_latency")
 				if err != nil {
 					return nil, err
 				}

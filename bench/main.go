@@ -124,7 +124,7 @@ type bench struct {
 	report   *report
 	*servers
 
-	debezium   *debezium // once it has been started
+	debezium   *debezium // of the latency part, once it has been started
 	aggregates int       // the last that a route was given
 }
 

@@ -205,15 +205,15 @@ func (b *bench) times(where *place) (postgres, broker time.Duration, err error) 
 }
 
 // drainDebezium measures Debezium on PostgreSQL and Kafka.
-func (b *bench) drainDebezium(ctx context.Context) error {
+func (b *bench) drainDebezium(ctx context.Context) (err error) {
 	if !b.size.peers {
 		return nil
 	}
-	d, err := b.newDebezium(ctx)
+	d, err := b.newDebezium(ctx, "debezium_drain")
 	if err != nil {
 		return b.withoutDebezium(fmt.Errorf("debezium: %w", err))
 	}
-	b.debezium = d
+	defer func() { err = errors.Join(err, d.close(context.WithoutCancel(ctx), b)) }()
 	b.say("  filling: debezium, %d events on PostgreSQL", b.size.backlog)
 	if err := d.fill(ctx, backlog(b.size.backlog, b.size.aggregates)); err != nil {
 		return err

@@ -119,17 +119,13 @@ func playWriter(ctx context.Context, text json.RawMessage, ready func(any) error
 	if err := ready(nil); err != nil {
 		return nil, err
 	}
-	var at commits
-	g, gCtx := errgroup.WithContext(ctx)
-	relayCtx, stop := context.WithCancel(gCtx)
-	defer stop()
-	g.Go(func() error { return relay.Run(relayCtx) })
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return relay.Run(ctx) }) // also when all is written: the last wake-up may be on its way
 	g.Go(func() error {
-		defer stop()
-		at, err = order.run(gCtx, oursWriter(out))
-		return err
+		at, err := order.run(ctx, oursWriter(out))
+		return errors.Join(err, ready(at))
 	})
-	return at, g.Wait()
+	return nil, g.Wait()
 }
 
 // peerWriter writes into the outbox of one of the others.
