@@ -10,6 +10,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
 type blockedRow struct {
@@ -132,7 +133,9 @@ func (t *term) probe(ctx context.Context, producer *kgo.Client, giveUp func()) {
 	t.cfg.Log.Warn("the broker has not acknowledged for 3 s", "service", t.cfg.Service)
 	for ctx.Err() == nil {
 		ping, cancel := context.WithTimeout(ctx, time.Second)
-		err := producer.Ping(ping)
+		ask := kmsg.NewPtrMetadataRequest() // of no topic; a fresh one each time, which Ping does not make
+		ask.Topics = []kmsg.MetadataRequestTopic{}
+		_, err := ask.RequestWith(ping, producer)
 		cancel()
 		if err == nil {
 			giveUp()
