@@ -153,7 +153,7 @@ func (b *bench) all(ctx context.Context, chosen []part) (err error) {
 // one runs a part. It has a limit, so that one that hangs does not keep the
 // others from being run.
 func (b *bench) one(ctx context.Context, p part) error {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, 25*time.Minute)
 	defer cancel()
 	return p.run(ctx, b)
 }
