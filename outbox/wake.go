@@ -15,11 +15,21 @@ const (
 	notifyPause = 2 * time.Millisecond // at least, between two notifications
 )
 
-// notify passes wake-ups on to the relay that leads, until ctx ends.
+// notify passes wake-ups on to the relay that leads, until ctx ends, and then
+// the one that may be left.
 func (r *Relay) notify(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer cancel()
+			select {
+			case <-r.cfg.Outbox.wake:
+				if err := r.db.Notify(last, wakeChannel); err != nil {
+					r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
+				}
+			default:
+			}
 			return
 		case <-r.cfg.Outbox.wake:
 		}
