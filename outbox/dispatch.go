@@ -37,7 +37,7 @@ type dispatcher struct {
 
 	topics     []string
 	suspect    chan struct{} // the topics should be looked at
-	committing sync.Mutex    // held while offsets are told to the broker, or to the client
+	committing chan struct{} // has one in it while offsets are told to the broker, or to the client
 
 	mu         sync.Mutex
 	client     *kgo.Client // as the first assignment told
@@ -88,7 +88,7 @@ func newDispatcher(c *Consumer, topics []string) *dispatcher {
 	if c.db.Engine == sqldb.SQLite {
 		d.workers, d.most, d.longest = 1, batchLimit/4, batchTime/4 // there is one writer, and others wait for it
 	}
-	d.changed = sync.NewCond(&d.mu)
+	d.changed, d.committing = sync.NewCond(&d.mu), make(chan struct{}, 1)
 	return d
 }
 
@@ -364,8 +364,12 @@ func (d *dispatcher) toCommit(parts []*partition) (offsets map[string]map[int32]
 // commitOf tells the broker up to where everything is done. A commit that
 // fails costs no more than reading some records again.
 func (d *dispatcher) commitOf(ctx context.Context, client *kgo.Client, parts []*partition) {
-	d.committing.Lock()
-	defer d.committing.Unlock()
+	select {
+	case d.committing <- struct{}{}:
+		defer func() { <-d.committing }()
+	case <-ctx.Done():
+		return
+	}
 	offsets, ids := d.toCommit(parts)
 	if len(offsets) == 0 {
 		return

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,8 +26,8 @@ type lease struct {
 	epoch int64
 	ttl   time.Duration
 
-	mu      sync.Mutex // one renewal at a time
-	conn    connection // of the renewals
+	turn    chan struct{} // of one renewal at a time: whoever waits for it may give up
+	conn    connection    // of the renewals
 	renewed atomic.Pointer[time.Time]
 }
 
@@ -59,7 +58,7 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 				WHERE id = 1 AND epoch = $2 AND renewal = $3 RETURNING epoch, floor`,
 				holder, s.epoch, s.renewal).Scan(&s.epoch, &floor)
 			if err == nil {
-				l := &lease{db: db, epoch: s.epoch, ttl: ttl}
+				l := &lease{db: db, epoch: s.epoch, ttl: ttl, turn: make(chan struct{}, 1)}
 				l.renewed.Store(&now)
 				return l, floor, nil
 			}
@@ -134,11 +133,15 @@ func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, done
 // renew counts the lease up and stores the floor with it, so that a successor
 // need not search from far back.
 func (l *lease) renew(ctx context.Context, floor int64) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
+	select {
+	case l.turn <- struct{}{}:
+		defer func() { <-l.turn }()
+	case <-ctx.Done():
+		return fmt.Errorf("renew lease: %w", ctx.Err())
+	}
+	began := time.Now()
 	res, err := l.conn.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
 	if err != nil {
 		return fmt.Errorf("renew lease: %w", err)

@@ -229,8 +229,8 @@ func (d *dispatcher) stepOver(client *kgo.Client, batch *kgo.ErrDecompressTooLar
 	in.next = batch.NextOffset
 	in.err = Permanent(fmt.Errorf("a batch of %d records unpacks to more than %d MiB", batch.NextOffset-batch.Offset, maxBatchBytes>>20))
 	d.enqueue(client, batch.Topic, topicID, kgo.FetchPartition{Partition: batch.Partition, LogStartOffset: -1}, in)
-	d.committing.Lock() // the client's own idea of offsets must not change under a commit
-	defer d.committing.Unlock()
+	d.committing <- struct{}{} // the client's own idea of offsets must not change under a commit
+	defer func() { <-d.committing }()
 	client.SetOffsets(map[string]map[int32]kgo.EpochOffset{batch.Topic: {batch.Partition: {Epoch: batch.Epoch, Offset: batch.NextOffset}}})
 }
 
