@@ -133,9 +133,14 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
 	}
+	// what lies between what is done with, and above it: nothing else of the table is looked at
 	err = db.QueryRowContext(ctx, `
-		SELECT COUNT(*), MIN(created_at) FROM outbox e
-		WHERE seq > $1 AND published_at IS NULL AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`, s.Floor).
+		SELECT COUNT(*), MIN(e.created_at) FROM (
+			SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
+				SELECT floor AS first_seq, floor AS last_seq FROM outbox_lease
+				UNION ALL SELECT first_seq, last_seq FROM outbox_published WHERE last_seq > (SELECT floor FROM outbox_lease)
+				UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > (SELECT floor FROM outbox_lease)) done
+			) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`).
 		Scan(&s.Unpublished, sqldb.Time(&s.OldestWaiting))
 	if err != nil {
 		return Status{}, fmt.Errorf("count unpublished: %w", err)
@@ -217,7 +222,7 @@ func (f BlockedFilter) String() string {
 // such a one, or one that an operator has given up.
 type BlockedEvent struct {
 	Seq         int64     `json:"seq"`
-	EventID     string    `json:"event_id"`
+	EventID     string    `json:"event_id"` // like type and aggregate "" once a skipped event is no longer retained
 	EventType   string    `json:"event_type"`
 	AggregateID string    `json:"aggregate_id"`
 	Topic       string    `json:"topic"`
@@ -228,8 +233,8 @@ type BlockedEvent struct {
 }
 
 const selectBlocked = `
-	SELECT b.seq, e.id, e.event_type, e.aggregate_id, b.topic, b.key, b.reason, b.since, b.skipped_at
-	FROM outbox_blocked b JOIN outbox_events e ON e.seq = b.seq `
+	SELECT b.seq, COALESCE(CAST(e.id AS TEXT), ''), COALESCE(e.event_type, ''), COALESCE(e.aggregate_id, ''), b.topic, b.key, b.reason, b.since, b.skipped_at
+	FROM outbox_blocked b LEFT JOIN outbox_events e ON e.seq = b.seq `
 
 func scanBlocked(rows *sql.Rows) (b BlockedEvent, err error) {
 	var key []byte
@@ -246,16 +251,26 @@ func (o *Operator) Blocked(ctx context.Context, f BlockedFilter, limit int) ([]B
 }
 
 // Retry has blocked events, though not those that were skipped, published once
-// more: when the topic takes them by now. It returns which they are. Lanes are
-// tried at once as well.
+// more: when the topic takes them by now. One that is selected brings along all
+// of its key, which else would stay blocked. It returns which they are. Lanes
+// are tried at once as well.
 func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (released []BlockedEvent, err error) {
 	return released, o.change(ctx, a, "retry", f.String(), func(tx *sql.Tx) (int, error) {
 		where, args := f.where()
-		rows, err := tx.QueryContext(ctx, selectBlocked+`WHERE b.skipped_at IS NULL AND `+where+` ORDER BY b.seq`, args...)
+		selected := `FROM outbox_blocked b WHERE b.skipped_at IS NULL AND ` + where
+		rows, err := tx.QueryContext(ctx, selectBlocked+`WHERE b.skipped_at IS NULL
+			AND (b.seq IN (SELECT b.seq `+selected+`) OR (b.topic, b.key) IN (SELECT b.topic, b.key `+selected+`)) ORDER BY b.seq`, args...)
 		if released, err = all(rows, err, scanBlocked, "select blocked events"); err != nil {
 			return 0, err
 		}
-		return len(released), o.release(ctx, tx, released)
+		if len(released) > 0 {
+			return len(released), o.release(ctx, tx, released)
+		}
+		var lanes int
+		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_lanes`).Scan(&lanes); err != nil || lanes == 0 {
+			return 0, err
+		}
+		return 0, endTerm(ctx, tx, everywhere)
 	})
 }
 
@@ -265,11 +280,22 @@ func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEven
 	first := everywhere
 	for _, e := range events {
 		first = min(first, e.Seq)
-		if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_blocked WHERE seq = $1`, e.Seq); err != nil {
-			return fmt.Errorf("release events: %w", err)
-		}
+	}
+	if err := o.forEvents(ctx, tx, events, `DELETE FROM outbox_blocked WHERE seq IN (SELECT nr FROM `); err != nil {
+		return fmt.Errorf("release events: %w", err)
 	}
 	return endTerm(ctx, tx, first)
+}
+
+// forEvents runs a statement that ends in IN (SELECT nr FROM, for all events.
+func (o *Operator) forEvents(ctx context.Context, tx *sql.Tx, events []BlockedEvent, statement string, args ...any) error {
+	rows, err := sqldb.RowsArg(len(events), func(i int) []any { return []any{events[i].Seq} })
+	if err != nil {
+		return err
+	}
+	args = append(args, rows)
+	_, err = tx.ExecContext(ctx, statement+o.db.Rows(len(args), "v", "nr BIGINT")+`)`, args...)
+	return err
 }
 
 // Skip gives events up for ever: the selected ones that the broker refuses, not
@@ -279,29 +305,30 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 	if f == (BlockedFilter{}) {
 		return nil, ErrNothingSelected
 	}
-	return skipped, o.change(ctx, a, "skip", f.String(), func(tx *sql.Tx) (int, error) {
+	return skipped, o.changeEach(ctx, a, "skip", func(tx *sql.Tx) ([]string, error) {
 		where, args := f.where()
 		args = append(args, errBlocked.Error())
 		rows, err := tx.QueryContext(ctx, selectBlocked+fmt.Sprintf(`WHERE b.skipped_at IS NULL AND b.reason <> $%d AND `, len(args))+where+` ORDER BY b.seq`, args...)
-		if skipped, err = all(rows, err, scanBlocked, "select blocked events"); err != nil {
-			return 0, err
+		if skipped, err = all(rows, err, scanBlocked, "select blocked events"); err != nil || len(skipped) == 0 {
+			return nil, err
 		}
-		var followers []BlockedEvent
-		at := sqldb.Now()
+		at, targets := sqldb.Now(), make([]string, len(skipped))
 		for i := range skipped {
 			skipped[i].SkippedAt = at
-			if _, err := tx.ExecContext(ctx, `UPDATE outbox_blocked SET skipped_at = $1 WHERE seq = $2`, at, skipped[i].Seq); err != nil {
-				return 0, fmt.Errorf("skip events: %w", err)
-			}
-			rows, err := tx.QueryContext(ctx, selectBlocked+`
-				WHERE b.topic = $1 AND b.key = $2 AND b.reason = $3 AND b.skipped_at IS NULL`, skipped[i].Topic, []byte(skipped[i].Key), errBlocked.Error())
-			waiting, err := all(rows, err, scanBlocked, "select what waits behind")
-			if err != nil {
-				return 0, err
-			}
-			followers = append(followers, waiting...)
+			targets[i] = fmt.Sprintf("event %s, seq %d, %s", skipped[i].EventID, skipped[i].Seq, BlockedFilter{Topic: skipped[i].Topic, Key: skipped[i].Key})
 		}
-		return len(skipped), o.release(ctx, tx, followers)
+		if err := o.forEvents(ctx, tx, skipped, `UPDATE outbox_blocked SET skipped_at = $1 WHERE seq IN (SELECT nr FROM `, at); err != nil {
+			return nil, fmt.Errorf("skip events: %w", err)
+		}
+		// what stands there only because of its key, while nothing blocks that key any more
+		rows, err = tx.QueryContext(ctx, selectBlocked+`
+			WHERE b.skipped_at IS NULL AND b.reason = $1 AND NOT EXISTS (
+				SELECT 1 FROM outbox_blocked h WHERE h.topic = b.topic AND h.key = b.key AND h.skipped_at IS NULL AND h.reason <> $1)`, errBlocked.Error())
+		followers, err := all(rows, err, scanBlocked, "select what waits behind")
+		if err != nil {
+			return nil, err
+		}
+		return targets, o.release(ctx, tx, followers)
 	})
 }
 
@@ -359,30 +386,67 @@ var errDry = errors.New("dry run")
 // change runs fn in a transaction and notes what was done. It takes the lease's
 // row first, so that it and what the relay records come one after the other.
 func (o *Operator) change(ctx context.Context, a Action, action, target string, fn func(*sql.Tx) (affected int, err error)) error {
-	err := o.db.Tx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET epoch = epoch WHERE id = 1`); err != nil {
-			return fmt.Errorf("lock: %w", err)
+	return o.do(ctx, a, action, func(tx *sql.Tx) error {
+		if err := lockLease(ctx, tx); err != nil {
+			return err
 		}
 		n, err := fn(tx)
-		switch {
-		case err != nil:
+		if err != nil || n == 0 {
 			return err
-		case a.DryRun:
-			return errDry
-		case n == 0:
-			return nil
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO operator_actions (at, operator, action, target, reason, affected) VALUES ($1, $2, $3, $4, $5, $6)`,
-			sqldb.Now(), text(a.By, 200), action, text(target, 500), text(a.Why, 1000), n)
+		return a.note(ctx, tx, action, []string{target}, n)
+	})
+}
+
+// changeEach is change with a note for each thing that fn has changed.
+func (o *Operator) changeEach(ctx context.Context, a Action, action string, fn func(*sql.Tx) (targets []string, err error)) error {
+	return o.do(ctx, a, action, func(tx *sql.Tx) error {
+		if err := lockLease(ctx, tx); err != nil {
+			return err
+		}
+		targets, err := fn(tx)
 		if err != nil {
-			return fmt.Errorf("note what was done: %w", err)
+			return err
 		}
-		return nil
+		return a.note(ctx, tx, action, targets, 1)
+	})
+}
+
+func lockLease(ctx context.Context, tx *sql.Tx) error {
+	if _, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET epoch = epoch WHERE id = 1`); err != nil {
+		return fmt.Errorf("lock: %w", err)
+	}
+	return nil
+}
+
+// do runs fn in a transaction, which a dry run undoes.
+func (o *Operator) do(ctx context.Context, a Action, action string, fn func(*sql.Tx) error) error {
+	err := o.db.Tx(ctx, func(tx *sql.Tx) error {
+		if err := fn(tx); err != nil || !a.DryRun {
+			return err
+		}
+		return errDry
 	})
 	if err != nil && !errors.Is(err, errDry) {
 		return fmt.Errorf("%s: %w", action, err)
 	}
 	return nil
+}
+
+// note writes down who did what, for each target.
+func (a Action) note(ctx context.Context, tx *sql.Tx, action string, targets []string, affected int) error {
+	at := sqldb.Now()
+	return sqldb.Chunks(len(targets), 512, func(from, to int) error {
+		args := make([]any, 0, 6*(to-from))
+		for _, target := range targets[from:to] {
+			args = append(args, at, text(a.By, 200), action, text(target, 500), text(a.Why, 1000), affected)
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO operator_actions (at, operator, action, target, reason, affected) VALUES `+sqldb.Values(6, to-from), args...)
+		if err != nil {
+			return fmt.Errorf("note what was done: %w", err)
+		}
+		return nil
+	})
 }
 
 // endTerm ends the term of whatever relay leads, and lowers the floor below

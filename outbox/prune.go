@@ -17,7 +17,9 @@ const pruneEvery = time.Hour
 const pruneRows = 500
 
 // prune deletes published events once they are older than the retention, the
-// oldest first, and the ranges that spoke of them. Blocked events stay.
+// oldest first, and the ranges that spoke of them. Blocked events stay. The
+// floor is asked for in the same statement: an operator may have lowered it,
+// and what he wants published is not what this term knows to be done with.
 func (t *term) prune(ctx context.Context) {
 	for {
 		wait := time.NewTimer(pruneEvery*4/5 + rand.N(pruneEvery*2/5)) //nolint:gosec // jitter
@@ -38,7 +40,6 @@ func (t *term) prune(ctx context.Context) {
 }
 
 func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, err error) {
-	floor := t.floor()
 	for {
 		// the oldest rows are taken and then judged by their age: by age alone the
 		// whole table would be searched when nothing is old
@@ -46,9 +47,10 @@ func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, 
 			DELETE FROM outbox_events WHERE seq IN (
 				SELECT seq FROM (
 					SELECT seq, created_at FROM outbox_events e
-					WHERE seq <= $1 AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)
-					ORDER BY seq LIMIT $2) oldest
-				WHERE created_at < $3)`, floor, pruneRows, before)
+					WHERE seq <= (SELECT floor FROM outbox_lease)
+						AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq AND b.skipped_at IS NULL)
+					ORDER BY seq LIMIT $1) oldest
+				WHERE created_at < $2)`, pruneRows, before)
 		if err != nil {
 			return deleted, fmt.Errorf("prune outbox: %w", err)
 		}
@@ -63,7 +65,7 @@ func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, 
 	if deleted == 0 {
 		return 0, nil
 	}
-	_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_published WHERE last_seq < (SELECT COALESCE(MIN(seq), $1) FROM outbox_events)`, floor)
+	_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_published WHERE last_seq < (SELECT COALESCE(MIN(seq), (SELECT floor FROM outbox_lease)) FROM outbox_events)`)
 	if err != nil {
 		return deleted, fmt.Errorf("prune outbox: %w", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -127,7 +128,8 @@ const selectParked = `
 	SELECT p.seq, p.consumer, p.state, p.event_id, p.event_type, p.topic, p.partition, p.record_offset, p.key, p.attempts, p.due_at, p.error_class, p.error,
 		p.first_failed_at, p.last_failed_at, p.finished_at,
 		(SELECT COUNT(*) FROM parked_records q
-			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq > p.seq AND q.state = 'waiting')
+			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq > p.seq
+				AND q.state IN ('retrying', 'waiting', 'dead') AND q.state = 'waiting')
 	FROM parked_records p `
 
 func scanParked(rows *sql.Rows) (r ParkedRecord, err error) {
@@ -202,29 +204,34 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	return moved, o.change(ctx, a, action, f.String(), func(tx *sql.Tx) (int, error) {
-		moved = nil
+	return moved, o.do(ctx, a, action, func(tx *sql.Tx) error {
+		moved = []ParkedRecord{}
 		where, args := f.where()
 		rows, err := tx.QueryContext(ctx, selectParked+`WHERE `+where+` ORDER BY p.seq`, args...)
 		selected, err := all(rows, err, scanParked, "select parked records")
 		if err != nil {
-			return 0, err
+			return err
 		}
-		at := sqldb.Now()
+		were, err := sqldb.RowsArg(len(selected), func(i int) []any { return []any{selected[i].seq, selected[i].State, selected[i].Attempts} })
+		if err != nil {
+			return err
+		}
+		rows, err = tx.QueryContext(ctx, `
+			UPDATE parked_records SET `+set+` FROM `+o.db.Rows(2, "v", "nr BIGINT", "was TEXT", "tries INTEGER")+`
+			WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`, sqldb.Now(), were)
+		seqs, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "move parked records")
+		if err != nil {
+			return err
+		}
+		slices.Sort(seqs)
+		var targets []string
 		for _, r := range selected {
-			res, err := tx.ExecContext(ctx, `UPDATE parked_records SET `+set+` WHERE seq = $2 AND state = $3 AND attempts = $4`, at, r.seq, r.State, r.Attempts)
-			if err != nil {
-				return 0, fmt.Errorf("move parked record: %w", err)
-			}
-			n, err := res.RowsAffected()
-			if err != nil {
-				return 0, fmt.Errorf("move parked record: %w", err)
-			}
-			if n == 1 {
+			if _, won := slices.BinarySearch(seqs, r.seq); won {
+				targets = append(targets, ParkedFilter{Group: r.Group, EventID: r.EventID, Topic: r.Topic, Key: r.Key}.String())
 				r.State = state
 				moved = append(moved, r)
 			}
 		}
-		return len(moved), nil
+		return a.note(ctx, tx, action, targets, 1)
 	})
 }

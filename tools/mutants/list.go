@@ -293,4 +293,72 @@ var mutants = []mutant{
 		new:  `	msg.SetMessageID()`,
 		test: "./notification -run ^TestKilledBetweenSendingAndRecording$",
 	},
+
+	// What operators do.
+	{
+		name: "operator: the relay keeps its term",
+		file: "outbox/operate.go",
+		old:  `SET holder = '', epoch = epoch + 1, renewal = renewal + 1,`,
+		new:  `SET`,
+		test: "./outbox -run ^TestRetryBringsTheKeyAlong$/^running,_all",
+	},
+	{
+		name: "operator: the floor stays where it was",
+		file: "outbox/operate.go",
+		old:  `floor = CASE WHEN floor >= $1 THEN $1 - 1 ELSE floor END`,
+		new:  `floor = CASE WHEN floor < 0 THEN $1 ELSE floor END`,
+		test: "./outbox -run ^TestRetryBringsTheKeyAlong$/^stopped",
+	},
+	{
+		name: "operator: retry of one event leaves its key behind",
+		file: "outbox/operate.go",
+		old:  `OR (b.topic, b.key) IN (SELECT b.topic, b.key `,
+		new:  `AND (b.topic, b.key) IN (SELECT b.topic, b.key `,
+		test: "./outbox -run ^TestRetryBringsTheKeyAlong$/^stopped",
+	},
+	{
+		name: "operator: a skipped event blocks its key in the next term",
+		file: "outbox/read.go",
+		old:  `CASE WHEN skipped_at IS NULL THEN topic ELSE '' END`,
+		new:  `topic`,
+		test: "./outbox -run ^TestSkippedStaysSkipped$",
+	},
+	{
+		name: "operator: a skip releases what waits behind others",
+		file: "outbox/operate.go",
+		old:  `h.topic = b.topic AND h.key = b.key AND h.skipped_at IS NULL AND h.reason`,
+		new:  `h.topic = b.topic AND h.key = b.key AND h.skipped_at IS NOT NULL AND h.reason`,
+		test: "./outbox -run ^TestSkippedStaysSkipped$",
+	},
+	{
+		name: "operator: the range that spans the cut stays whole",
+		file: "outbox/sweep.go",
+		old:  `UPDATE outbox_published SET last_seq = $1 - 1 WHERE last_seq >= $1`,
+		new:  `UPDATE outbox_published SET last_seq = last_seq WHERE last_seq < $1`,
+		test: "./outbox -run ^TestRepublishCutsRanges$",
+	},
+	{
+		name: "operator: a relay prunes by the floor it remembers",
+		file: "outbox/prune.go",
+		old: `WHERE seq <= (SELECT floor FROM outbox_lease)
+`,
+		new: `WHERE seq <= (SELECT ` + "` + fmt.Sprint(t.floor()) + `" + `)
+`,
+		test: "./outbox -run ^TestPrune$",
+	},
+	{
+		name: "operator: two replay one record",
+		file: "outbox/replay.go",
+		old:  `WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING`,
+		new:  `WHERE seq = v.nr AND v.was <> '' AND v.tries >= 0 RETURNING`,
+		test: "./outbox -run ^TestManyOperatorsReplay$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "operator: a replayed record has no attempts left",
+		file: "outbox/replay.go",
+		old:  `state = 'retrying', attempts = 0, due_at`,
+		new:  `state = 'retrying', due_at`,
+		test: "./outbox -run ^TestReplayedGetsFreshAttempts$",
+	},
 }
