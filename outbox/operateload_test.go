@@ -103,7 +103,10 @@ func TestRetryBringsTheKeyAlong(t *testing.T) {
 				if done, err := op.Retry(t.Context(), c.filter, deed); err != nil || len(done) != 2 {
 					t.Errorf("retried %+v, %v; want both events of the key", done, err)
 				}
-				eventually(t, "it is blocked again", func() bool { s := f.status(); return s.Epoch > epoch+1 && s.Blocked == 2 && s.Unpublished == 0 && s.Floor == 4 })
+				eventually(t, "it is blocked again", func() bool {
+					s := f.status()
+					return s.Epoch > epoch+1 && s.Blocked == 2 && s.Unpublished == 0 && s.Floor == 4
+				})
 				if b, err := op.Blocked(t.Context(), outbox.BlockedFilter{}, 10); err != nil || b[0].Seq != 2 || strings.Contains(b[0].Reason, "key is blocked") {
 					t.Errorf("why it is blocked is forgotten: %+v, %v", b, err)
 				}
