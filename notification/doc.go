@@ -12,10 +12,13 @@
 //
 // What it promises: each notification reaches each channel at least once, or
 // its delivery is failed with the reason. It reaches it exactly once unless
-// the process died, or the answer was lost, between the moment the other side
-// took the message and the moment that was recorded. Only then a message is
-// sent again, under the same Message-ID (e-mail) or reference (SMS), so that
-// the receiver can recognise it. What fails for now is tried again for a day.
+// the process died or stood still for longer than its leases, or the answer was
+// lost, between the moment the other side took the message and the moment that
+// was recorded. Only then a message is sent again, under the same Message-ID
+// (e-mail) or reference (SMS), so that the receiver can recognise it. At most
+// 32 messages of a channel are between the two at a time: results are recorded
+// many together, but none of their senders takes another message before. What
+// fails for now is tried again for a day.
 //
 // # Templates
 //

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -22,30 +21,72 @@ import (
 //go:embed schema
 var Schema embed.FS
 
+// The statements over many rows; see sqldb.Insert and sqldb.Rows.
+var (
+	intoContacts = sqldb.Insert{
+		Into:  `INSERT INTO order_contacts (order_id, name, email, phone, locale, order_number, total, currency, items, delivery_address, created_at)`,
+		Types: `UUID, TEXT, TEXT, TEXT, TEXT, TEXT, BIGINT, TEXT, JSON, TEXT, TIMESTAMPTZ`,
+		Then: `ON CONFLICT (order_id) DO UPDATE SET name = EXCLUDED.name, email = EXCLUDED.email, phone = EXCLUDED.phone,
+			locale = EXCLUDED.locale, order_number = EXCLUDED.order_number, total = EXCLUDED.total, currency = EXCLUDED.currency,
+			items = EXCLUDED.items, delivery_address = EXCLUDED.delivery_address`,
+	}
+	readContacts = sqldb.Rows{
+		Columns: `oid UUID`,
+		SQL:     `SELECT ` + contactColumns + ` FROM {rows} JOIN order_contacts c ON c.order_id = v.oid`,
+	}
+	// makes the row without contacts, or locks the one that is there
+	lockContacts = sqldb.Insert{
+		Into:  `INSERT INTO order_contacts (order_id, created_at)`,
+		Types: `UUID, TIMESTAMPTZ`,
+		Then:  `ON CONFLICT (order_id) DO UPDATE SET created_at = order_contacts.created_at RETURNING ` + strings.ReplaceAll(contactColumns, "c.", ""),
+	}
+	intoNotifications = sqldb.Insert{
+		Into:  `INSERT INTO notifications (id, order_id, type, status, data, created_at)`,
+		Types: `UUID, UUID, TEXT, TEXT, JSON, TIMESTAMPTZ`,
+		Then:  `ON CONFLICT (order_id, type) DO NOTHING RETURNING id`,
+	}
+	updateReleased = sqldb.Rows{
+		Columns: `oid UUID`,
+		SQL:     `UPDATE notifications SET status = 'ready' FROM {rows} WHERE order_id = v.oid AND status = 'waiting' RETURNING id, order_id, type, data`,
+	}
+	intoDeliveries = sqldb.Insert{
+		Into:  `INSERT INTO notification_deliveries (id, notification_id, order_id, type, channel, status, created_at, due_at, lease_token, attempts)`,
+		Types: `UUID, UUID, UUID, TEXT, TEXT, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, INTEGER`,
+	}
+	readClaimed = sqldb.Rows{
+		Columns: `did UUID, token TEXT`,
+		SQL: `SELECT ` + contactColumns + `, d.id, d.type, d.channel, d.created_at, n.data
+			FROM {rows}
+			JOIN notification_deliveries d ON d.id = v.did AND d.lease_token = v.token
+			JOIN notifications n ON n.id = d.notification_id
+			JOIN order_contacts c ON c.order_id = d.order_id`,
+	}
+	updateSettled = sqldb.Rows{
+		Columns: `did UUID, token TEXT, new_status TEXT, due TIMESTAMPTZ, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
+		SQL: `UPDATE notification_deliveries SET status = v.new_status, due_at = v.due, lease_token = NULL,
+				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent
+			FROM {rows} WHERE id = v.did AND lease_token = v.token RETURNING id`,
+	}
+)
+
+const contactColumns = `c.order_id, COALESCE(c.order_number, ''), COALESCE(c.name, ''), COALESCE(c.email, ''), COALESCE(c.phone, ''),
+	COALESCE(c.locale, ''), COALESCE(c.total, 0), COALESCE(c.currency, ''), COALESCE(CAST(c.items AS TEXT), '[]'), COALESCE(c.delivery_address, '')`
+
 // saveContacts keeps whom to tell, and locks the orders' rows.
 func saveContacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []order, now time.Time) error {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		o := &all[i]
-		return []any{o.ID, o.Name, o.Email, o.Phone, o.Locale, o.Number, int64(o.Total), o.Currency, o.Items, o.Address}
-	})
-	if err == nil {
-		_, err = tx.ExecContext(ctx, `
-			INSERT INTO order_contacts (order_id, name, email, phone, locale, order_number, total, currency, items, delivery_address, created_at)
-			SELECT v.oid, v.name, v.email, v.phone, v.locale, v.number, v.total, v.currency, v.items, v.address, $2
-			FROM `+db.Rows(1, "v", "oid UUID", "name TEXT", "email TEXT", "phone TEXT", "locale TEXT", "number TEXT", "total BIGINT",
-			"currency TEXT", "items JSON", "address TEXT")+`
-			WHERE true ON CONFLICT (order_id) DO UPDATE SET name = EXCLUDED.name, email = EXCLUDED.email, phone = EXCLUDED.phone,
-				locale = EXCLUDED.locale, order_number = EXCLUDED.order_number, total = EXCLUDED.total, currency = EXCLUDED.currency,
-				items = EXCLUDED.items, delivery_address = EXCLUDED.delivery_address`, rows, now)
+	rows := make([][]any, len(all))
+	for i, o := range all {
+		items, err := json.Marshal(o.Items)
+		if err != nil {
+			return fmt.Errorf("save contacts: %w", err)
+		}
+		rows[i] = []any{o.ID, o.Name, o.Email, o.Phone, o.Locale, o.Number, int64(o.Total), o.Currency, string(items), o.Address, now}
 	}
-	if err != nil {
+	if _, err := intoContacts.Exec(ctx, db, tx, rows); err != nil {
 		return fmt.Errorf("save contacts: %w", err)
 	}
 	return nil
 }
-
-const contactColumns = `c.order_id, COALESCE(c.order_number, ''), COALESCE(c.name, ''), COALESCE(c.email, ''), COALESCE(c.phone, ''),
-	COALESCE(c.locale, ''), COALESCE(c.total, 0), COALESCE(c.currency, ''), COALESCE(CAST(c.items AS TEXT), '[]'), COALESCE(c.delivery_address, '')`
 
 // contacts returns the orders of which OrderCreated has arrived. The row of an
 // order of which it has not is locked, and made if need be: of two transactions
@@ -53,53 +94,33 @@ const contactColumns = `c.order_id, COALESCE(c.order_number, ''), COALESCE(c.nam
 // Without the lock each could miss the other, and the notification would wait
 // for ever.
 func contacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orderIDs []string, now time.Time) (map[string]order, error) {
-	all := map[string]order{}
-	rows, err := idRows(orderIDs)
-	if err == nil {
-		err = scanOrders(all)(tx.QueryContext(ctx, `
-			SELECT `+contactColumns+` FROM `+db.Rows(1, "v", "oid UUID")+` JOIN order_contacts c ON c.order_id = v.oid`, rows))
+	known := map[string]order{}
+	got := func(rows *sql.Rows) error {
+		var o order
+		err := o.scan(rows)
+		if o.Number != "" {
+			known[o.ID] = o
+		}
+		return err
 	}
-	if err != nil {
+	var rows, missing [][]any
+	for _, id := range slices.Sorted(slices.Values(orderIDs)) {
+		rows = append(rows, []any{id})
+	}
+	if err := readContacts.Query(ctx, db, tx, rows, got); err != nil {
 		return nil, fmt.Errorf("read contacts: %w", err)
 	}
-	missing := slices.DeleteFunc(slices.Sorted(slices.Values(orderIDs)), func(id string) bool { return all[id].Number != "" })
-	if len(missing) == 0 {
-		return all, nil
-	}
-	if rows, err = idRows(missing); err == nil {
-		err = scanOrders(all)(tx.QueryContext(ctx, `
-			INSERT INTO order_contacts AS c (order_id, created_at)
-			SELECT v.oid, $2 FROM `+db.Rows(1, "v", "oid UUID")+`
-			WHERE true ON CONFLICT (order_id) DO UPDATE SET created_at = c.created_at
-			RETURNING `+strings.ReplaceAll(contactColumns, "c.", ""), rows, now))
-	}
-	if err != nil {
-		return nil, fmt.Errorf("lock contacts: %w", err)
-	}
-	maps.DeleteFunc(all, func(_ string, o order) bool { return o.Number == "" })
-	return all, nil
-}
-
-func idRows(ids []string) (string, error) {
-	return sqldb.RowsArg(len(ids), func(i int) []any { return []any{ids[i]} })
-}
-
-// scanOrders adds the orders of a result to all.
-func scanOrders(all map[string]order) func(*sql.Rows, error) error {
-	return func(rows *sql.Rows, err error) error {
-		if err != nil {
-			return err
+	for _, row := range rows {
+		if _, ok := known[row[0].(string)]; !ok {
+			missing = append(missing, []any{row[0], now})
 		}
-		defer rows.Close()
-		for rows.Next() {
-			var o order
-			if err := o.scan(rows); err != nil {
-				return err
-			}
-			all[o.ID] = o
-		}
-		return rows.Err()
 	}
+	if len(missing) > 0 {
+		if err := lockContacts.Query(ctx, db, tx, missing, got); err != nil {
+			return nil, fmt.Errorf("lock contacts: %w", err)
+		}
+	}
+	return known, nil
 }
 
 // scan reads contactColumns, and whatever else a row has after them.
@@ -117,23 +138,20 @@ func (o *order) scan(rows *sql.Rows, more ...any) error {
 // insertNotifications makes the notifications, and returns those that were not
 // there yet.
 func insertNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []notification, now time.Time) (fresh []notification, err error) {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		n := &all[i]
+	rows := make([][]any, len(all))
+	for i, n := range all {
 		status := "ready"
 		if n.waiting {
 			status = "waiting"
 		}
-		return []any{n.id, n.orderID, n.typ, status, n.payment}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("insert notifications: %w", err)
+		data, err := json.Marshal(n.payment)
+		if err != nil {
+			return nil, fmt.Errorf("insert notifications: %w", err)
+		}
+		rows[i] = []any{n.id, n.orderID, string(n.typ), status, string(data), now}
 	}
-	stored, err := ids(tx.QueryContext(ctx, `
-		INSERT INTO notifications (id, order_id, type, status, data, created_at)
-		SELECT v.nid, v.oid, v.type, v.status, v.data, $2
-		FROM `+db.Rows(1, "v", "nid UUID", "oid UUID", "type TEXT", "status TEXT", "data JSON")+`
-		WHERE true ON CONFLICT (order_id, type) DO NOTHING RETURNING id`, rows, now))
-	if err != nil {
+	stored := ids{}
+	if err := intoNotifications.Query(ctx, db, tx, rows, stored.add); err != nil {
 		return nil, fmt.Errorf("insert notifications: %w", err)
 	}
 	for _, n := range all {
@@ -145,48 +163,31 @@ func insertNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []no
 }
 
 // ids collects the only column of a result.
-func ids(rows *sql.Rows, err error) (map[string]bool, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	all := map[string]bool{}
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		all[id] = true
-	}
-	return all, rows.Err()
+type ids map[string]bool
+
+func (all ids) add(rows *sql.Rows) error {
+	var id string
+	err := rows.Scan(&id)
+	all[id] = true
+	return err
 }
 
 // releaseNotifications makes ready what has waited for the orders' contacts.
 func releaseNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orders []order) (released []notification, err error) {
-	rows, err := sqldb.RowsArg(len(orders), func(i int) []any { return []any{orders[i].ID} })
-	if err != nil {
-		return nil, fmt.Errorf("release notifications: %w", err)
+	rows := make([][]any, len(orders))
+	for i, o := range orders {
+		rows[i] = []any{o.ID}
 	}
-	result, err := tx.QueryContext(ctx, `
-		UPDATE notifications SET status = 'ready' FROM `+db.Rows(1, "v", "oid UUID")+`
-		WHERE order_id = v.oid AND status = 'waiting' RETURNING id, order_id, type, data`, rows)
-	if err != nil {
-		return nil, fmt.Errorf("release notifications: %w", err)
-	}
-	defer result.Close()
-	for result.Next() {
+	err = updateReleased.Query(ctx, db, tx, rows, func(rows *sql.Rows) error {
 		var n notification
 		var data string
-		err := result.Scan(&n.id, &n.orderID, &n.typ, &data)
-		if err == nil {
-			err = json.Unmarshal([]byte(data), &n.payment)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("release notifications: %w", err)
+		if err := rows.Scan(&n.id, &n.orderID, &n.typ, &data); err != nil {
+			return err
 		}
 		released = append(released, n)
-	}
-	if err := result.Err(); err != nil {
+		return json.Unmarshal([]byte(data), &released[len(released)-1].payment)
+	})
+	if err != nil {
 		return nil, fmt.Errorf("release notifications: %w", err)
 	}
 	return released, nil
@@ -194,23 +195,14 @@ func releaseNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orders 
 
 // insertDeliveries stores new deliveries, each with the lease of its channel.
 func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []delivery, leases map[Channel]outbox.Lease) error {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		d := &all[i]
+	rows := make([][]any, len(all))
+	for i, d := range all {
 		l := leases[d.Channel]
-		var token any
-		if l.Token.Valid {
-			token = l.Token.String
+		rows[i] = []any{
+			d.ID, d.notification, d.Order.ID, string(d.Type), string(d.Channel), string(Pending), d.CreatedAt, l.DueAt, l.Token, l.Attempts,
 		}
-		return []any{d.ID, d.notification, d.Order.ID, d.Type, d.Channel, Pending, d.CreatedAt, l.DueAt, token, l.Attempts}
-	})
-	if err == nil {
-		_, err = tx.ExecContext(ctx, `
-			INSERT INTO notification_deliveries (id, notification_id, order_id, type, channel, status, created_at, due_at, lease_token, attempts)
-			SELECT v.did, v.nid, v.oid, v.type, v.channel, v.status, v.at, v.due, v.token, v.attempts
-			FROM `+db.Rows(1, "v", "did UUID", "nid UUID", "oid UUID", "type TEXT", "channel TEXT", "status TEXT", "at TIMESTAMPTZ",
-			"due TIMESTAMPTZ", "token TEXT", "attempts INTEGER"), rows)
 	}
-	if err != nil {
+	if _, err := intoDeliveries.Exec(ctx, db, tx, rows); err != nil {
 		return fmt.Errorf("insert deliveries: %w", err)
 	}
 	return nil
@@ -227,34 +219,22 @@ type found struct {
 
 // loadDeliveries reads what claims are to send.
 func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([]found, error) {
-	rows, err := sqldb.RowsArg(len(claims), func(i int) []any { return []any{claims[i].ID, claims[i].Token} })
-	if err != nil {
-		return nil, fmt.Errorf("load deliveries: %w", err)
+	rows := make([][]any, len(claims))
+	for i, c := range claims {
+		rows[i] = []any{c.ID, c.Token}
 	}
-	result, err := db.Read().QueryContext(ctx, `
-		SELECT `+contactColumns+`, d.id, d.type, d.channel, d.created_at, n.data
-		FROM `+db.Rows(1, "v", "did UUID", "token TEXT")+`
-		JOIN notification_deliveries d ON d.id = v.did AND d.lease_token = v.token
-		JOIN notifications n ON n.id = d.notification_id
-		JOIN order_contacts c ON c.order_id = d.order_id`, rows)
-	if err != nil {
-		return nil, fmt.Errorf("load deliveries: %w", err)
-	}
-	defer result.Close()
 	byID := map[string]delivery{}
-	for result.Next() {
+	err := readClaimed.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
 		var d delivery
 		var data string
-		err := d.Order.scan(result, &d.ID, &d.Type, &d.Channel, sqldb.Time(&d.CreatedAt), &data)
-		if err == nil {
-			err = json.Unmarshal([]byte(data), &d.Payment)
+		if err := d.Order.scan(rows, &d.ID, &d.Type, &d.Channel, sqldb.Time(&d.CreatedAt), &data); err != nil {
+			return err
 		}
-		if err != nil {
-			return nil, fmt.Errorf("load deliveries: %w", err)
-		}
+		err := json.Unmarshal([]byte(data), &d.Payment)
 		byID[d.ID] = d
-	}
-	if err := result.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("load deliveries: %w", err)
 	}
 	all := make([]found, len(claims))
@@ -278,25 +258,29 @@ type settlement struct {
 }
 
 // settleDeliveries records attempts, each provided that its claim still holds:
-// the result of one whose claim does not is errLeaseLost. One statement is a
-// transaction of its own.
-func settleDeliveries(ctx context.Context, db *sqldb.DB, all []settlement) (results []error, err error) {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		t := &all[i]
-		return []any{t.claim.ID, t.claim.Token, t.status, t.dueAt, t.providerID, t.reason, t.sentAt}
-	})
+// the result of one whose claim does not is errLeaseLost.
+func settleDeliveries(ctx context.Context, db *sqldb.DB, all []settlement) ([]error, error) {
+	rows := make([][]any, len(all))
+	for i, t := range all {
+		rows[i] = []any{
+			t.claim.ID, t.claim.Token, string(t.status), sqldb.NullTime(t.dueAt), t.providerID, t.reason, sqldb.NullTime(t.sentAt),
+		}
+	}
+	var won ids
+	update := func(q sqldb.Querier) error {
+		won = ids{}
+		return updateSettled.Query(ctx, db, q, rows, won.add)
+	}
+	var err error
+	if db.Engine == sqldb.Postgres { // one statement is a transaction of its own, and saves two round trips
+		err = update(db)
+	} else {
+		err = db.Tx(ctx, func(tx *sql.Tx) error { return update(tx) })
+	}
 	if err != nil {
 		return nil, fmt.Errorf("settle deliveries: %w", err)
 	}
-	won, err := ids(db.QueryContext(ctx, `
-		UPDATE notification_deliveries
-		SET status = v.new_status, due_at = v.due, lease_token = NULL, provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent
-		FROM `+db.Rows(1, "v", "did UUID", "token TEXT", "new_status TEXT", "due TIMESTAMPTZ", "name TEXT", "reason TEXT", "sent TIMESTAMPTZ")+`
-		WHERE id = v.did AND lease_token = v.token RETURNING id`, rows))
-	if err != nil {
-		return nil, fmt.Errorf("settle deliveries: %w", err)
-	}
-	results = make([]error, len(all))
+	results := make([]error, len(all))
 	for i, t := range all {
 		if !won[t.claim.ID] {
 			results[i] = errLeaseLost

@@ -281,21 +281,20 @@ func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEven
 	for _, e := range events {
 		first = min(first, e.Seq)
 	}
-	if err := o.forEvents(ctx, tx, events, `DELETE FROM outbox_blocked WHERE seq IN (SELECT nr FROM `); err != nil {
+	if err := o.forEvents(ctx, tx, events, `DELETE FROM outbox_blocked WHERE seq IN (SELECT nr FROM {rows})`); err != nil {
 		return fmt.Errorf("release events: %w", err)
 	}
 	return endTerm(ctx, tx, first)
 }
 
-// forEvents runs a statement that ends in IN (SELECT nr FROM, for all events.
+// forEvents runs a statement over the numbers of all events; its own arguments
+// begin with $2.
 func (o *Operator) forEvents(ctx context.Context, tx *sql.Tx, events []BlockedEvent, statement string, args ...any) error {
-	rows, err := sqldb.RowsArg(len(events), func(i int) []any { return []any{events[i].Seq} })
-	if err != nil {
-		return err
+	rows := make([][]any, len(events))
+	for i, e := range events {
+		rows[i] = []any{e.Seq}
 	}
-	args = append(args, rows)
-	_, err = tx.ExecContext(ctx, statement+o.db.Rows(len(args), "v", "nr BIGINT")+`)`, args...)
-	return err
+	return sqldb.Rows{Columns: `nr BIGINT`, SQL: statement}.Query(ctx, o.db, tx, rows, nil, args...)
 }
 
 // Skip gives events up for ever: the selected ones that the broker refuses, not
@@ -317,7 +316,7 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 			skipped[i].SkippedAt = at
 			targets[i] = fmt.Sprintf("event %s, seq %d, %s", skipped[i].EventID, skipped[i].Seq, BlockedFilter{Topic: skipped[i].Topic, Key: skipped[i].Key})
 		}
-		if err := o.forEvents(ctx, tx, skipped, `UPDATE outbox_blocked SET skipped_at = $1 WHERE seq IN (SELECT nr FROM `, at); err != nil {
+		if err := o.forEvents(ctx, tx, skipped, `UPDATE outbox_blocked SET skipped_at = $2 WHERE seq IN (SELECT nr FROM {rows})`, at); err != nil {
 			return nil, fmt.Errorf("skip events: %w", err)
 		}
 		// what stands there only because of its key, while nothing blocks that key any more

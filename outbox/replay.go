@@ -181,7 +181,7 @@ func (o *Operator) Show(ctx context.Context, group, eventID string) (ParkedRecor
 // start. Something must be selected.
 func (o *Operator) Replay(ctx context.Context, f ParkedFilter, a Action) ([]ParkedRecord, error) {
 	f.State = stateDead
-	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = $1, finished_at = NULL`, stateRetrying)
+	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = $4, finished_at = NULL`, stateRetrying)
 }
 
 // Discard gives dead records up for ever, and with an EventID also one that is
@@ -192,7 +192,7 @@ func (o *Operator) Discard(ctx context.Context, f ParkedFilter, a Action) ([]Par
 	if f.EventID != "" {
 		f.State = "open"
 	}
-	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = $1`, stateDiscarded)
+	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = $4`, stateDiscarded)
 }
 
 // move changes the selected records, each if it still is what it was: another
@@ -212,16 +212,19 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 		if err != nil {
 			return err
 		}
-		were, err := sqldb.RowsArg(len(selected), func(i int) []any { return []any{selected[i].seq, selected[i].State, selected[i].Attempts} })
-		if err != nil {
-			return err
+		were := make([][]any, len(selected))
+		for i, r := range selected {
+			were[i] = []any{r.seq, r.State, r.Attempts}
 		}
-		rows, err = tx.QueryContext(ctx, `
-			UPDATE parked_records SET `+set+` FROM `+o.db.Rows(2, "v", "nr BIGINT", "was TEXT", "tries INTEGER")+`
-			WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`, sqldb.Now(), were)
-		seqs, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "move parked records")
+		var seqs []int64
+		err = sqldb.Rows{Columns: `nr BIGINT, was TEXT, tries INTEGER`, SQL: `
+			UPDATE parked_records SET ` + set + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
+		}.Query(ctx, o.db, tx, were, func(rows *sql.Rows) error {
+			seqs = append(seqs, 0)
+			return rows.Scan(&seqs[len(seqs)-1])
+		}, sqldb.Now())
 		if err != nil {
-			return err
+			return fmt.Errorf("move parked records: %w", err)
 		}
 		slices.Sort(seqs)
 		var targets []string

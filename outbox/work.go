@@ -77,7 +77,7 @@ type Work struct {
 	held    map[string]*holding // the rows that are this process's, by id
 	waiting []*holding          // of those, the ones nobody works on yet
 	working int
-	hungry  bool            // there may be more due rows than there were free hands
+	hungry  bool            // there may be more due rows than there was room for
 	contact time.Time       // since when the database has answered every question
 	asked   time.Time       // when rows of the dead were last looked for
 	ctx     context.Context // of the calls
@@ -190,19 +190,20 @@ func (w *Work) finish(h *holding) {
 	w.working--
 	delete(w.held, h.claim.ID)
 	w.begin()
-	hungry := w.hungry && w.working < w.cfg.Limit
+	hungry := w.hungry && len(w.waiting) <= w.cfg.Limit/2
 	w.mu.Unlock()
 	if hungry {
 		w.Wake()
 	}
 }
 
-// free is how many rows can be worked on at once. If that is none, whoever
-// finishes wakes Run.
-func (w *Work) free() int {
+// room is how many rows are taken now, so that as many wait as are worked on:
+// then no hand is idle while more are taken. If it is none, Run is woken when
+// half of those that wait are begun.
+func (w *Work) room() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := w.cfg.Limit - w.working - len(w.waiting)
+	n := 2*w.cfg.Limit - w.working - len(w.waiting)
 	w.hungry = n <= 0
 	return n
 }
@@ -244,24 +245,24 @@ func (w *Work) takeUntil(ctx context.Context) {
 // Unless somebody said that there is something, it looks first, without a lock:
 // mostly there is nothing to do.
 func (w *Work) take(ctx context.Context, woken bool) (next time.Duration, err error) {
-	free := w.free()
-	if free <= 0 {
+	room := w.room()
+	if room <= 0 {
 		return workLook, nil
 	}
 	if !woken {
 		if wait, err := w.look(ctx); wait > 0 || err != nil {
 			return wait, err
 		}
-		n, err := w.inherit(ctx, free)
-		if free -= n; err != nil || free == 0 {
+		n, err := w.inherit(ctx, room)
+		if room -= n; err != nil || room == 0 {
 			return workLook, err
 		}
 	}
-	n, err := w.claim(ctx, free)
+	n, err := w.claim(ctx, room)
 	switch {
 	case err != nil:
 		return 0, err
-	case n == free: // there may be more, but a hand must be free first
+	case n == room: // there may be more
 		w.mu.Lock()
 		w.hungry = true
 		w.mu.Unlock()

@@ -16,25 +16,54 @@ import (
 // when the lease had run out.
 var errLeaseLost = errors.New("the lease was lost")
 
+// The statements over many rows; see sqldb.Insert and sqldb.Rows.
+var (
+	intoPayments = sqldb.Insert{
+		Into: `INSERT INTO payments (id, order_id, amount, currency, customer_email, causation_id, traceparent, status, calls,
+			created_at, updated_at, due_at, lease_token, attempts)`,
+		Types: `UUID, UUID, BIGINT, TEXT, TEXT, UUID, TEXT, TEXT, INTEGER, TIMESTAMPTZ, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, INTEGER`,
+		Then:  `ON CONFLICT (order_id) DO NOTHING RETURNING id`,
+	}
+	intoAttempts = sqldb.Insert{
+		Into:  `INSERT INTO payment_attempts (payment_id, attempt, kind, started_at)`,
+		Types: `UUID, INTEGER, TEXT, TIMESTAMPTZ`,
+	}
+	readClaimed = sqldb.Rows{
+		Columns: `pid UUID, token TEXT`,
+		SQL:     selectPayment + `JOIN {rows} ON id = v.pid AND lease_token = v.token`,
+	}
+	updateBegun = sqldb.Rows{
+		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, new_calls INTEGER`,
+		SQL: `UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = $6 FROM {rows}
+			WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
+	}
+	updateSettled = sqldb.Rows{
+		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, tid TEXT, code TEXT, said TEXT, new_version BIGINT, new_checks INTEGER,
+			final TIMESTAMPTZ, due TIMESTAMPTZ`,
+		SQL: `UPDATE payments SET status = v.new_status, transaction_id = NULLIF(v.tid, ''), error_code = NULLIF(v.code, ''), error_message = NULLIF(v.said, ''),
+				version = v.new_version, checks = v.new_checks, completed_at = v.final, updated_at = $12, due_at = v.due, lease_token = NULL
+			FROM {rows} WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
+	}
+	updateAttempts = sqldb.Rows{
+		Columns: `pid UUID, came_to TEXT, why TEXT`,
+		SQL: `UPDATE payment_attempts SET ended_at = $4, outcome = v.came_to, detail = NULLIF(v.why, '')
+			FROM {rows} WHERE payment_id = v.pid AND ended_at IS NULL`,
+	}
+)
+
 // insertPayments stores the payments of orders that have none, with the lease,
 // and returns the ids of those it stored. A payment that is begun gets its
 // first attempt.
-func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l outbox.Lease) (stored map[string]bool, err error) {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		p := &all[i]
-		return []any{p.ID, p.OrderID, int64(p.Amount), p.Currency, p.CustomerEmail, p.CausationID, p.Traceparent, p.Status, p.Calls, p.CreatedAt}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("insert payments: %w", err)
+func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l outbox.Lease) (map[string]bool, error) {
+	rows := make([][]any, len(all))
+	for i, p := range all {
+		rows[i] = []any{
+			p.ID, p.OrderID, int64(p.Amount), p.Currency, p.CustomerEmail, p.CausationID, p.Traceparent, string(p.Status), p.Calls,
+			p.CreatedAt, p.CreatedAt, l.DueAt, l.Token, l.Attempts,
+		}
 	}
-	stored, err = ids(tx.QueryContext(ctx, `
-		INSERT INTO payments (id, order_id, amount, currency, customer_email, causation_id, traceparent, status, calls, created_at, updated_at,
-			due_at, lease_token, attempts)
-		SELECT v.pid, v.oid, v.amount, v.currency, v.email, v.causation, v.trace, v.status, v.calls, v.at, v.at, $2, $3, $4
-		FROM `+db.Rows(1, "v", "pid UUID", "oid UUID", "amount BIGINT", "currency TEXT", "email TEXT", "causation UUID", "trace TEXT",
-		"status TEXT", "calls INTEGER", "at TIMESTAMPTZ")+`
-		WHERE true ON CONFLICT (order_id) DO NOTHING RETURNING id`, rows, l.DueAt, l.Token, l.Attempts))
-	if err != nil {
+	stored := ids{}
+	if err := intoPayments.Query(ctx, db, tx, rows, stored.add); err != nil {
 		return nil, fmt.Errorf("insert payments: %w", err)
 	}
 	begun := make([]attempt, 0, len(all))
@@ -47,20 +76,13 @@ func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment
 }
 
 // ids collects the only column of a result.
-func ids(rows *sql.Rows, err error) (map[string]bool, error) {
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	all := map[string]bool{}
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		all[id] = true
-	}
-	return all, rows.Err()
+type ids map[string]bool
+
+func (all ids) add(rows *sql.Rows) error {
+	var id string
+	err := rows.Scan(&id)
+	all[id] = true
+	return err
 }
 
 const selectPayment = `
@@ -94,25 +116,17 @@ type found struct {
 }
 
 func claimedPayments(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([]found, error) {
-	rows, err := sqldb.RowsArg(len(claims), func(i int) []any { return []any{claims[i].ID, claims[i].Token} })
-	if err != nil {
-		return nil, fmt.Errorf("read payments: %w", err)
+	rows := make([][]any, len(claims))
+	for i, c := range claims {
+		rows[i] = []any{c.ID, c.Token}
 	}
-	result, err := db.Read().QueryContext(ctx, selectPayment+`
-		JOIN `+db.Rows(1, "v", "pid UUID", "token TEXT")+` ON id = v.pid AND lease_token = v.token`, rows)
-	if err != nil {
-		return nil, fmt.Errorf("read payments: %w", err)
-	}
-	defer result.Close()
 	byID := map[string]Payment{}
-	for result.Next() {
-		p, err := scanPayment(result)
-		if err != nil {
-			return nil, err
-		}
+	err := readClaimed.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
+		p, err := scanPayment(rows)
 		byID[p.ID] = p
-	}
-	if err := result.Err(); err != nil {
+		return err
+	})
+	if err != nil {
 		return nil, fmt.Errorf("read payments: %w", err)
 	}
 	all := make([]found, len(claims))
@@ -138,18 +152,12 @@ type attempt struct {
 // beginAttempts records that the calls are being made and returns the ids of
 // the payments that still were their claims'.
 func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt, at time.Time) (map[string]bool, error) {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		a := &all[i]
-		return []any{a.next.ID, a.claim.Token, a.from, a.next.Status, a.next.Calls}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("begin attempts: %w", err)
+	rows := make([][]any, len(all))
+	for i, a := range all {
+		rows[i] = []any{a.next.ID, a.claim.Token, string(a.from), string(a.next.Status), a.next.Calls}
 	}
-	won, err := ids(tx.QueryContext(ctx, `
-		UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = $2
-		FROM `+db.Rows(1, "v", "pid UUID", "token TEXT", "old_status TEXT", "new_status TEXT", "new_calls INTEGER")+`
-		WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`, rows, at))
-	if err != nil {
+	won := ids{}
+	if err := updateBegun.Query(ctx, db, tx, rows, won.add, at); err != nil {
 		return nil, fmt.Errorf("begin attempts: %w", err)
 	}
 	var begun []attempt
@@ -170,16 +178,11 @@ func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt,
 }
 
 func insertAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt, at time.Time) error {
-	if len(all) == 0 {
-		return nil
+	rows := make([][]any, len(all))
+	for i, a := range all {
+		rows[i] = []any{a.next.ID, a.next.Calls, string(a.call), at}
 	}
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any { return []any{all[i].next.ID, all[i].next.Calls, all[i].call} })
-	if err == nil {
-		_, err = tx.ExecContext(ctx, `
-			INSERT INTO payment_attempts (payment_id, attempt, kind, started_at)
-			SELECT v.pid, v.attempt, v.kind, $2 FROM `+db.Rows(1, "v", "pid UUID", "attempt INTEGER", "kind TEXT"), rows, at)
-	}
-	if err != nil {
+	if _, err := intoAttempts.Exec(ctx, db, tx, rows); err != nil {
 		return fmt.Errorf("insert attempts: %w", err)
 	}
 	return nil
@@ -192,18 +195,11 @@ type ending struct {
 }
 
 func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending, at time.Time) error {
-	if len(all) == 0 {
-		return nil
+	rows := make([][]any, len(all))
+	for i, e := range all {
+		rows[i] = []any{e.paymentID, string(e.answer.Outcome), e.answer.Detail}
 	}
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		return []any{all[i].paymentID, all[i].answer.Outcome, all[i].answer.Detail}
-	})
-	if err == nil {
-		_, err = tx.ExecContext(ctx, `
-			UPDATE payment_attempts SET ended_at = $2, outcome = v.came_to, detail = NULLIF(v.why, '')
-			FROM `+db.Rows(1, "v", "pid UUID", "came_to TEXT", "why TEXT")+` WHERE payment_id = v.pid AND ended_at IS NULL`, rows, at)
-	}
-	if err != nil {
+	if err := updateAttempts.Query(ctx, db, tx, rows, nil, at); err != nil {
 		return fmt.Errorf("end attempts: %w", err)
 	}
 	return nil
@@ -213,23 +209,16 @@ func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending, at
 // when it is due or never. It returns the ids of those that still were their
 // claims'.
 func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlement, at time.Time) (map[string]bool, error) {
-	rows, err := sqldb.RowsArg(len(all), func(i int) []any {
-		p := &all[i].next
-		return []any{
-			p.ID, all[i].claim.Token, all[i].from.Status, p.Status, p.TransactionID, p.ErrorCode, message(p.ErrorCode),
-			p.Version, p.Checks, p.CompletedAt, all[i].due,
+	rows := make([][]any, len(all))
+	for i := range all {
+		t, p := &all[i], &all[i].next
+		rows[i] = []any{
+			p.ID, t.claim.Token, string(t.from.Status), string(p.Status), p.TransactionID, p.ErrorCode, message(p.ErrorCode),
+			p.Version, p.Checks, sqldb.NullTime(p.CompletedAt), sqldb.NullTime(t.due),
 		}
-	})
-	if err != nil {
-		return nil, fmt.Errorf("settle payments: %w", err)
 	}
-	won, err := ids(tx.QueryContext(ctx, `
-		UPDATE payments SET status = v.new_status, transaction_id = NULLIF(v.tid, ''), error_code = NULLIF(v.code, ''), error_message = NULLIF(v.said, ''),
-			version = v.new_version, checks = v.new_checks, completed_at = v.final, updated_at = $2, due_at = v.due, lease_token = NULL
-		FROM `+db.Rows(1, "v", "pid UUID", "token TEXT", "old_status TEXT", "new_status TEXT", "tid TEXT", "code TEXT", "said TEXT",
-		"new_version BIGINT", "new_checks INTEGER", "final TIMESTAMPTZ", "due TIMESTAMPTZ")+`
-		WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`, rows, at))
-	if err != nil {
+	won := ids{}
+	if err := updateSettled.Query(ctx, db, tx, rows, won.add, at); err != nil {
 		return nil, fmt.Errorf("settle payments: %w", err)
 	}
 	return won, nil

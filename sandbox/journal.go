@@ -26,8 +26,8 @@ type journal struct {
 	applies []func()   // what becomes visible with the next sync, in file order
 	broken  error      // after a failed sync nobody knows what is on disk
 
-	flush  sync.Mutex // held by the one who syncs; taken before write, never after
-	synced int64      // guarded by flush
+	synced  int64         // what is before it is on disk; guarded by write
+	syncing chan struct{} // closed by the one who syncs when he has; nil when nobody does
 }
 
 // openJournal opens or creates the file and hands each of its lines to load.
@@ -160,33 +160,50 @@ func (j *journal) put(line []byte) (at int64, err error) {
 	return at, nil
 }
 
-// sync returns when everything before end is on disk. The first to come syncs
-// for all who wrote until then; the others find their work done.
+// sync returns when everything before end is on disk. One at a time syncs, for
+// all who wrote until then; those who come meanwhile wait for him, all at once,
+// and one of them is the next.
 func (j *journal) sync(end int64) error {
-	j.flush.Lock()
-	defer j.flush.Unlock()
-	if j.synced >= end {
-		return nil
+	for {
+		j.write.Lock()
+		switch {
+		case j.synced >= end:
+			j.write.Unlock()
+			return nil
+		case j.broken != nil:
+			defer j.write.Unlock()
+			return j.broken
+		case j.syncing == nil:
+			j.syncing = make(chan struct{})
+			size, applies := j.size, j.applies
+			j.applies = nil
+			j.write.Unlock()
+			j.flush(size, applies)
+		default:
+			syncing := j.syncing
+			j.write.Unlock()
+			<-syncing
+		}
+	}
+}
+
+// flush syncs what is before size, and makes it visible.
+func (j *journal) flush(size int64, applies []func()) {
+	err := j.file.Sync()
+	if err == nil {
+		for _, apply := range applies {
+			apply()
+		}
 	}
 	j.write.Lock()
-	size, applies, broken := j.size, j.applies, j.broken
-	j.applies = nil
-	j.write.Unlock()
-	if broken != nil {
-		return broken
+	defer j.write.Unlock()
+	if err != nil {
+		j.broken = fmt.Errorf("keep evidence: %w", err)
+	} else {
+		j.synced = size
 	}
-	if err := j.file.Sync(); err != nil {
-		err = fmt.Errorf("keep evidence: %w", err)
-		j.write.Lock()
-		j.broken = err
-		j.write.Unlock()
-		return err
-	}
-	for _, apply := range applies {
-		apply()
-	}
-	j.synced = size
-	return nil
+	close(j.syncing)
+	j.syncing = nil
 }
 
 // whole returns a reader of every line written so far.

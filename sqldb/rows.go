@@ -1,67 +1,75 @@
 package sqldb
 
 import (
-	"encoding/json"
+	"context"
+	"database/sql"
 	"fmt"
+	"slices"
 	"strings"
-	"time"
 )
 
-// Rows is a FROM item over many rows that come in one argument, argument $arg,
-// which RowsArg makes. So a statement for many rows is one text, prepared once,
-// however many there are. Each column is a name and its PostgreSQL type; SQLite
-// needs no type:
+// A Rows is a statement that reads or changes what many rows of arguments name,
+// written once for both engines. {rows} in its SQL stands for these rows, as a
+// table called v:
 //
-//	UPDATE payments SET status = v.new_status
-//	FROM ` + db.Rows(1, "v", "pid UUID", "new_status TEXT") + `
-//	WHERE id = v.pid
+//	sqldb.Rows{
+//		Columns: `pid UUID, new_status TEXT`,
+//		SQL:     `UPDATE payments SET status = v.new_status FROM {rows} WHERE id = v.pid RETURNING id`,
+//	}
 //
-// In an INSERT … SELECT … ON CONFLICT, SQLite wants a WHERE before the ON.
-func (db *DB) Rows(arg int, name string, columns ...string) string {
-	var b strings.Builder
-	b.WriteString("(SELECT ")
-	for i, c := range columns {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		column, kind, _ := strings.Cut(c, " ")
-		if db.Engine == Postgres {
-			fmt.Fprintf(&b, "CAST(e.value->>%d AS %s) AS %s", i, kind, column)
-		} else {
-			fmt.Fprintf(&b, "e.value->>%d AS %s", i, column)
-		}
-	}
-	each := "json_each($%d) AS e) %s"
-	if db.Engine == Postgres {
-		each = "jsonb_array_elements($%d) AS e(value)) %s"
-	}
-	fmt.Fprintf(&b, " FROM "+each, arg, name)
-	return b.String()
+// As with Insert, PostgreSQL gets one statement for all of them, with an array
+// for each column, and SQLite one prepared statement for each row: there it
+// costs no round trip, and less than taking a list of rows apart. So the
+// statement must mean the same both ways: no row may depend on another.
+type Rows struct {
+	Columns string // of a row: the name and PostgreSQL's type of each
+	SQL     string // its own arguments, if it has any, are numbered on from the columns
 }
 
-// RowsArg is n rows as the argument of a statement made with Rows: row returns
-// the values of each, in the order of the columns. A zero time is NULL.
-func RowsArg(n int, row func(i int) []any) (string, error) {
-	rows := make([][]any, n)
-	for i := range rows {
-		rows[i] = row(i)
-		for k, v := range rows[i] {
-			if t, ok := v.(time.Time); ok {
-				rows[i][k] = timeText(t)
-			}
-		}
-	}
-	b, err := json.Marshal(rows)
-	if err != nil {
-		return "", fmt.Errorf("rows: %w", err)
-	}
-	return string(b), nil
+// A Querier runs statements: a *sql.Tx, or on PostgreSQL, where one statement
+// is a transaction of its own, also a *DB.
+type Querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// timeText is a time as SQLite stores it, which PostgreSQL reads as well.
-func timeText(t time.Time) any {
-	if t.IsZero() {
+// Query runs the statement for the rows, each of which has a value for every
+// column. got is called for each row that comes back, if there are any.
+func (r Rows) Query(ctx context.Context, db *DB, q Querier, rows [][]any, got func(*sql.Rows) error, own ...any) error {
+	if len(rows) == 0 {
 		return nil
 	}
-	return t.UTC().Truncate(time.Microsecond).Format("2006-01-02 15:04:05.999999999-07:00")
+	if db.Engine == Postgres {
+		return collect(got)(q.QueryContext(ctx, r.many(), append(columns(rows), own...)...))
+	}
+	steady := context.WithoutCancel(ctx) // as Insert does
+	for _, row := range rows {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := collect(got)(q.QueryContext(steady, r.one(), slices.Concat(row, own)...)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// many is the statement with all rows.
+func (r Rows) many() string {
+	var arrays, names []string
+	for c := range strings.SplitSeq(r.Columns, ",") {
+		name, kind, _ := strings.Cut(strings.TrimSpace(c), " ")
+		names = append(names, name)
+		arrays = append(arrays, fmt.Sprintf("$%d::%s[]", len(names), kind))
+	}
+	return strings.Replace(r.SQL, "{rows}", "unnest("+strings.Join(arrays, ", ")+") AS v("+strings.Join(names, ", ")+")", 1)
+}
+
+// one is the statement with one row.
+func (r Rows) one() string {
+	var values []string
+	for c := range strings.SplitSeq(r.Columns, ",") {
+		name, _, _ := strings.Cut(strings.TrimSpace(c), " ")
+		values = append(values, fmt.Sprintf("$%d AS %s", len(values)+1, name))
+	}
+	return strings.Replace(r.SQL, "{rows}", "(SELECT "+strings.Join(values, ", ")+") AS v", 1)
 }
