@@ -66,9 +66,9 @@ func partitionLane(row *row) string { return fmt.Sprintf("%s/%d", row.topic, row
 // nobody's way and has a lane to itself.
 func laneOf(row *row, err error) string {
 	switch {
-	case refusesTopic(err):
+	case refusesTopic(err), row.key != nil && row.partition < 0: // what follows under the key must find it
 		return row.topic
-	case row.partition < 0:
+	case row.key == nil:
 		return fmt.Sprintf("%s#%d", row.topic, row.seq)
 	}
 	return partitionLane(row)
@@ -216,7 +216,7 @@ func (t *term) sendLane(ctx context.Context, producer *kgo.Client, topic string,
 	t.place(rows)
 	t.mu.Lock()
 	for i := range rows {
-		if t.blocked[rows[i].queue()] {
+		if t.isBlocked(&rows[i]) {
 			errs[i] = errBlocked
 		}
 	}
@@ -226,7 +226,7 @@ func (t *term) sendLane(ctx context.Context, producer *kgo.Client, topic string,
 	}
 	for i := range rows {
 		t.mu.Lock()
-		if t.blocked[rows[i].queue()] {
+		if t.isBlocked(&rows[i]) {
 			errs[i] = errBlocked
 		}
 		t.mu.Unlock()
@@ -237,7 +237,7 @@ func (t *term) sendLane(ctx context.Context, producer *kgo.Client, topic string,
 		case errs[i] == nil, errors.Is(errs[i], errBlocked):
 		case forEver(errs[i]):
 			t.mu.Lock()
-			t.blocked[rows[i].queue()] = true
+			t.block(&rows[i])
 			t.mu.Unlock()
 		default:
 			for j := i + 1; j < len(rows); j++ {
@@ -264,7 +264,7 @@ func (t *term) sortLane(rows []row, errs []error, single bool) (landed landing, 
 		case errors.Is(err, errBlocked):
 			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
 		case forEver(err) && certain:
-			t.blocked[row.queue()] = true
+			t.block(row)
 			t.tellRefused(row, err)
 			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
 		default:
@@ -282,13 +282,18 @@ func (t *term) sortLane(rows []row, errs []error, single bool) (landed landing, 
 func (t *term) closeLane(l *lane, tried []int64, stay map[int64]bool, cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	left := make([]int64, 0, len(l.seqs))
-	for _, seq := range l.seqs {
+	var left []int64 // of those up to the last that was tried: a lane may be long
+	n, found := slices.BinarySearch(l.seqs, tried[len(tried)-1])
+	if found {
+		n++
+	}
+	for _, seq := range l.seqs[:n] {
 		if _, was := slices.BinarySearch(tried, seq); !was || stay[seq] {
 			left = append(left, seq)
 		}
 	}
-	if l.seqs = left; len(left) == 0 {
+	n -= copy(l.seqs[n-len(left):n], left)
+	if l.seqs = l.seqs[n:]; len(l.seqs) == 0 {
 		delete(t.lanes, l.name)
 		t.cfg.Log.Info("what was refused is done with", "service", t.cfg.Service, "lane", l.name)
 		return
@@ -313,6 +318,8 @@ func (t *term) showLane(ctx context.Context, l *lane) {
 	t.mu.Lock()
 	waiting, cause := len(l.seqs), l.cause
 	t.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	var err error
 	if waiting == 0 {
 		_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_lanes WHERE lane = $1`, text(l.name, 500))
@@ -322,7 +329,7 @@ func (t *term) showLane(ctx context.Context, l *lane) {
 			ON CONFLICT (lane) DO UPDATE SET waiting = excluded.waiting, reason = excluded.reason, since = excluded.since, tried_at = excluded.tried_at`,
 			text(l.name, 500), l.topic, waiting, reason(cause), l.since, sqldb.Now())
 	}
-	if err != nil && ctx.Err() == nil {
+	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
 		t.cfg.Log.Warn("show what is refused", "service", t.cfg.Service, "lane", l.name, "err", err)
 	}
 }

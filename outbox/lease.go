@@ -202,6 +202,12 @@ func (l *lease) markAtOnce(ctx context.Context, c connection, floor int64, range
 	return nil
 }
 
+// intoBlocked takes the rows of outbox_blocked.
+var intoBlocked = sqldb.Insert{
+	Into:  `INSERT INTO outbox_blocked (seq, topic, key, reason, since)`,
+	Types: `BIGINT, TEXT, BYTEA, TEXT, TIMESTAMPTZ`,
+}
+
 func (l *lease) markIn(ctx context.Context, tx *sql.Tx, floor int64, ranges []span, blocked []blockedRow) error {
 	res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
 	if err != nil {
@@ -211,12 +217,12 @@ func (l *lease) markIn(ctx context.Context, tx *sql.Tx, floor int64, ranges []sp
 		return errors.Join(errLeaseLost, err)
 	}
 	at := sqldb.Now()
-	for _, b := range blocked {
-		_, err := tx.ExecContext(ctx, `INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES ($1, $2, $3, $4, $5)`,
-			b.seq, b.topic, nullBytes(b.key), b.reason, at)
-		if err != nil {
-			return fmt.Errorf("mark blocked: %w", err)
-		}
+	rows := make([][]any, len(blocked))
+	for i, b := range blocked {
+		rows[i] = []any{b.seq, b.topic, nullBytes(b.key), b.reason, at}
+	}
+	if _, err := intoBlocked.Exec(ctx, l.db, tx, rows); err != nil {
+		return fmt.Errorf("mark blocked: %w", err)
 	}
 	return sqldb.Chunks(len(ranges), 512, func(from, to int) error {
 		args := make([]any, 0, 3*(to-from))

@@ -47,10 +47,10 @@ func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, 
 			DELETE FROM outbox_events WHERE seq IN (
 				SELECT seq FROM (
 					SELECT seq, created_at FROM outbox_events e
-					WHERE seq <= (SELECT floor FROM outbox_lease)
+					WHERE seq <= (SELECT floor FROM outbox_lease WHERE id = 1 AND epoch = $3)
 						AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq AND b.skipped_at IS NULL)
 					ORDER BY seq LIMIT $1) oldest
-				WHERE created_at < $2)`, pruneRows, before)
+				WHERE created_at < $2)`, pruneRows, before, t.lease.epoch)
 		if err != nil {
 			return deleted, fmt.Errorf("prune outbox: %w", err)
 		}
@@ -65,9 +65,25 @@ func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, 
 	if deleted == 0 {
 		return 0, nil
 	}
-	_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_published WHERE last_seq < (SELECT COALESCE(MIN(seq), (SELECT floor FROM outbox_lease)) FROM outbox_events)`)
-	if err != nil {
-		return deleted, fmt.Errorf("prune outbox: %w", err)
+	return deleted, t.pruneRanges(ctx)
+}
+
+// pruneRanges deletes the ranges below the oldest event that is not blocked: one
+// that is may stay for ever.
+func (t *term) pruneRanges(ctx context.Context) error {
+	for {
+		res, err := t.db.ExecContext(ctx, `
+			DELETE FROM outbox_published WHERE first_seq IN (SELECT first_seq FROM (
+				SELECT first_seq, last_seq FROM outbox_published ORDER BY first_seq LIMIT $1) oldest
+			WHERE last_seq <= (SELECT floor FROM outbox_lease WHERE id = 1 AND epoch = $2)
+				AND last_seq < COALESCE((SELECT seq FROM outbox_events e
+					WHERE NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq AND b.skipped_at IS NULL) ORDER BY seq LIMIT 1), last_seq + 1))`,
+			pruneRows, t.lease.epoch)
+		if err != nil {
+			return fmt.Errorf("prune ranges: %w", err)
+		}
+		if n, err := res.RowsAffected(); err != nil || n < pruneRows {
+			return err
+		}
 	}
-	return deleted, nil
 }

@@ -68,19 +68,32 @@ func (t *term) publish(ctx context.Context, rd *round) error {
 // sendable says why a row may not be sent now. One that waits is put into its
 // lane: whatever comes later under its key waits there too.
 func (t *term) sendable(row *row) error {
-	queue := row.queue()
 	switch n := row.size(); {
-	case t.blocked[queue]:
+	case t.isBlocked(row):
 		return errBlocked
 	case t.waits(row):
 		return errWaits
 	case n > maxBytes(row.topic):
-		t.blocked[queue] = true
+		t.block(row)
 		err := fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, maxBytes(row.topic))
 		t.tellRefused(row, err)
 		return err
 	}
 	return nil
+}
+
+// block has the row, and whatever follows under its key, wait for an operator.
+func (t *term) block(row *row) {
+	if !t.isBlocked(row) {
+		t.blocked[row.queue()] = row.seq
+	}
+}
+
+// isBlocked reports whether the row is one that the broker refuses for ever, or
+// stands behind one. What came before may be sent, again for instance.
+func (t *term) isBlocked(row *row) bool {
+	from, ok := t.blocked[row.queue()]
+	return ok && row.seq >= from
 }
 
 // send produces the rows that have no error yet, all at once, and waits for the
@@ -159,7 +172,7 @@ func forEver(err error) bool {
 func (t *term) tellRefused(row *row, err error) {
 	t.metrics.errors.Inc()
 	t.cfg.Log.Error("event refused", "service", t.cfg.Service, "event_id", row.id, "event_type", row.eventType,
-		"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", t.blocked[row.queue()], "err", err)
+		"aggregate_id", row.aggregateID, "topic", row.topic, "blocked", t.isBlocked(row), "err", err)
 }
 
 // queue is what must stay in order: the records of one key on one topic. A

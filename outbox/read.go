@@ -25,7 +25,7 @@ func (t *term) load(ctx context.Context, floor int64) error {
 	return nil
 }
 
-func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]bool, err error) {
+func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]int64, err error) {
 	rows, err := t.reads.QueryContext(ctx, `
 		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
 		UNION ALL
@@ -35,7 +35,7 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 		return nil, nil, err
 	}
 	defer rows.Close()
-	blocked = map[string]bool{}
+	blocked = map[string]int64{}
 	for rows.Next() {
 		var s span
 		var w row
@@ -43,9 +43,15 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 			return nil, nil, err
 		}
 		if w.topic != "" && w.key != nil {
-			blocked[w.queue()] = true
+			if _, known := blocked[w.queue()]; !known { // they come in order
+				blocked[w.queue()] = s.lo
+			}
 		}
-		if s.hi > floor {
+		switch n := len(done); {
+		case s.hi <= floor:
+		case n > 0 && s.lo <= done[n-1].hi+1: // there are as many as there were marks
+			done[n-1].hi = max(done[n-1].hi, s.hi)
+		default:
 			done = append(done, s)
 		}
 	}

@@ -31,6 +31,10 @@ const watchEvery = 10 * time.Second
 // A topicIdentity is what tells a topic from another of the same name.
 type topicIdentity struct{ cluster, topic string }
 
+// told reports whether the broker has said which topic it is: an old one knows
+// no ids, and one that is starting may not know its own.
+func (i topicIdentity) told() bool { return i.cluster != "" && i.topic != uuid.Nil.String() }
+
 // watchTopics ends the term when a topic turns out to be a new one.
 func (t *term) watchTopics(ctx context.Context) error {
 	tick := time.NewTicker(watchEvery)
@@ -63,7 +67,7 @@ func (t *term) checkTopics(ctx context.Context) error {
 		return err
 	}
 	for topic, f := range found {
-		if f.err == nil && f.identity != known[topic] {
+		if f.err == nil && f.identity.told() && f.identity != known[topic] {
 			t.cfg.Log.Error("a topic was created anew: all retained events are published again", "service", t.cfg.Service, "topic", topic)
 			return t.rewindAll(ctx, found)
 		}
@@ -72,6 +76,8 @@ func (t *term) checkTopics(ctx context.Context) error {
 }
 
 func (t *term) knownTopics(ctx context.Context) (map[string]topicIdentity, error) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
 	rows, err := t.db.Read().QueryContext(ctx, `SELECT topic, cluster_id, topic_id FROM outbox_topics`)
 	if err != nil {
 		return nil, fmt.Errorf("read topics: %w", err)
@@ -98,15 +104,9 @@ type foundTopic struct {
 
 // describe asks the brokers for topics, for as long as it takes.
 func (t *term) describe(ctx context.Context, client *kgo.Client, topics ...string) (map[string]foundTopic, error) {
-	req := kmsg.NewPtrMetadataRequest()
-	for _, topic := range topics {
-		rt := kmsg.NewMetadataRequestTopic()
-		rt.Topic = new(topic)
-		req.Topics = append(req.Topics, rt)
-	}
 	for attempt := 1; ; attempt++ {
 		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
-		resp, err := req.RequestWith(ask, client)
+		resp, err := topicsRequest(topics).RequestWith(ask, client)
 		cancel()
 		if err == nil {
 			return foundTopics(resp), nil
@@ -125,6 +125,16 @@ func (t *term) describe(ctx context.Context, client *kgo.Client, topics ...strin
 		}
 		pause.Stop()
 	}
+}
+
+func topicsRequest(topics []string) *kmsg.MetadataRequest {
+	req := kmsg.NewPtrMetadataRequest()
+	for _, topic := range topics {
+		rt := kmsg.NewMetadataRequestTopic()
+		rt.Topic = new(topic)
+		req.Topics = append(req.Topics, rt)
+	}
+	return req
 }
 
 func foundTopics(resp *kmsg.MetadataResponse) map[string]foundTopic {
@@ -168,6 +178,7 @@ func (t *term) learn(ctx context.Context, rows []row) error {
 		}
 		if refusal != nil {
 			t.mu.Lock()
+			rows[i].partition = -1
 			t.openLane(&rows[i], refusal)
 			t.mu.Unlock()
 		}
@@ -190,10 +201,15 @@ func (t *term) learnTopic(ctx context.Context, client *kgo.Client, topic string)
 	if f.err != nil {
 		return f.err, nil
 	}
-	_, err = t.db.ExecContext(ctx, `INSERT INTO outbox_topics (topic, cluster_id, topic_id, since) VALUES ($1, $2, $3, $4) ON CONFLICT (topic) DO NOTHING`,
+	ask, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	_, err = t.db.ExecContext(ask, `INSERT INTO outbox_topics (topic, cluster_id, topic_id, since) VALUES ($1, $2, $3, $4) ON CONFLICT (topic) DO NOTHING`,
 		topic, f.identity.cluster, f.identity.topic, sqldb.Now())
 	if err != nil {
 		return nil, fmt.Errorf("remember topic: %w", err)
+	}
+	if err := t.checkTopics(ctx); err != nil { // nothing may be sent to a new one before what the old one had
+		return nil, err
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()

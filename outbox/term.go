@@ -41,7 +41,7 @@ type term struct {
 	cursor     *cursor
 	flights    []*round         // read and not marked yet
 	lanes      map[string]*lane // what was refused for now
-	blocked    map[string]bool  // queues that stand in outbox_blocked
+	blocked    map[string]int64 // queues that stand in outbox_blocked, and from which seq on
 	partitions map[string]int32 // of each topic, as far as it is known
 }
 
@@ -84,13 +84,11 @@ func (t *term) publishAll(ctx, tailCtx, run context.Context, floor int64) (err e
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { defer close(t.rounds); return t.readLoop(ctx) })
-	g.Go(func() error {
-		defer close(t.landings)
-		senders, laneCtx := errgroup.WithContext(ctx)
-		senders.Go(func() error { return t.publishLoop(ctx, run) })
-		senders.Go(func() error { return t.laneLoop(laneCtx) })
-		return senders.Wait()
-	})
+	var senders sync.WaitGroup
+	senders.Add(2)
+	g.Go(func() error { defer senders.Done(); return t.publishLoop(ctx, run) })
+	g.Go(func() error { defer senders.Done(); return t.laneLoop(ctx) })
+	g.Go(func() error { senders.Wait(); close(t.landings); return nil })
 	g.Go(func() error {
 		err := t.markLoop(tailCtx)
 		if err != nil { // nobody may be left waiting
@@ -118,7 +116,9 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 	if err := t.load(ctx, floor); err != nil {
 		return err
 	}
-	if _, err := t.db.ExecContext(ctx, `DELETE FROM outbox_lanes`); err != nil { // another term's
+	ask, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	if _, err := t.db.ExecContext(ask, `DELETE FROM outbox_lanes`); err != nil { // another term's
 		return fmt.Errorf("forget lanes: %w", err)
 	}
 	t.leads.Store(t)

@@ -1,0 +1,78 @@
+package outbox
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// An event that an operator has just released is not deleted by a term that has
+// not noticed yet that it is over.
+func TestPruneOfAnEarlierTerm(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		old := sqldb.Now().Add(-48 * time.Hour)
+		_, err := db.ExecContext(t.Context(), `
+			INSERT INTO outbox_events (id, aggregate_id, event_type, topic, key, headers, value, created_at)
+			VALUES ($1, 'a', 'Moved', 'moves', $2, '[]', $2, $3)`, newID(t), []byte("a"), old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range []string{
+			`INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES (1, 'moves', NULL, 'too large', CURRENT_TIMESTAMP)`,
+			`UPDATE outbox_lease SET holder = 'me', epoch = 1, floor = 1`,
+		} {
+			if _, err := db.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		term := &term{Relay: NewRelay(RelayConfig{Outbox: New(db, "/accounts"), Log: slog.New(slog.DiscardHandler)}), cursor: newCursor(1, nil), lease: &lease{epoch: 1}}
+		if _, err := NewOperator(db).Retry(t.Context(), BlockedFilter{}, Action{By: "test"}); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := term.pruneOnce(t.Context(), old.Add(time.Hour)); err != nil || n != 0 {
+			t.Errorf("%d deleted that were never published, %v", n, err)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: Schema})
+}
+
+// What is refused before the partitions of its topic are known waits where
+// everything that follows under its key finds it.
+func TestLaneOfAKeyWithoutAPlace(t *testing.T) {
+	r := row{seq: 1, topic: "moves", key: []byte("a"), partition: -1}
+	term := &term{
+		Relay: &Relay{cfg: RelayConfig{Log: slog.New(slog.DiscardHandler)}, metrics: newRelayMetrics(RelayConfig{}, nil)},
+		lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
+	}
+	term.openLane(&r, kerr.LeaderNotAvailable)
+	next := row{seq: 2, topic: "moves", key: []byte("a"), partition: -1}
+	if !term.waits(&next) {
+		t.Error("the next event of the key overtakes the first")
+	}
+}
+
+// The rows that were tried are taken out of a long lane in no time: everything
+// waits for the lock meanwhile.
+func TestLongLaneIsClosedQuickly(t *testing.T) {
+	l := &lane{limit: roundRows}
+	for seq := range int64(2_000_000) {
+		l.seqs = append(l.seqs, seq)
+	}
+	term := &term{Relay: &Relay{}, lanes: map[string]*lane{}}
+	began := time.Now()
+	for range 100 {
+		tried := append([]int64(nil), l.seqs[:roundRows]...)
+		term.closeLane(l, tried, map[int64]bool{tried[7]: true}, nil)
+	}
+	t.Log(time.Since(began) / 100)
+	if d := time.Since(began) / 100; d > 5*time.Millisecond {
+		t.Errorf("%v", d)
+	}
+	if l.first() != 197908 || len(l.seqs) != 1_800_100 {
+		t.Error(l.first(), len(l.seqs))
+	}
+}
