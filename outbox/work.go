@@ -78,6 +78,7 @@ type Work struct {
 	waiting []*holding          // of those, the ones nobody works on yet
 	working int
 	hungry  bool            // there may be more due rows than there was room for
+	behind  bool            // there are, and they have waited for a while: nothing is handed over before them
 	contact time.Time       // since when the database has answered every question
 	asked   time.Time       // when rows of the dead were last looked for
 	ctx     context.Context // of the calls
@@ -137,7 +138,7 @@ func (w *Work) Run(ctx context.Context) error {
 	rest := w.waiting
 	w.open, w.waiting = false, nil
 	for _, h := range rest {
-		delete(w.held, h.claim.ID)
+		w.drop(h)
 	}
 	w.mu.Unlock()
 	w.giveBack(w.ctx, rest)
@@ -155,6 +156,9 @@ func (w *Work) hold(h *holding) bool {
 	if !w.open {
 		return false
 	}
+	if newer := w.held[h.claim.ID]; newer != nil && newer.claim.Attempt > h.claim.Attempt {
+		return true // its lease ran out before the commit, and the row was taken since
+	}
 	w.held[h.claim.ID] = h
 	w.waiting = append(w.waiting, h)
 	w.begin()
@@ -169,7 +173,7 @@ func (w *Work) begin() {
 		w.waiting = w.waiting[1:]
 		h.began = time.Now()
 		if !h.began.Before(h.until) {
-			delete(w.held, h.claim.ID)
+			w.drop(h)
 			continue
 		}
 		// a call that has begun is finished although Run is ending: breaking it
@@ -185,10 +189,17 @@ func (w *Work) begin() {
 	}
 }
 
+// drop lets a row go, unless it was taken again since; the caller has locked mu.
+func (w *Work) drop(h *holding) {
+	if w.held[h.claim.ID] == h {
+		delete(w.held, h.claim.ID)
+	}
+}
+
 func (w *Work) finish(h *holding) {
 	w.mu.Lock()
 	w.working--
-	delete(w.held, h.claim.ID)
+	w.drop(h)
 	w.begin()
 	hungry := w.hungry && len(w.waiting) <= w.cfg.Limit/2
 	w.mu.Unlock()
@@ -247,10 +258,16 @@ func (w *Work) takeUntil(ctx context.Context) {
 func (w *Work) take(ctx context.Context, woken bool) (next time.Duration, err error) {
 	room := w.room()
 	if room <= 0 {
+		if !woken {
+			return workLook, w.fallBehind(ctx)
+		}
 		return workLook, nil
 	}
 	if !woken {
 		if wait, err := w.look(ctx); wait > 0 || err != nil {
+			w.mu.Lock()
+			w.behind = w.behind && err != nil
+			w.mu.Unlock()
 			return wait, err
 		}
 		n, err := w.inherit(ctx, room)
@@ -267,10 +284,26 @@ func (w *Work) take(ctx context.Context, woken bool) (next time.Duration, err er
 		w.hungry = true
 		w.mu.Unlock()
 		return workLook, nil
-	case woken || n > 0:
+	default:
+		w.mu.Lock()
+		w.behind = false
+		w.mu.Unlock()
+	}
+	if woken || n > 0 {
 		return workLookSoon, nil
 	}
 	return workLook, nil
+}
+
+// fallBehind finds out whether rows in the table wait for those that are handed
+// over.
+func (w *Work) fallBehind(ctx context.Context) error {
+	var first time.Time
+	err := w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`+w.cfg.Where).Scan(sqldb.Time(&first))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.behind = w.behind || err == nil && !first.IsZero() && time.Since(first) > workLook
+	return err
 }
 
 // look says how long nothing is due.

@@ -27,7 +27,7 @@ func (w *Work) Lease(n int) Lease {
 	l := w.Due()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.open && len(w.held)+n <= workAhead*w.cfg.Limit {
+	if w.open && !w.behind && len(w.held)+n <= workAhead*w.cfg.Limit {
 		l.until = time.Now().Add(w.cfg.Lease)
 		l.DueAt, l.Token, l.Attempts = l.DueAt.Add(w.cfg.Lease), sql.NullString{String: w.token, Valid: true}, 1
 	}
@@ -90,7 +90,8 @@ func (w *Work) renew(old []*holding) error {
 	for _, h := range old {
 		args = append(args, h.claim.ID)
 	}
-	rows, err := w.cfg.DB.QueryContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = $1 WHERE lease_token = $2 AND id IN (`+sqldb.List(3, len(old))+`) RETURNING id`, args...)
+	rows, err := w.cfg.DB.QueryContext(ctx, `
+		UPDATE `+w.cfg.Table+` SET due_at = $1 WHERE lease_token = $2 AND id IN (`+w.unlocked(sqldb.List(3, len(old)))+`) RETURNING id`, args...)
 	if err != nil {
 		return err
 	}
@@ -119,6 +120,15 @@ func (w *Work) renew(old []*holding) error {
 		}
 	}
 	return nil
+}
+
+// unlocked is what remains of a list of ids without the rows that another
+// transaction has locked: one row must not hold up the others.
+func (w *Work) unlocked(ids string) string {
+	if w.cfg.DB.Engine == sqldb.Postgres {
+		return `SELECT id FROM ` + w.cfg.Table + ` WHERE id IN (` + ids + `) FOR UPDATE SKIP LOCKED`
+	}
+	return ids
 }
 
 // inContact notes whether the database has answered.
@@ -154,7 +164,7 @@ func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 	}
 	return w.takeRows(ctx, `
 		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+sqldb.List(4, len(ids))+`)
+		WHERE due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+w.unlocked(sqldb.List(4, len(ids)))+`)
 		RETURNING id, attempts`, ids...)
 }
 

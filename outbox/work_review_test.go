@@ -1,0 +1,152 @@
+package outbox_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// Do may settle a row so that it is due again before it returns. Who took it
+// then keeps it, although the end of the first call comes later.
+func TestRowTakenAgainBeforeTheCallEnded(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 1)
+		var calls atomic.Int64
+		again, finish := make(chan struct{}), make(chan struct{})
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			switch calls.Add(1) {
+			case 1:
+				if _, err := db.ExecContext(ctx, `UPDATE jobs SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, sqldb.Now(), c.ID, c.Token); err != nil {
+					t.Error(err)
+				}
+				<-again
+				return nil
+			case 2:
+				close(again)
+				<-finish
+			default:
+				t.Error("a third call while the second is under way")
+			}
+			_, err := settleJob(ctx, db, c)
+			return err
+		}}).Run)
+		<-again
+		time.Sleep(time.Second) // five leases
+		close(finish)
+		eventually(t, "it is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 1 })
+	})
+}
+
+// A lease that ran out before its transaction was committed is void, but what
+// was claimed meanwhile is held.
+func TestLeaseThatRanOutBeforeItsCommit(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 0)
+		var calls atomic.Int64
+		taken, finish := make(chan struct{}, 10), make(chan struct{})
+		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			calls.Add(1)
+			taken <- struct{}{}
+			<-finish
+			_, err := settleJob(ctx, db, c)
+			return err
+		}})
+		run(t, w.Run)
+		handOver(t, db, w, "first")
+		<-taken // it runs
+		err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
+			l := w.Lease(1)
+			tx.AfterCommit(func() { <-taken }) // whatever takes its time
+			l.Begin(tx, "late", nil)
+			_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ($1, $2, $3, $4)`, "late", l.DueAt, l.Token, l.Attempts)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		renewals(t, db, "late", 8)
+		if n := calls.Load(); n != 2 {
+			t.Errorf("%d calls for two rows", n)
+		}
+		close(finish)
+		eventually(t, "both are done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 2 })
+	})
+}
+
+// Rows that are handed over leave room for those that are due in the table.
+func TestRowsHandedOverStarveNoOthers(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 0)
+		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			time.Sleep(5 * time.Millisecond)
+			_, err := settleJob(ctx, db, c)
+			return err
+		}})
+		run(t, w.Run)
+		for i := range 4 {
+			handOver(t, db, w, fmt.Sprint("ahead-", i))
+		}
+		if _, err := db.Exec(`INSERT INTO jobs (id, due_at) VALUES ('old', $1)`, sqldb.Now().Add(-time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		began, n := time.Now(), 0
+		for ; time.Since(began) < 3*time.Second && count(t, db, `SELECT done FROM jobs WHERE id = 'old'`) == 0; n++ {
+			for count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 0`) > 6 { // as many come as are done
+				time.Sleep(time.Millisecond)
+			}
+			handOver(t, db, w, fmt.Sprint("new-", n))
+		}
+		if count(t, db, `SELECT done FROM jobs WHERE id = 'old'`) == 0 {
+			t.Errorf("%d new rows went before one that was due", n)
+		}
+	})
+}
+
+// One row that somebody has locked keeps neither the leases of others from
+// being renewed, nor other rows from being inherited.
+func TestLockedRowHoldsUpNoOthers(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		if db.Engine != sqldb.Postgres {
+			t.Skip("one writer locks all")
+		}
+		jobs(t, db, 3)
+		begun, finish := make(chan struct{}, 10), make(chan struct{})
+		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: 300 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			begun <- struct{}{}
+			<-finish
+			_, err := settleJob(ctx, db, c)
+			return err
+		}})
+		run(t, w.Run)
+		for range 3 {
+			<-begun
+		}
+		tx, err := db.Begin()
+		if err == nil {
+			_, err = tx.Exec(`UPDATE jobs SET done = done WHERE id = 'job-1'`)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		var due time.Time
+		if err := db.QueryRow(`SELECT due_at FROM jobs WHERE id = 'job-2'`).Scan(sqldb.Time(&due)); err != nil {
+			t.Fatal(err)
+		}
+		if !due.After(sqldb.Now()) {
+			t.Errorf("the lease of a row that is worked on ran out %s ago", sqldb.Now().Sub(due))
+		}
+		close(finish)
+		if err := tx.Rollback(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 3 })
+	})
+}
