@@ -148,9 +148,13 @@ type head struct {
 func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
 	const poll = 2 * time.Second
 	now := sqldb.Now()
-	types := []any{""} // what could not be opened, and what this program handles: another's may know the rest
+	var subjects []any // what this program handles, besides what could not be opened: another's may know the rest
 	for on := range c.subs {
-		types = append(types, on.eventType)
+		subjects = append(subjects, on.topic, on.eventType)
+	}
+	known := make([]string, len(c.subs))
+	for i := range known {
+		known[i] = fmt.Sprintf("(topic = $%d AND event_type = $%d)", 2*i+3, 2*i+4)
 	}
 	rows, err := c.db.Read().QueryContext(ctx, `
 		SELECT seq, state, attempts, topic, partition, record_offset, key, value, headers, event_id
@@ -159,8 +163,8 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 			SELECT 1 FROM parked_records q
 			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq < p.seq
 				AND q.state IN ('retrying', 'waiting', 'dead'))
-			AND event_type IN (`+sqldb.List(3, len(types))+`)
-		ORDER BY seq LIMIT 100`, append([]any{c.cfg.Group, now}, types...)...)
+			AND (event_type = '' OR `+strings.Join(known, " OR ")+`)
+		ORDER BY seq LIMIT 100`, append([]any{c.cfg.Group, now}, subjects...)...)
 	if err != nil {
 		return nil, poll, fmt.Errorf("read parked records: %w", err)
 	}

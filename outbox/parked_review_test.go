@@ -1,0 +1,43 @@
+package outbox
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+type reviewEvent struct{}
+
+func (reviewEvent) EventType() string   { return "Review" }
+func (reviewEvent) Topic() string       { return "new-topic" }
+func (reviewEvent) AggregateID() string { return "a" }
+
+// A record was parked by a program that took its type from another topic.
+func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
+	c := NewConsumer(ConsumerConfig{Outbox: New(db, "/t"), Group: "g", Log: slog.New(slog.DiscardHandler)})
+	On(c, func(context.Context, *Tx, Delivery[reviewEvent]) error { return nil })
+	value := appendEnvelope(nil, "00000000-0000-7000-8000-000000000001", "Review", "a", `{}`, time.Now())
+	in := c.open(&kgo.Record{Topic: "old-topic", Key: []byte("a"), Value: value}, [16]byte{})
+	err := c.cfg.Outbox.Tx(t.Context(), func(tx *Tx) error {
+		return c.insertParked(t.Context(), tx, in, parkedState{state: stateRetrying})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	heads, _, err := c.dueHeads(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range heads {
+		if _, err := c.retry(t.Context(), h, func() bool { return true }); err != nil { // panicked
+			t.Error(err)
+		}
+	}
+}
