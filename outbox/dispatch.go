@@ -219,6 +219,7 @@ func (d *dispatcher) take() []*inbound {
 			return nil
 		}
 		var batch []*inbound
+		var others []string // of another topic: a batch that locked rows for two could wait for one that does so the other way round
 		size := min(d.limit, max(batchRecords, len(d.ready)/d.workers))
 		for len(d.ready) > 0 && len(batch) < size {
 			q := d.queues[d.ready[0]]
@@ -227,12 +228,17 @@ func (d *dispatcher) take() []*inbound {
 				continue // its partition was taken away
 			}
 			in := q.waiting[0]
+			if len(batch) > 0 && in.rec.Topic != batch[0].rec.Topic {
+				others = append(others, in.key)
+				continue
+			}
 			q.waiting, q.busy = q.waiting[1:], true
 			in.part.atWork++
 			in.began = time.Now()
 			batch = append(batch, in)
 		}
 		if len(batch) > 0 {
+			d.ready = append(others, d.ready...)
 			return batch
 		}
 		d.changed.Wait()

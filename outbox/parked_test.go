@@ -12,18 +12,18 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-type reviewEvent struct{}
+type relocated struct{}
 
-func (reviewEvent) EventType() string   { return "Review" }
-func (reviewEvent) Topic() string       { return "new-topic" }
-func (reviewEvent) AggregateID() string { return "a" }
+func (relocated) EventType() string   { return "Relocated" }
+func (relocated) Topic() string       { return "new-topic" }
+func (relocated) AggregateID() string { return "a" }
 
 // A record was parked by a program that took its type from another topic.
 func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
 	c := NewConsumer(ConsumerConfig{Outbox: New(db, "/t"), Group: "g", Log: slog.New(slog.DiscardHandler)})
-	On(c, func(context.Context, *Tx, Delivery[reviewEvent]) error { return nil })
-	value := appendEnvelope(nil, "00000000-0000-7000-8000-000000000001", "Review", "a", `{}`, time.Now())
+	On(c, func(context.Context, *Tx, Delivery[relocated]) error { return nil })
+	value := appendEnvelope(nil, "00000000-0000-7000-8000-000000000001", "Relocated", "a", `{}`, time.Now())
 	in := c.open(&kgo.Record{Topic: "old-topic", Key: []byte("a"), Value: value}, [16]byte{})
 	err := c.cfg.Outbox.Tx(t.Context(), func(tx *Tx) error {
 		return c.insertParked(t.Context(), tx, in, parkedState{state: stateRetrying})

@@ -38,7 +38,7 @@ func TestRowTakenAgainBeforeTheCallEnded(t *testing.T) {
 			return err
 		}}).Run)
 		<-again
-		time.Sleep(time.Second) // five leases
+		renewals(t, db, "job-0", 5)
 		close(finish)
 		eventually(t, "it is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 1 })
 	})
@@ -85,7 +85,7 @@ func TestRowsHandedOverStarveNoOthers(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobs(t, db, 0)
 		w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
-			time.Sleep(5 * time.Millisecond)
+			<-time.After(5 * time.Millisecond) // the call
 			_, err := settleJob(ctx, db, c)
 			return err
 		}})
@@ -99,7 +99,7 @@ func TestRowsHandedOverStarveNoOthers(t *testing.T) {
 		began, n := time.Now(), 0
 		for ; time.Since(began) < 3*time.Second && count(t, db, `SELECT done FROM jobs WHERE id = 'old'`) == 0; n++ {
 			for count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 0`) > 6 { // as many come as are done
-				time.Sleep(time.Millisecond)
+				<-time.After(time.Millisecond)
 			}
 			handOver(t, db, w, fmt.Sprint("new-", n))
 		}
@@ -135,7 +135,7 @@ func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
+		renewals(t, db, "job-2", 5)
 		var due time.Time
 		if err := db.QueryRow(`SELECT due_at FROM jobs WHERE id = 'job-2'`).Scan(sqldb.Time(&due)); err != nil {
 			t.Fatal(err)
