@@ -126,9 +126,18 @@ type Lane struct {
 	TriedAt time.Time `json:"tried_at"`
 }
 
-// Status looks at everything that has to do with publishing.
+// Status looks at everything that has to do with publishing, as it was at one
+// moment.
 func (o *Operator) Status(ctx context.Context) (s Status, err error) {
-	db := o.db.Read()
+	var opts *sql.TxOptions // a reader on SQLite sees one moment anyway
+	if o.db.Engine == sqldb.Postgres {
+		opts = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
+	}
+	db, err := o.db.Read().BeginTx(ctx, opts)
+	if err != nil {
+		return Status{}, fmt.Errorf("outbox status: %w", err)
+	}
+	defer db.Rollback() //nolint:errcheck // it has changed nothing
 	err = db.QueryRowContext(ctx, `SELECT holder, epoch, renewal, floor FROM outbox_lease WHERE id = 1`).Scan(&s.Holder, &s.Epoch, &s.Renewal, &s.Floor)
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
@@ -153,12 +162,12 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return Status{}, fmt.Errorf("read oldest event: %w", err)
 	}
-	s.Lanes, err = o.lanes(ctx)
+	s.Lanes, err = lanes(ctx, db)
 	return s, err
 }
 
-func (o *Operator) lanes(ctx context.Context) ([]Lane, error) {
-	rows, err := o.db.Read().QueryContext(ctx, `SELECT lane, topic, waiting, reason, since, tried_at FROM outbox_lanes ORDER BY lane`)
+func lanes(ctx context.Context, db *sql.Tx) ([]Lane, error) {
+	rows, err := db.QueryContext(ctx, `SELECT lane, topic, waiting, reason, since, tried_at FROM outbox_lanes ORDER BY lane`)
 	if err != nil {
 		return nil, fmt.Errorf("read lanes: %w", err)
 	}
