@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -406,6 +407,62 @@ func TestOverdueRace(t *testing.T) {
 		f.wantStatus(placed.OrderID, Pending, Paid)
 		if reason := f.attention(placed.OrderID); reason != "" {
 			t.Errorf("a paid order is marked %s", reason)
+		}
+	}, schemas...)
+}
+
+// TestPaymentsTogether pays orders in one call: those that are pending change,
+// those that are final stay, and if one of the payments is wrong none counts.
+func TestPaymentsTogether(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		f := newFixture(t, db, Config{})
+		handle := func(ds []outbox.Delivery[event.PaymentCompleted]) error {
+			return f.outbox.Tx(t.Context(), func(tx *outbox.Tx) error { return f.onPaymentsCompleted(t.Context(), tx, ds) })
+		}
+		var ds []outbox.Delivery[event.PaymentCompleted]
+		for range 6 {
+			placed, _ := f.place(sample)
+			ds = append(ds, outbox.Delivery[event.PaymentCompleted]{EventID: uuid.NewString(), Event: completed(placed)})
+		}
+		err := f.outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
+			var p event.PaymentFailed
+			p.OrderID, p.ErrorCode = ds[1].Event.OrderID, "declined"
+			return f.onPaymentFailed(t.Context(), tx, outbox.Delivery[event.PaymentFailed]{Event: p})
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		events := f.count(`SELECT COUNT(*) FROM outbox_events`)
+		for what, spoil := range map[string]func(p *event.PaymentCompleted){
+			"another amount": func(p *event.PaymentCompleted) { p.Amount++ },
+			"no such order":  func(p *event.PaymentCompleted) { p.OrderID = uuid.NewString() },
+			"no order id":    func(p *event.PaymentCompleted) { p.OrderID = "x" },
+		} {
+			bad := slices.Clone(ds)
+			spoil(&bad[4].Event)
+			if err := handle(bad); err == nil || f.count(`SELECT COUNT(*) FROM orders WHERE status = 'paid'`) != 0 {
+				t.Errorf("%s: %v, %d are paid", what, err, f.count(`SELECT COUNT(*) FROM orders WHERE status = 'paid'`))
+			}
+		}
+		for range 2 { // a repetition changes nothing
+			if err := handle(append(ds, ds[0])); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for i, d := range ds {
+			want := []Status{Pending, Paid}
+			if i == 1 {
+				want = []Status{Pending, PaymentFailed}
+			}
+			f.wantStatus(d.Event.OrderID, want...)
+			n := f.count(`SELECT COUNT(*) FROM outbox_events WHERE event_type = 'OrderPaid' AND aggregate_id = '` + d.Event.OrderID + `'
+				AND CAST(headers AS TEXT) LIKE '%` + d.EventID + `%'`)
+			if (n == 1) != (i != 1) {
+				t.Errorf("order %d has %d events that name their cause", i, n)
+			}
+		}
+		if n := f.count(`SELECT COUNT(*) FROM outbox_events`); n != events+5 {
+			t.Errorf("%d events were added, want 5", n-events)
 		}
 	}, schemas...)
 }

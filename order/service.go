@@ -2,6 +2,7 @@ package order
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"database/sql"
@@ -104,7 +105,7 @@ func New(cfg Config) (*Service, error) {
 // Subscribe makes the consumer hand the payment events to the service. The
 // consumer's group is order-service and its database the service's own.
 func (s *Service) Subscribe(c *outbox.Consumer) {
-	outbox.On(c, s.onPaymentCompleted)
+	outbox.OnBatch(c, s.onPaymentsCompleted)
 	outbox.On(c, s.onPaymentFailed)
 	c.OnDead(s.onDead)
 }
@@ -196,19 +197,65 @@ func isID(s string) bool {
 	return err == nil && id.String() == s
 }
 
+// onPaymentsCompleted pays many orders with three statements. What is not as it
+// should be with one of them is an error: the consumer then hands them over in
+// ever smaller parts, and onPaymentCompleted looks closely at the one.
+func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.PaymentCompleted]) error {
+	if len(ds) == 1 {
+		return s.onPaymentCompleted(ctx, tx, ds[0])
+	}
+	ids := make([]string, len(ds))
+	for i, d := range ds {
+		if ids[i] = d.Event.OrderID; !isID(ids[i]) {
+			return fmt.Errorf("pay orders: %w", errMalformed)
+		}
+	}
+	orders, err := selectForPayments(ctx, s.db, tx.Tx, ids)
+	if err != nil {
+		return fmt.Errorf("pay orders: %w", err)
+	}
+	var paid []*Order
+	at := sqldb.Now()
+	for i, d := range ds {
+		o := orders[ids[i]]
+		if o == nil {
+			return fmt.Errorf("pay orders: %w", ErrNotFound)
+		}
+		changed, err := o.pay(d.Event, at)
+		if err != nil {
+			return fmt.Errorf("pay orders: %w", err)
+		}
+		if changed {
+			paid = append(paid, o)
+			tx.Cause(d.EventID, d.Traceparent)
+		}
+		s.follow(tx, o, d.Event, changed)
+	}
+	if all, err := updatePaid(ctx, s.db, tx.Tx, paid); err != nil || !all {
+		return fmt.Errorf("pay orders: %w", cmp.Or(err, errStillOpen))
+	}
+	return nil
+}
+
 func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentCompleted]) error {
 	p := d.Event
 	o, changed, err := settle(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.pay(p, sqldb.Now()) })
 	if err != nil {
 		return fmt.Errorf("pay order %s: %w", o.ID, err)
 	}
+	s.follow(tx, &o, p, changed)
+	return nil
+}
+
+// follow adds what a completed payment leads to.
+func (s *Service) follow(tx *outbox.Tx, o *Order, p event.PaymentCompleted, changed bool) {
 	if !changed {
 		if o.Status == PaymentFailed {
 			tx.AfterCommit(func() {
 				s.log.Warn("payment of an order that failed before", "order_id", o.ID, "payment_id", p.PaymentID)
 			})
 		}
-		return nil
+		return
 	}
 	tx.Add(o.Version, event.OrderPaid{
 		OrderID: o.ID, PaymentID: p.PaymentID, Amount: p.Amount, Currency: p.Currency, PaidAt: o.PaidAt,
@@ -217,7 +264,6 @@ func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, d outbo
 		s.metrics.orders.WithLabelValues(string(Paid)).Inc()
 		s.metrics.endToEnd.Observe(o.PaidAt.Sub(o.CreatedAt).Seconds())
 	})
-	return nil
 }
 
 func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentFailed]) error {

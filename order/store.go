@@ -14,7 +14,7 @@ import (
 
 // This file holds every SQL statement of the service.
 
-// The rows of new orders; see sqldb.Insert.
+// The statements over many rows; see sqldb.Insert and sqldb.Rows.
 var (
 	intoOrders = sqldb.Insert{
 		Into: `INSERT INTO orders (id, order_number, status, version, total_amount, currency,
@@ -29,6 +29,18 @@ var (
 	intoHistory = sqldb.Insert{
 		Into:  `INSERT INTO order_history (order_id, version, status, at)`,
 		Types: `UUID, BIGINT, TEXT, TIMESTAMPTZ`,
+	}
+	readForPayment = sqldb.Rows{
+		Columns: `oid UUID`,
+		SQL: `SELECT id, status, version, total_amount, currency, created_at, COALESCE(payment_id, '')
+			FROM {rows} JOIN orders ON id = v.oid`,
+	}
+	updateToPaid = sqldb.Rows{
+		Columns: `oid UUID, new_version BIGINT, paid TIMESTAMPTZ, pid TEXT`,
+		SQL: `UPDATE orders SET status = 'paid', version = v.new_version, paid_at = v.paid, payment_id = v.pid,
+				attention_reason = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_reason END,
+				attention_since = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_since END
+			FROM {rows} WHERE id = v.oid AND status = 'pending' RETURNING id`,
 	}
 	// a key is also taken from a row whose time is over
 	intoKeys = sqldb.Insert{
@@ -273,6 +285,46 @@ func selectForPayment(ctx context.Context, tx *sql.Tx, id string) (Order, error)
 		return Order{}, fmt.Errorf("select order: %w", err)
 	}
 	return o, nil
+}
+
+// selectForPayments reads what many payment events are decided by, by order id.
+func selectForPayments(ctx context.Context, db *sqldb.DB, tx *sql.Tx, ids []string) (map[string]*Order, error) {
+	rows := make([][]any, len(ids))
+	for i, id := range ids {
+		rows[i] = []any{id}
+	}
+	orders := map[string]*Order{}
+	err := readForPayment.Query(ctx, db, tx, rows, func(rows *sql.Rows) error {
+		o := &Order{}
+		err := rows.Scan(&o.ID, &o.Status, &o.Version, &o.Total, &o.Currency, sqldb.Time(&o.CreatedAt), &o.PaymentID)
+		orders[o.ID] = o
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("select orders: %w", err)
+	}
+	return orders, nil
+}
+
+// updatePaid stores that pending orders were paid, and reports whether all were
+// pending still.
+func updatePaid(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*Order) (bool, error) {
+	rows, steps, n := make([][]any, len(orders)), make([][]any, len(orders)), 0
+	for i, o := range orders {
+		rows[i] = []any{o.ID, o.Version, o.PaidAt, o.PaymentID}
+		steps[i] = stepRow(o)
+	}
+	err := updateToPaid.Query(ctx, db, tx, rows, func(*sql.Rows) error { n++; return nil })
+	if err != nil {
+		return false, fmt.Errorf("update statuses: %w", err)
+	}
+	if n < len(orders) {
+		return false, nil
+	}
+	if _, err := intoHistory.Exec(ctx, db, tx, steps); err != nil {
+		return false, fmt.Errorf("insert steps: %w", err)
+	}
+	return true, nil
 }
 
 // updateStatus stores that a pending order became final, and reports whether

@@ -34,7 +34,13 @@ func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, the
 	case db.Engine == Postgres:
 		return affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
 	}
-	return in.each(ctx, tx, rows, execOne, then)
+	var total int64
+	err := in.each(ctx, rows, then, func(ctx context.Context, query string, args []any) error {
+		n, err := affected(tx.ExecContext(ctx, query, args...))
+		total += n
+		return err
+	})
+	return total, err
 }
 
 // Query is Exec for an Insert whose Then ends with RETURNING: got is called for
@@ -46,10 +52,9 @@ func (in Insert) Query(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, go
 	case len(rows) == 1:
 		return collect(got)(tx.QueryContext(ctx, in.one(len(rows[0])), slices.Concat(rows[0], then)...))
 	}
-	_, err := in.each(ctx, tx, rows, func(ctx context.Context, stmt *sql.Stmt, args []any) (int64, error) {
-		return 1, collect(got)(stmt.QueryContext(ctx, args...))
-	}, then)
-	return err
+	return in.each(ctx, rows, then, func(ctx context.Context, query string, args []any) error {
+		return collect(got)(tx.QueryContext(ctx, query, args...))
+	})
 }
 
 // collect calls got for each row of a result.
@@ -68,40 +73,24 @@ func collect(got func(*sql.Rows) error) func(*sql.Rows, error) error {
 	}
 }
 
-func execOne(ctx context.Context, stmt *sql.Stmt, args []any) (int64, error) {
-	return affected(stmt.ExecContext(ctx, args...))
-}
-
-// each runs the statement of one row for every row.
-func (in Insert) each(
-	ctx context.Context, tx *sql.Tx, rows [][]any, run func(context.Context, *sql.Stmt, []any) (int64, error), then []any,
-) (total int64, err error) {
+// each runs the statement of one row for every row. The connection keeps it
+// prepared.
+func (in Insert) each(ctx context.Context, rows [][]any, then []any, run func(ctx context.Context, query string, args []any) error) error {
 	if len(rows) == 0 {
-		return 0, nil
+		return nil
 	}
 	// The driver starts a goroutine for each statement that can be cancelled.
 	// These are short, so it is asked in between instead.
-	steady := context.WithoutCancel(ctx)
-	stmt, err := tx.PrepareContext(steady, in.one(len(rows[0])))
-	if err != nil {
-		return 0, err
-	}
-	defer func() {
-		if e := stmt.Close(); e != nil && err == nil {
-			err = e
-		}
-	}()
+	steady, query := context.WithoutCancel(ctx), in.one(len(rows[0]))
 	for _, row := range rows {
 		if err := ctx.Err(); err != nil {
-			return total, err
+			return err
 		}
-		n, err := run(steady, stmt, slices.Concat(row, then))
-		if err != nil {
-			return total, err
+		if err := run(steady, query, slices.Concat(row, then)); err != nil {
+			return err
 		}
-		total += n
 	}
-	return total, nil
+	return nil
 }
 
 // one is the statement for one row.
