@@ -108,7 +108,10 @@ func try(ctx context.Context, dir string, m mutant, healthy map[string]error, li
 		return "not run: needs " + m.env, true
 	}
 	if _, known := healthy[m.test]; !known {
-		_, healthy[m.test] = goTest(ctx, dir, m.test)
+		out, err := goTest(ctx, dir, m.test)
+		if healthy[m.test] = err; err != nil {
+			fmt.Fprintf(os.Stderr, "%s\n", out)
+		}
 	}
 	if healthy[m.test] != nil {
 		return "THE TEST FAILS WITHOUT IT", false
@@ -133,6 +136,8 @@ func judge(out []byte, err error) (verdict string, ok bool) {
 		return "SURVIVED", false
 	case bytes.Contains(out, []byte("[build failed]")) || bytes.Contains(out, []byte("[setup failed]")):
 		return "DOES NOT COMPILE: " + firstLine(out), false
+	case bytes.Contains(out, []byte("panic: test timed out")):
+		return "NO VERDICT: the test timed out", false
 	case len(failed) > 0:
 		return "caught by " + string(failed[len(failed)-1][1]), true
 	case bytes.Contains(out, []byte("panic: ")):
