@@ -422,9 +422,9 @@ var mutants = []mutant{
 	{
 		name: "operator: a relay prunes by the floor it remembers",
 		file: "outbox/prune.go",
-		old: `WHERE seq <= (SELECT floor FROM outbox_lease)
+		old: `WHERE seq <= (SELECT floor FROM outbox_lease WHERE id = 1 AND epoch = $3)
 `,
-		new: `WHERE seq <= (SELECT ` + "` + fmt.Sprint(t.floor()) + `" + `)
+		new: `WHERE seq <= (SELECT ` + "` + fmt.Sprint(t.floor()) + `" + ` WHERE $3 = $3)
 `,
 		test: "./outbox -run ^TestPrune$",
 	},
