@@ -338,16 +338,16 @@ func TestManyOperatorsReplay(t *testing.T) {
 func TestManyDeadRecords(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		op := outbox.NewOperator(db)
-		const n = 5000
+		const n = 2000
 		var ids []string
-		for from := 0; from < n; from += 500 {
+		for from := 0; from < n; from += 25 {
 			var args []any
-			for range 500 {
+			for range 25 {
 				id := uuid.NewString()
 				ids = append(ids, id)
 				args = append(args, "readers", "dead", "moves", 0, 0, "[]", id, "Moved", 3, "transient", "no luck")
 			}
-			_, err := db.Exec(`INSERT INTO parked_records (consumer, state, topic, partition, record_offset, headers, event_id, event_type, attempts, error_class, error) VALUES `+sqldb.Values(11, 500), args...)
+			_, err := db.Exec(`INSERT INTO parked_records (consumer, state, topic, partition, record_offset, headers, event_id, event_type, attempts, error_class, error) VALUES `+sqldb.Values(11, 25), args...)
 			if err != nil {
 				t.Fatal(err)
 			}
