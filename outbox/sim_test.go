@@ -27,7 +27,7 @@ import (
 )
 
 var (
-	seedsFlag = flag.Uint64("seeds", 60, "how many seeds TestSimulation tries")
+	seedsFlag = flag.Uint64("seeds", 30, "how many seeds TestSimulation tries")
 	seedFlag  = flag.Uint64("seed", 0, "the one seed that TestSimulation tries, with all that is logged")
 )
 
