@@ -78,11 +78,16 @@ func (m *mailServer) NewSession(*smtp.Conn) (smtp.Session, error) {
 type mailSession struct {
 	m    *mailServer
 	auth bool
+	open bool // a mail is under way
 }
 
 func (s *mailSession) Mail(string, *smtp.MailOptions) error {
 	s.m.mu.Lock()
 	defer s.m.mu.Unlock()
+	if s.open { // what strict servers say
+		return reply(503)
+	}
+	s.open = true
 	if s.m.login != "" && !s.auth {
 		return reply(530)
 	}
@@ -109,7 +114,7 @@ func (s *mailSession) Data(r io.Reader) error {
 	return s.m.data
 }
 
-func (s *mailSession) Reset()        {}
+func (s *mailSession) Reset()        { s.open = false }
 func (s *mailSession) Logout() error { return nil }
 
 type loginSession struct{ *mailSession }

@@ -127,6 +127,30 @@ func TestLeaseOfWorkRunsOut(t *testing.T) {
 	})
 }
 
+// A lease that has run out is not taken by a process that has only just got to
+// the database: the holder may have been kept from it as well, and renew now.
+func TestWorkWaitsBeforeItInherits(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 2)
+		dies(t.Context(), t, db, -time.Hour)
+		if _, err := db.Exec(`UPDATE jobs SET lease_token = NULL WHERE id = 'job-1'`); err != nil {
+			t.Fatal(err)
+		}
+		const lease = 700 * time.Millisecond
+		began := time.Now()
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: lease, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			if took := time.Since(began); c.ID == "job-0" && took < lease {
+				t.Errorf("another's row was taken after %s", took)
+			} else if c.ID == "job-1" && took >= lease {
+				t.Errorf("a row that nobody holds was taken after %s only", took)
+			}
+			_, err := settleJob(ctx, db, c)
+			return err
+		}}).Run)
+		eventually(t, "all is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 2 })
+	})
+}
+
 // Where no other process can be alive, nobody waits for the leases of the dead.
 func TestWorkAloneInheritsAtOnce(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
