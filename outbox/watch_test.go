@@ -74,13 +74,10 @@ func watch(t *testing.T, fn func(t *testing.T, w *watched)) {
 		t.Run(name, func(t *testing.T) {
 			cfg := broker(t)
 			w := &watched{fixture: newFixture(t, sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), cfg), cfg: cfg, group: rand.Text()}
-			client, err := kgo.NewClient(w.kafka...)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(client.Close)
-			w.adm = kadm.NewClient(client)
+			w.adm = w.admin()
+			w.delete() // a server that outlives the tests may have it from another
 			w.create()
+			w.adm = w.admin() // which does not remember that it was gone
 			t.Cleanup(func() { w.delete() })
 			fn(t, w)
 		})
