@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
@@ -175,9 +176,9 @@ func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
 }
 
 func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
-	tx, err := db.BeginTx(ctx, nil)
+	tx, err := db.begin(ctx)
 	if err != nil {
-		return fmt.Errorf("begin: %w", err)
+		return err
 	}
 	defer func() {
 		// after a commit this does nothing; after a panic it frees the connection
@@ -195,4 +196,21 @@ func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 		return fmt.Errorf("commit: %w: %w", ErrOutcomeUnknown, err)
 	}
 	return nil
+}
+
+// begin begins a transaction. A pool that was in use when the server went away
+// is full of connections that do not know it yet, so one that turns out to be
+// broken is no news about the server: nothing was done on it, and the next is
+// tried, until it is a new connection that cannot be made.
+func (db *DB) begin(ctx context.Context) (*sql.Tx, error) {
+	for stale := 0; ; stale++ {
+		tx, err := db.BeginTx(ctx, nil)
+		if err == nil {
+			return tx, nil
+		}
+		_, connecting := errors.AsType[*pgconn.ConnectError](err)
+		if connecting || ctx.Err() != nil || db.Engine != Postgres || stale > db.Stats().MaxOpenConnections || !IsUnavailable(err) {
+			return nil, fmt.Errorf("begin: %w", err)
+		}
+	}
 }

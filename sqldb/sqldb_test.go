@@ -15,6 +15,8 @@ import (
 	"testing/fstest"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -353,4 +355,38 @@ func TestInsert(t *testing.T) {
 			t.Errorf("inserted although the context has ended: %v", err)
 		}
 	}, schema)
+}
+
+// The connections that a server took with it are not held against it once it
+// is back.
+func TestTxOnStaleConnections(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres)
+	const n = 6
+	var begun sync.WaitGroup // so that each has a connection of its own
+	begun.Add(n)
+	var g errgroup.Group
+	pids := make([]int, n)
+	for i := range n {
+		g.Go(func() error {
+			return db.Tx(t.Context(), func(tx *sql.Tx) error {
+				begun.Done()
+				begun.Wait()
+				return tx.QueryRow(`SELECT pg_backend_pid()`).Scan(&pids[i])
+			})
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	other := sqltest.Open(t, sqldb.Postgres)
+	for _, pid := range pids {
+		if _, err := other.Exec(`SELECT pg_terminate_backend($1, 10000)`, pid); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range n {
+		if err := db.Tx(t.Context(), func(tx *sql.Tx) error { _, err := tx.Exec(`SELECT 1`); return err }); err != nil {
+			t.Error(err)
+		}
+	}
 }
