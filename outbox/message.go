@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -54,9 +55,10 @@ func appendEnvelope(b []byte, id, eventType, aggregateID, data string, at time.T
 }
 
 // records builds the records of one round in one piece of memory each for
-// their values and their headers.
+// themselves, their values and their headers.
 type records struct {
 	source  []byte
+	all     []kgo.Record // of which none may move
 	values  []byte
 	headers []kgo.RecordHeader
 }
@@ -75,32 +77,54 @@ func newRecords(source string, rows []row) *records {
 		size += 200 + len(rows[i].data.String) + 3*len(rows[i].key)
 		headers += envelopeHeaders + len(rows[i].headers)
 	}
-	return &records{source: []byte(source), values: make([]byte, 0, size), headers: make([]kgo.RecordHeader, 0, headers)}
+	return &records{source: []byte(source), all: make([]kgo.Record, 0, len(rows)), values: make([]byte, 0, size), headers: make([]kgo.RecordHeader, 0, headers)}
 }
 
-// record is the row as it goes to the broker.
+// record is the row as it goes to the broker. Headers that repeat the envelope
+// are the envelope's own bytes.
 func (b *records) record(r *row) *kgo.Record {
-	rec := &kgo.Record{Topic: r.topic, Key: r.key, Headers: r.headers, Value: r.value}
+	b.all = append(b.all, kgo.Record{Topic: r.topic, Key: r.key, Headers: r.headers, Value: r.value})
+	rec := &b.all[len(b.all)-1]
 	if !r.data.Valid { // a dead letter: the original's headers, its own value
 		return rec
 	}
 	from := len(b.values)
 	b.values = appendEnvelope(b.values, r.id, r.eventType, r.aggregateID, r.data.String, r.createdAt)
-	rec.Value = b.values[from:len(b.values):len(b.values)]
+	end := len(b.values)
+	rec.Value = b.values[from:end:end]
+	b.values = strconv.AppendInt(b.values, r.version.Int64, 10)
+	version := b.values[end:len(b.values):len(b.values)]
+	rest := rec.Value
+	quote := func(s string) []byte { // s where it stands in the envelope, behind what was quoted before
+		i := bytes.Index(rest, []byte(s))
+		if i < 0 { // it is escaped there
+			return []byte(s)
+		}
+		found := rest[i : i+len(s) : i+len(s)]
+		rest = rest[i+len(s):]
+		return found
+	}
 	n := len(b.headers)
 	b.headers = append(b.headers,
 		kgo.RecordHeader{Key: headerSpecVersion, Value: cloudEvents},
-		kgo.RecordHeader{Key: headerID, Value: []byte(r.id)},
-		kgo.RecordHeader{Key: headerType, Value: []byte(r.eventType)},
+		kgo.RecordHeader{Key: headerID, Value: quote(r.id)},
+		kgo.RecordHeader{Key: headerType, Value: quote(r.eventType)},
 		kgo.RecordHeader{Key: headerSource, Value: b.source},
-		kgo.RecordHeader{Key: headerSubject, Value: []byte(r.aggregateID)},
-		kgo.RecordHeader{Key: headerTime, Value: r.createdAt.AppendFormat(nil, time.RFC3339Nano)},
+		kgo.RecordHeader{Key: headerSubject, Value: quote(r.aggregateID)},
+		kgo.RecordHeader{Key: headerTime, Value: stamp(rec.Value)},
 		kgo.RecordHeader{Key: headerContentType, Value: jsonContent},
-		kgo.RecordHeader{Key: headerAggregateVersion, Value: strconv.AppendInt(nil, r.version.Int64, 10)},
+		kgo.RecordHeader{Key: headerAggregateVersion, Value: version},
 	)
 	b.headers = append(b.headers, r.headers...)
 	rec.Headers = b.headers[n:len(b.headers):len(b.headers)]
 	return rec
+}
+
+// stamp is the timestamp at the end of an envelope.
+func stamp(envelope []byte) []byte {
+	text := envelope[:len(envelope)-len(`"}`)]
+	from := bytes.LastIndexByte(text, '"') + 1
+	return text[from:len(text):len(text)]
 }
 
 func appendJSON(b []byte, s string) []byte {
