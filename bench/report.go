@@ -133,7 +133,7 @@ func (b *bench) describe(ctx context.Context) string {
 	line("size", b.sizeName)
 	line("machine", fmt.Sprintf("%d cores, %s, %s", runtime.NumCPU(), cpuModel(), totalMemory()))
 	line("system", "Linux "+strings.TrimSpace(firstOf("/proc/sys/kernel/osrelease")))
-	line("Go", runtime.Version())
+	line("Go", fmt.Sprintf("%s, GOGC=%d, as the binary sets it", runtime.Version(), gcPercent))
 	line("PostgreSQL", b.postgresVersion(ctx)+", `"+pgOptions+"`, otherwise as it comes")
 	line("Apache Kafka", b.kafkaVersion()+", one broker, 12 partitions, acks=all")
 	line("embedded broker", "this project's, synced writes, 3 partitions")

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -55,7 +56,16 @@ type program struct {
 	log    *slog.Logger
 }
 
+// gcPercent is how much garbage, in percent of what is alive, is let pile up.
+// The services keep little and throw away much: twice the runtime's own 100
+// saves a fifth of the relay's processor time and costs it 20 MiB. GOGC says
+// otherwise.
+const gcPercent = 200
+
 func main() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	// the first signal asks for a good end, the second is not asked twice
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop)
