@@ -18,7 +18,7 @@ const (
 	workLook     = 250 * time.Millisecond // for rows that became due by themselves
 	workPause    = 3 * time.Millisecond   // between two takes, so that a busy Work takes many rows at once
 	workLookSoon = 20 * time.Millisecond  // after a take that found less than it could have
-	workAhead    = 8                      // times Limit: how many rows are held at most, worked on or waiting for it
+	workAhead    = 32                     // times Limit: how many rows are held at most, worked on or waiting for it
 	workWrites   = 10 * time.Second       // for one statement about leases
 )
 
