@@ -48,6 +48,7 @@ type Group[T, R any] struct {
 	mu      sync.Mutex
 	queue   []*call[T, R]
 	running int // flushers
+	taken   int // items they are flushing
 }
 
 // A call is one caller who waits. Whoever takes it out of the queue owns the
@@ -103,12 +104,16 @@ func (g *Group[T, R]) enter(c *call[T, R]) bool {
 		return false
 	}
 	g.queue = append(g.queue, c)
-	if g.running < g.flushers {
+	if g.running < g.flushers && g.worthwhile() {
 		g.running++
 		go g.run()
 	}
 	return true
 }
+
+// worthwhile reports whether what is queued is enough for a flush of its own:
+// anything when none is under way, and else no less than those have taken.
+func (g *Group[T, R]) worthwhile() bool { return len(g.queue) > 0 && len(g.queue) >= g.taken }
 
 // leave takes the call back, if nobody has taken it yet.
 func (g *Group[T, R]) leave(c *call[T, R]) bool {
@@ -131,6 +136,9 @@ func (g *Group[T, R]) run() {
 			return
 		}
 		_ = g.settle(calls)
+		g.mu.Lock()
+		g.taken -= len(calls)
+		g.mu.Unlock()
 	}
 }
 
@@ -138,11 +146,12 @@ func (g *Group[T, R]) run() {
 func (g *Group[T, R]) take() []*call[T, R] {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	n := min(len(g.queue), groupSize)
-	if n == 0 {
+	if !g.worthwhile() {
 		g.running--
 		return nil
 	}
+	n := min(len(g.queue), groupSize)
+	g.taken += n
 	calls := g.queue[:n:n]
 	g.queue = slices.Clone(g.queue[n:])
 	return calls
