@@ -13,3 +13,10 @@ func Flushers[T, R any](g *Group[T, R]) int {
 	defer g.mu.Unlock()
 	return g.running
 }
+
+// Taken is how many items the group's flushers have.
+func Taken[T, R any](g *Group[T, R]) int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.taken
+}

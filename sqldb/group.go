@@ -25,7 +25,8 @@ var ErrFull = errors.New("too many wait for the database")
 // a commit costs about the same for one item as for a hundred. There is no
 // delay in it: a caller who finds a flusher free starts a flush of his own
 // item at once, and whatever is queued meanwhile goes into the next. On
-// PostgreSQL two flushes run at a time, on SQLite, which has one writer, one.
+// PostgreSQL two flushes run at a time, the second as soon as it has no less
+// to do than the first; on SQLite, which has one writer, one.
 // An idle Group has no goroutine, so nothing needs to be stopped.
 //
 // The flush function opens one transaction, stores all items in it and returns

@@ -163,6 +163,61 @@ func TestGroupTakesWhatIsQueued(t *testing.T) {
 	}, schema)
 }
 
+// A second flush goes out beside the first when it has no less to do, and not
+// before.
+func TestGroupSecondFlush(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres, schema)
+	var wg sync.WaitGroup
+	entered, leave := make(chan []thing, 10), make(chan struct{})
+	group := sqldb.NewGroup(db, func(_ context.Context, things []thing) ([]int, error) {
+		entered <- things
+		<-leave
+		return make([]int, len(things)), nil
+	})
+	do := func(th thing) {
+		queued, flushing := sqldb.Queued(group), sqldb.Flushers(group)
+		wg.Go(func() {
+			if _, err := group.Do(context.Background(), th); err != nil {
+				t.Error(err)
+			}
+		})
+		for sqldb.Queued(group) == queued && sqldb.Flushers(group) == flushing {
+			runtime.Gosched()
+		}
+	}
+	all := things(9)
+	do(all[0])
+	<-entered
+	do(all[1])
+	<-entered // one beside one
+	for _, th := range all[2:5] {
+		do(th)
+	}
+	leave <- struct{}{} // one of the two, whose flusher takes all three
+	if next := <-entered; len(next) != 3 {
+		t.Fatalf("a flush of %d, want 3", len(next))
+	}
+	leave <- struct{}{} // the other, or the three
+	for sqldb.Flushers(group) > 1 {
+		runtime.Gosched()
+	}
+	left := 3
+	if sqldb.Taken(group) == 1 {
+		left = 1
+	}
+	for n := 1; n <= left; n++ {
+		if len(entered) > 0 {
+			t.Fatalf("beside %d a flush of %d", left, n-1)
+		}
+		do(all[4+n])
+	}
+	if next := <-entered; len(next) != left {
+		t.Errorf("beside %d a flush of %d", left, len(next))
+	}
+	close(leave)
+	wg.Wait()
+}
+
 func TestGroupBadItemsFailAlone(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		for name, bad := range map[string][]int{"first": {2}, "middle": {40}, "last": {65}, "three": {10, 11, 50}, "no": nil} {
