@@ -1,6 +1,7 @@
 package web
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,7 @@ type sample struct {
 	Gift    bool              `json:"gift,omitempty"`
 	Labels  map[string]string `json:"labels,omitempty"`
 	Extra   any               `json:"extra"`
+	Amount  json.Number       `json:"amount,omitempty"`
 	Hidden  string            `json:"-"`
 }
 
@@ -246,6 +248,8 @@ var refused = []struct {
 	{"surrogate after a backslash", `{"customer_name":"\\\ud800"}`, "400,#/customer_name lone_surrogate"},
 	{"surrogate in a name", `{"\ud800":1}`, "400,# lone_surrogate,# unknown_field"},
 	{"surrogate in a free value", `{"extra":["\ud800"]}`, "400,#/extra/0 lone_surrogate"},
+
+	{"a text that is no number", `{"amount":"x"}`, "400,#/amount wrong_type"},
 
 	{"NUL", `{"customer_name":"a\u0000b"}`, "422,#/customer_name nul_character"},
 	{"NUL in an optional text", `{"comment":"\u0000","items":[{"size":"\\\u0000"}]}`, "422,#/comment nul_character,#/items/0/size nul_character"},

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // field is one field of a struct as its JSON tag describes it.
@@ -14,15 +15,18 @@ type field struct {
 	optional bool
 }
 
+// shapes remembers what fieldsOf found out, as a map[string]field for each type.
+var shapes sync.Map
+
 // fieldsOf lists a struct's fields by their JSON names, those of embedded structs
-// included, once for each walk.
-func (w *walker) fieldsOf(t reflect.Type) map[string]field {
-	fields, ok := w.structs[t]
-	if !ok {
-		fields = map[string]field{}
-		collectFields(t, fields)
-		w.structs[t] = fields
+// included.
+func fieldsOf(t reflect.Type) map[string]field {
+	if known, ok := shapes.Load(t); ok {
+		return known.(map[string]field)
 	}
+	fields := map[string]field{}
+	collectFields(t, fields)
+	shapes.Store(t, fields)
 	return fields
 }
 

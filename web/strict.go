@@ -25,7 +25,7 @@ var errStop = errors.New("stop")
 // letter case, drop unknown ones, ignore null and replace what is not a character.
 // So the body is first walked, token by token, beside the type of v.
 func unmarshal(body []byte, v any) *Problem {
-	w := walker{body: body, dec: json.NewDecoder(bytes.NewReader(body)), structs: map[reflect.Type]map[string]field{}}
+	w := walker{body: body, dec: json.NewDecoder(bytes.NewReader(body))}
 	w.dec.UseNumber()
 	if w.value(reflect.TypeOf(v).Elem(), "#", false, 1) == nil {
 		w.end()
@@ -46,11 +46,10 @@ func unmarshal(body []byte, v any) *Problem {
 
 // walker goes through a body token by token and notes its faults.
 type walker struct {
-	body    []byte
-	dec     *json.Decoder
-	structs map[reflect.Type]map[string]field
-	faults  []FieldError // 400
-	nuls    []FieldError // 422
+	body   []byte
+	dec    *json.Decoder
+	faults []FieldError // 400
+	nuls   []FieldError // 422
 }
 
 // fault notes one fault and ends the walk when there are enough of them.
@@ -191,7 +190,7 @@ func (w *walker) composite(t reflect.Type, delim json.Delim, at string, start, d
 	case delim == '{' && want == reflect.Map, delim == '[' && (want == reflect.Slice || want == reflect.Array):
 		elem = t.Elem()
 	case delim == '{' && want == reflect.Struct:
-		fields = w.fieldsOf(t)
+		fields = fieldsOf(t)
 	default:
 		if err := w.fault(at, CodeWrongType, "Expected "+describe(t)+"."); err != nil {
 			return err
@@ -264,7 +263,11 @@ func (w *walker) closing(at string) error {
 // scalar checks a string, a number, a boolean or a permitted null against t.
 func (w *walker) scalar(t reflect.Type, tok json.Token, raw []byte, at string) error {
 	number, isNumber := tok.(json.Number)
-	if !isNumber || hasOwnDecoder(t) {
+	_, isString := tok.(string)
+	switch own := hasOwnDecoder(t); {
+	case isString && t.Kind() == reflect.String && !own && t != reflect.TypeFor[json.Number]():
+		return nil // any will do
+	case !isNumber || own:
 		return w.check(t, raw, at)
 	}
 	switch integer := !strings.ContainsAny(number.String(), ".eE"); t.Kind() {
