@@ -17,7 +17,7 @@ import (
 type setup struct {
 	engine    sqldb.Engine
 	realKafka bool              // Apache Kafka, not the embedded broker
-	processes []string          // SERVICES of each process; empty is one process with everything
+	processes []string          // SERVICES of each process, "order/2" being another with "order"; empty is one process with everything
 	settings  map[string]string // the same for all processes
 	behind    bool              // PostgreSQL is behind a proxy
 }
@@ -50,14 +50,15 @@ type deployment struct {
 	logs    string // a folder
 	dbURL   string // the PostgreSQL database, "" on SQLite
 	brokers []string
-	order   *proxy // in front of the process of that service, where another needs it
-	sandbox *proxy
+	orders  map[string]*proxy // in front of each process that runs the order service
+	sandbox *proxy            // in front of the process of that service, where another needs it
 	smtp    *proxy
 	db      *proxy
 
 	mu        sync.Mutex
-	processes map[string]*process // by services; those that were started last
+	processes map[string]*process // by name; those that were started last
 	suspects  []string            // orders to tell about when the test fails
+	turn      int                 // whose it is of several that serve the same
 }
 
 // kafkaFree is held by the one deployment that may use the real Kafka.
@@ -95,38 +96,55 @@ func prepare(t *testing.T, s setup) *deployment {
 		d.db = newProxy(t)
 		d.db.lead(host(t, d.dbURL))
 	}
-	d.order, d.sandbox, d.smtp = newProxy(t), newProxy(t), newProxy(t)
+	d.orders, d.sandbox, d.smtp = map[string]*proxy{}, newProxy(t), newProxy(t)
+	for _, name := range s.processes {
+		if runs(name, "order") {
+			d.orders[name] = newProxy(t)
+		}
+	}
 	t.Cleanup(d.end)
 	return d
 }
 
-// start starts the processes of the services, as a restart if they ran before,
-// and returns when they are ready.
-func (d *deployment) start(services ...string) {
+// servicesOf is what SERVICES of the process says.
+func servicesOf(name string) string {
+	services, _, _ := strings.Cut(name, "/")
+	return services
+}
+
+// runs reports whether the process runs the service.
+func runs(name, service string) bool {
+	services := servicesOf(name)
+	return services == "" || slices.Contains(strings.Split(services, ","), service)
+}
+
+// start starts processes, as a restart if they ran before, and returns when
+// they are ready.
+func (d *deployment) start(names ...string) {
 	d.t.Helper()
-	for _, s := range services {
-		d.launch(s)
+	for _, name := range names {
+		d.launch(name)
 	}
-	for _, s := range services {
-		d.awaitReady(s)
+	for _, name := range names {
+		d.awaitReady(name)
 	}
 }
 
-func (d *deployment) launch(services string) {
+func (d *deployment) launch(name string) {
 	d.t.Helper()
-	name := strings.ReplaceAll(services, ",", "+")
-	if name == "" {
-		name = "pizza"
+	file := strings.NewReplacer(",", "+", "/", "-").Replace(name)
+	if file == "" {
+		file = "pizza"
 	}
-	p := launch(d.t, services, d.environment(services), filepath.Dir(d.dir), filepath.Join(d.logs, name+".log"))
+	p := launch(d.t, servicesOf(name), d.environment(name), filepath.Dir(d.dir), filepath.Join(d.logs, file+".log"))
 	d.mu.Lock()
-	d.processes[services] = p
+	d.processes[name] = p
 	d.mu.Unlock()
 }
 
-func (d *deployment) awaitReady(services string) {
+func (d *deployment) awaitReady(name string) {
 	d.t.Helper()
-	p := d.process(services)
+	p := d.process(name)
 	wrong := waitFor(d.t.Context(), startLimit, func() string {
 		if !p.alive() {
 			return ""
@@ -134,40 +152,38 @@ func (d *deployment) awaitReady(services string) {
 		return p.ready(d.t.Context())
 	})
 	if !p.alive() {
-		d.t.Fatalf("pizza %s ended while starting: %s", services, p.cmd.ProcessState)
+		d.t.Fatalf("pizza %s ended while starting: %s", name, p.cmd.ProcessState)
 	}
 	if wrong != "" {
-		d.t.Fatalf("pizza %s is not ready: %s", services, wrong)
+		d.t.Fatalf("pizza %s is not ready: %s", name, wrong)
 	}
-	d.lead(p)
+	d.lead(name, p)
 }
 
 // lead points the proxies at the ports that the process got.
-func (d *deployment) lead(p *process) {
-	runs := strings.Split(p.services, ",")
-	if slices.Contains(runs, "order") {
-		d.order.lead(p.address("HTTP_ADDR"))
+func (d *deployment) lead(name string, p *process) {
+	if behind := d.orders[name]; behind != nil {
+		behind.lead(p.address("HTTP_ADDR"))
 	}
-	if slices.Contains(runs, "sandbox") {
+	if runs(name, "sandbox") {
 		d.sandbox.lead(p.address("SANDBOX_ADDR"))
 		d.smtp.lead(p.address("SANDBOX_SMTP_ADDR"))
 	}
 }
 
-// environment is all that a process with these services is told.
-func (d *deployment) environment(services string) []string {
+// environment is all that a process is told.
+func (d *deployment) environment(name string) []string {
 	env := map[string]string{
 		"PATH": os.Getenv("PATH"), "HOME": filepath.Dir(d.dir), "TMPDIR": os.TempDir(), "GOCOVERDIR": os.Getenv("GOCOVERDIR"),
 		"DATA_DIR": d.dir, "LOG_FORMAT": "json",
 		"HTTP_ADDR": "127.0.0.1:0", "ADMIN_ADDR": "127.0.0.1:0", "KAFKA_LISTEN": "127.0.0.1:0",
 		"SANDBOX_ADDR": "127.0.0.1:0", "SANDBOX_SMTP_ADDR": "127.0.0.1:0",
 	}
-	if services != "" {
-		env["SERVICES"] = services
+	if name != "" {
+		env["SERVICES"] = servicesOf(name)
 		env["PUBLIC_URL"] = "http://pizza.test"
 	}
-	runs := strings.Split(services, ",")
-	has := func(name string) bool { return services == "" || slices.Contains(runs, name) }
+	has := func(service string) bool { return runs(name, service) }
 	if d.dbURL != "" {
 		env["DATABASE_URL"] = d.dbURL
 		if d.db != nil {
@@ -181,7 +197,11 @@ func (d *deployment) environment(services string) []string {
 		env["KAFKA_LISTEN"] = d.brokers[0]
 	}
 	if has("frontend") && !has("order") {
-		env["ORDER_URL"] = "http://" + d.order.address
+		var urls []string
+		for _, at := range slices.Sorted(maps.Keys(d.orders)) {
+			urls = append(urls, "http://"+d.orders[at].address)
+		}
+		env["ORDER_URL"] = strings.Join(urls, ",")
 	}
 	if (has("payment") || has("notification")) && !has("sandbox") {
 		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.address
@@ -213,47 +233,53 @@ func behindProxy(database string, p *proxy) string {
 	return u.String()
 }
 
-// process is the process of the services as it was started last.
-func (d *deployment) process(services string) *process {
+// process is the process of that name as it was started last.
+func (d *deployment) process(name string) *process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.processes[services]
+	return d.processes[name]
 }
 
-// address is where the deployment serves what the key names.
+// address is where the deployment serves what the key names: each time another,
+// if there are several.
 func (d *deployment) address(key string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, services := range d.setup.processes {
-		if key == "HTTP_ADDR" && services == "order" {
+	var all []string
+	for _, name := range d.setup.processes {
+		if key == "HTTP_ADDR" && servicesOf(name) == "order" {
 			continue // the door is the frontend's
 		}
-		if p := d.processes[services]; p != nil && p.address(key) != "" {
-			return p.address(key)
+		if p := d.processes[name]; p != nil && p.alive() && p.address(key) != "" {
+			all = append(all, p.address(key))
 		}
 	}
-	return "none.invalid:1"
+	if len(all) == 0 {
+		return "none.invalid:1"
+	}
+	d.turn++
+	return all[d.turn%len(all)]
 }
 
-// kill ends the processes of the services, or all, with SIGKILL.
-func (d *deployment) kill(services ...string) {
-	if len(services) == 0 {
-		services = d.setup.processes
+// kill ends processes, or all, with SIGKILL.
+func (d *deployment) kill(names ...string) {
+	if len(names) == 0 {
+		names = d.setup.processes
 	}
-	for _, s := range services {
-		d.process(s).kill()
+	for _, name := range names {
+		d.process(name).kill()
 	}
 }
 
-// stop ends the processes of the services, or all, with SIGTERM, all at once.
-func (d *deployment) stop(services ...string) {
+// stop ends processes, or all, with SIGTERM, all at once.
+func (d *deployment) stop(names ...string) {
 	d.t.Helper()
-	if len(services) == 0 {
-		services = d.setup.processes
+	if len(names) == 0 {
+		names = d.setup.processes
 	}
 	var stopping sync.WaitGroup
-	for _, s := range services {
-		p := d.process(s)
+	for _, name := range names {
+		p := d.process(name)
 		if p == nil || !p.alive() {
 			continue
 		}

@@ -54,14 +54,34 @@ func TestServers(t *testing.T) {
 			t.Run(s.name, func(t *testing.T) { s.run(t, apart) })
 		}
 	})
+	t.Run("Many", func(t *testing.T) {
+		for _, s := range []scenario{{"Order", testOrder}, {"RollingRestart", testRollingRestart}} {
+			t.Run(s.name, func(t *testing.T) { s.run(t, many) })
+		}
+	})
 }
 
-// TestMixed runs on one engine and the other's usual broker.
+// TestMixed runs on one engine and the other's usual broker, and apart where
+// TestServers does not.
 func TestMixed(t *testing.T) {
 	t.Parallel()
-	t.Run("PostgresEmbedded", func(t *testing.T) {
-		t.Parallel()
-		databaseServer(t)
-		testOrder(t, setup{engine: sqldb.Postgres})
-	})
+	order, kill := scenario{"Order", testOrder}, scenario{"Kill", testKill}
+	for _, mix := range []struct {
+		name      string
+		setup     setup
+		scenarios []scenario
+	}{
+		{"SQLiteEmbeddedApart", setup{engine: sqldb.SQLite, processes: slices.Concat(apart.processes, []string{"broker"})}, []scenario{order, kill}},
+		{"SQLiteKafka", setup{engine: sqldb.SQLite, realKafka: true}, []scenario{order}},
+		{"SQLiteKafkaApart", setup{engine: sqldb.SQLite, realKafka: true, processes: apart.processes}, []scenario{order}},
+		{"PostgresEmbedded", setup{engine: sqldb.Postgres}, []scenario{order, kill}},
+		{"PostgresEmbeddedApart", setup{engine: sqldb.Postgres, processes: slices.Concat(apart.processes, []string{"broker"})}, []scenario{order}},
+	} {
+		t.Run(mix.name, func(t *testing.T) {
+			t.Parallel()
+			for _, s := range mix.scenarios {
+				t.Run(s.name, func(t *testing.T) { s.run(t, mix.setup) })
+			}
+		})
+	}
 }
