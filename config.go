@@ -3,6 +3,7 @@ package pizzaflow
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"net/url"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"pizzaflow/kafka"
+	"pizzaflow/sqldb"
 )
 
 // Config is every option of the system. Each has a flag, an environment
@@ -34,17 +36,22 @@ type Config struct {
 	PaymentDatabaseURL      string `name:"payment-database-url" env:"PAYMENT_DATABASE_URL" secret:"url" help:"The payment service's own database."`
 	NotificationDatabaseURL string `name:"notification-database-url" env:"NOTIFICATION_DATABASE_URL" secret:"url" help:"The notification service's own database."`
 
-	KafkaBrokers       []string `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"host:port of Kafka brokers, by commas. Empty: the embedded broker."`
-	KafkaListen        string   `name:"kafka-listen" env:"KAFKA_LISTEN" default:"127.0.0.1:9092" help:"Where the embedded broker listens."`
-	KafkaPartitions    int      `name:"kafka-partitions" env:"KAFKA_PARTITIONS" default:"0" help:"Partitions of the topics that are created; 0 means 3 on the embedded broker and 12 on Kafka."`
-	KafkaTLS           bool     `name:"kafka-tls" env:"KAFKA_TLS" help:"Encrypt the connections to Kafka."`
-	KafkaTLSCA         string   `name:"kafka-tls-ca" env:"KAFKA_TLS_CA" help:"PEM file of the authorities to trust; empty means the system's."`
-	KafkaTLSCert       string   `name:"kafka-tls-cert" env:"KAFKA_TLS_CERT" help:"PEM file of the client's certificate."`
-	KafkaTLSKey        string   `name:"kafka-tls-key" env:"KAFKA_TLS_KEY" help:"PEM file of the client's key."`
-	KafkaTLSServerName string   `name:"kafka-tls-server-name" env:"KAFKA_TLS_SERVER_NAME" help:"The name expected in the broker's certificate; empty means the host."`
-	KafkaSASLMechanism string   `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
-	KafkaSASLUser      string   `name:"kafka-sasl-user" env:"KAFKA_SASL_USER" help:"User at the Kafka brokers."`
-	KafkaSASLPassword  string   `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" secret:"yes" help:"Password at the Kafka brokers."`
+	KafkaBrokers           []string      `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"host:port of Kafka brokers, by commas. Empty: the embedded broker."`
+	KafkaListen            string        `name:"kafka-listen" env:"KAFKA_LISTEN" default:"127.0.0.1:9092" help:"Where the embedded broker listens."`
+	KafkaPartitions        int           `name:"kafka-partitions" env:"KAFKA_PARTITIONS" default:"0" help:"Partitions of the topics that are created; 0 means 3 on the embedded broker and 12 on Kafka."`
+	KafkaReplication       int           `name:"kafka-replication" env:"KAFKA_REPLICATION" default:"0" help:"Copies of each partition of the topics that are created; 0 leaves it to the broker."`
+	KafkaMinInsyncReplicas int           `name:"kafka-min-insync-replicas" env:"KAFKA_MIN_INSYNC_REPLICAS" default:"0" help:"Copies that must have a record before it is acknowledged; 0 means 2 where KAFKA_REPLICATION is 3 or more, and leaves it to the broker elsewhere."`
+	KafkaRetention         time.Duration `name:"kafka-retention" env:"KAFKA_RETENTION" default:"168h" help:"How long the topics keep records, from 1h to 192h; dead letters stay for 30 days."`
+
+	KafkaPlaintext     bool   `name:"kafka-plaintext" env:"KAFKA_PLAINTEXT" help:"Allow to send everything, a PLAIN password too, in clear to brokers on other machines."`
+	KafkaTLS           bool   `name:"kafka-tls" env:"KAFKA_TLS" help:"Encrypt the connections to Kafka."`
+	KafkaTLSCA         string `name:"kafka-tls-ca" env:"KAFKA_TLS_CA" help:"PEM file of the authorities to trust; empty means the system's."`
+	KafkaTLSCert       string `name:"kafka-tls-cert" env:"KAFKA_TLS_CERT" help:"PEM file of the client's certificate."`
+	KafkaTLSKey        string `name:"kafka-tls-key" env:"KAFKA_TLS_KEY" help:"PEM file of the client's key."`
+	KafkaTLSServerName string `name:"kafka-tls-server-name" env:"KAFKA_TLS_SERVER_NAME" help:"The name expected in the broker's certificate; empty means the host."`
+	KafkaSASLMechanism string `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
+	KafkaSASLUser      string `name:"kafka-sasl-user" env:"KAFKA_SASL_USER" help:"User at the Kafka brokers."`
+	KafkaSASLPassword  string `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" secret:"yes" help:"Password at the Kafka brokers."`
 
 	OutboxPollInterval time.Duration `name:"outbox-poll-interval" env:"OUTBOX_POLL_INTERVAL" default:"5s" help:"How often a relay looks for events nobody woke it for."`
 	RetryAttempts      int           `name:"retry-attempts" env:"RETRY_ATTEMPTS" default:"3" help:"Attempts at an event before it is dead-lettered."`
@@ -162,6 +169,13 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// topicRetention is how long the topics keep records unless told otherwise. With the 7 days for which an outbox
+// can publish an event again, maxTopicRetention ends where the inboxes, after 15 days, forget what was handled.
+const (
+	topicRetention    = 7 * 24 * time.Hour
+	maxTopicRetention = 8 * 24 * time.Hour
+)
+
 // minToken is the least length of OPS_TOKEN: 16 random letters and digits are
 // more than can be guessed.
 const minToken = 16
@@ -194,6 +208,15 @@ func (c Config) validateNumbers() error {
 			errs = append(errs, bad(key, "%s is too short", d))
 		}
 	}
+	if d := c.KafkaRetention; d != 0 && (d < time.Hour || d > maxTopicRetention) {
+		errs = append(errs, bad("KAFKA_RETENTION", "%s is not from 1h to %s: a record must be gone before the inboxes forget it", d, maxTopicRetention))
+	}
+	if n := c.KafkaReplication; n < 0 || n > math.MaxInt16 {
+		errs = append(errs, bad("KAFKA_REPLICATION", "%d is no number of copies", n))
+	}
+	if n := c.KafkaMinInsyncReplicas; n < 0 || c.KafkaReplication > 0 && n > c.KafkaReplication {
+		errs = append(errs, bad("KAFKA_MIN_INSYNC_REPLICAS", "%d of %d copies can never have a record", n, c.KafkaReplication))
+	}
 	if c.RetryAttempts < 1 {
 		errs = append(errs, bad("RETRY_ATTEMPTS", "%d is less than 1", c.RetryAttempts))
 	}
@@ -210,10 +233,16 @@ func (c Config) validateURLs() error {
 	var errs []error
 	if c.DatabaseURL != "" && !isPostgres(c.DatabaseURL) {
 		errs = append(errs, bad("DATABASE_URL", "want postgres://…; without it there are SQLite files in DATA_DIR"))
+	} else if c.DatabaseURL != "" {
+		if err := sqldb.Check(c.DatabaseURL); err != nil {
+			errs = append(errs, bad("DATABASE_URL", "%w", err))
+		}
 	}
 	for _, s := range domain {
-		if own := c.ownDatabaseURL(s.name); own != "" && !strings.HasPrefix(own, "sqlite:") && !isPostgres(own) {
-			errs = append(errs, bad(c.databaseKey(s.name), "want postgres://… or sqlite:PATH"))
+		if own := c.ownDatabaseURL(s.name); own != "" {
+			if err := sqldb.Check(own); err != nil {
+				errs = append(errs, bad(c.databaseKey(s.name), "%w", err))
+			}
 		}
 	}
 	if c.runs("frontend") && !c.runs("order") && len(c.OrderURL) == 0 {
@@ -251,11 +280,18 @@ func (c Config) validateKafka() error {
 	}
 	var errs []error
 	k := c.kafka(nil)
+	clear := kafka.Config{Brokers: k.Brokers, TLS: kafka.TLS{Enabled: k.TLS.Enabled}, Plaintext: k.Plaintext}
+	if err := clear.Validate(); err != nil {
+		key := "KAFKA_BROKERS"
+		if kafka.Field(err) == "TLS" {
+			key = "KAFKA_TLS"
+		}
+		errs = append(errs, bad(key, "%w", err))
+	}
 	for _, part := range []struct {
 		key string
 		cfg kafka.Config
 	}{
-		{"KAFKA_BROKERS", kafka.Config{Brokers: k.Brokers}},
 		{"KAFKA_TLS", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, TLS: k.TLS}},
 		{"KAFKA_SASL_MECHANISM", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, SASL: k.SASL}},
 	} {
@@ -268,9 +304,9 @@ func (c Config) validateKafka() error {
 
 // kafka is how to reach the brokers; embedded is the address of our own.
 func (c Config) kafka(embedded []string) kafka.Config {
-	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow"}
+	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // it stays in this machine
 	if len(c.KafkaBrokers) > 0 {
-		k.Brokers = c.KafkaBrokers
+		k.Brokers, k.Plaintext = c.KafkaBrokers, c.KafkaPlaintext
 		k.TLS = kafka.TLS{Enabled: c.KafkaTLS, CAFile: c.KafkaTLSCA, CertFile: c.KafkaTLSCert, KeyFile: c.KafkaTLSKey, ServerName: c.KafkaTLSServerName}
 		k.SASL = kafka.SASL{Mechanism: c.KafkaSASLMechanism, User: c.KafkaSASLUser, Password: c.KafkaSASLPassword}
 	}
@@ -328,24 +364,4 @@ func (c Config) trustedProxies() ([]netip.Prefix, error) {
 		out = append(out, p)
 	}
 	return out, nil
-}
-
-// topics are the topics the services need, as they are created.
-func (c Config) topics() []kafka.Topic {
-	partitions := c.KafkaPartitions
-	if partitions == 0 {
-		partitions = 12
-		if len(c.KafkaBrokers) == 0 {
-			partitions = 3
-		}
-	}
-	var out []kafka.Topic
-	for _, name := range eventTopics {
-		t := kafka.Topic{Name: name, Partitions: partitions, Replicas: -1, Retention: 7 * 24 * time.Hour, MaxMessageBytes: 1<<20 + 12}
-		if len(c.KafkaBrokers) == 0 {
-			t.RetentionBytes = 32 << 20 // of a partition: the embedded broker reads all of it when it starts
-		}
-		out = append(out, t, kafka.DeadLetters(t))
-	}
-	return out
 }

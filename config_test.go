@@ -2,6 +2,8 @@ package pizzaflow
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"reflect"
 	"strings"
 	"testing"
@@ -31,6 +33,12 @@ func TestBadConfigurationNamesItsKey(t *testing.T) {
 		"PAYMENT_DATABASE_URL":      func(c *Config) { c.PaymentDatabaseURL = "x" },
 		"KAFKA_BROKERS":             func(c *Config) { c.Services = "order,sandbox" },
 		"KAFKA_BROKERS:":            func(c *Config) { c.KafkaBrokers = []string{"nowhere"} },
+		"KAFKA_TLS:":                func(c *Config) { c.KafkaBrokers = []string{"127.0.0.1:9092", "192.0.2.1:9092"} },
+		"KAFKA_REPLICATION":         func(c *Config) { c.KafkaReplication = -1 },
+		"KAFKA_MIN_INSYNC_REPLICAS": func(c *Config) { c.KafkaReplication, c.KafkaMinInsyncReplicas = 1, 2 },
+		"KAFKA_RETENTION":           func(c *Config) { c.KafkaRetention = 9 * 24 * time.Hour },
+		"DATABASE_URL:":             func(c *Config) { c.DatabaseURL = "postgres://u@192.0.2.1/pizza" },
+		"ORDER_DATABASE_URL":        func(c *Config) { c.OrderDatabaseURL = "postgres://u@db.example/pizza?sslmode=prefer" },
 		"KAFKA_TLS":                 func(c *Config) { c.KafkaBrokers, c.KafkaTLSCA = []string{"k:9092"}, "ca.pem" },
 		"KAFKA_SASL_MECHANISM":      func(c *Config) { c.KafkaBrokers, c.KafkaSASLMechanism = []string{"k:9092"}, "MD5" },
 		"KAFKA_PARTITIONS":          func(c *Config) { c.KafkaPartitions = -1 },
@@ -68,6 +76,76 @@ func TestEveryOptionIsDescribed(t *testing.T) {
 	}
 	if len(seen) != reflect.TypeFor[Config]().NumField() {
 		t.Errorf("%d options of %d fields", len(seen), reflect.TypeFor[Config]().NumField())
+	}
+}
+
+func TestTheTableOfOptionsIsTrue(t *testing.T) {
+	table, err := os.ReadFile("docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range (Config{}).Options() {
+		value := ""
+		if o.Default != "" {
+			value = "`" + o.Default + "`"
+		}
+		if line := fmt.Sprintf("| `%s` | %s | %s |\n", o.Env, value, o.Help); !strings.Contains(string(table), line) {
+			t.Errorf("docs/operations.md has no line %s", line)
+		}
+	}
+}
+
+func TestEachServiceNeedsItsOwnTopics(t *testing.T) {
+	for services, want := range map[string]string{
+		"order":                "order-events payment-events payment-events-dlq",
+		"payment":              "order-events order-events-dlq payment-events",
+		"notification":         "order-events order-events-dlq payment-events payment-events-dlq",
+		"frontend":             "order-events payment-events",
+		"sandbox":              "",
+		"order,payment,broker": "order-events order-events-dlq payment-events payment-events-dlq",
+	} {
+		c := usable()
+		c.Services = services
+		var got []string
+		for _, topic := range c.topicsHere() {
+			got = append(got, topic.Name)
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s needs %v, want %s", services, got, want)
+		}
+	}
+}
+
+func TestTopicsAreAsConfigured(t *testing.T) {
+	c := usable()
+	c.KafkaReplication, c.KafkaMinInsyncReplicas, c.KafkaRetention = 3, 2, time.Hour
+	if embedded := c.topics()[0]; embedded.Replicas != -1 || embedded.MinInsync != 0 {
+		t.Errorf("the embedded broker has no replicas: %+v", embedded)
+	}
+	c.KafkaBrokers = []string{"127.0.0.1:9092"}
+	for _, topic := range c.topics() {
+		if topic.Replicas != 3 || topic.MinInsync != 2 || topic.Retention < time.Hour {
+			t.Errorf("%+v", topic)
+		}
+	}
+}
+
+func TestWhatMayBeInClear(t *testing.T) {
+	for what, allow := range map[string]func(*Config){
+		"Kafka when told so":          func(c *Config) { c.KafkaBrokers, c.KafkaPlaintext = []string{"192.0.2.1:9092"}, true },
+		"a name, until it is dialled": func(c *Config) { c.KafkaBrokers = []string{"kafka.example:9092"} },
+		"loopback": func(c *Config) {
+			c.KafkaBrokers, c.DatabaseURL = []string{"127.0.0.1:9092", "[::1]:9092", "localhost:9092"}, "postgres://localhost/x"
+		},
+		"with TLS nothing is":     func(c *Config) { c.KafkaBrokers, c.KafkaTLS = []string{"192.0.2.1:9092"}, true },
+		"a database when told so": func(c *Config) { c.DatabaseURL = "postgres://192.0.2.1/x?sslmode=disable" },
+		"an encrypted database":   func(c *Config) { c.DatabaseURL = "postgres://192.0.2.1/x?sslmode=verify-full" },
+	} {
+		c := usable()
+		allow(&c)
+		if err := c.Validate(); err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
 	}
 }
 

@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pizzaflow/event"
-	"pizzaflow/kafka"
 	"pizzaflow/notification"
 	"pizzaflow/order"
 	"pizzaflow/outbox"
@@ -34,23 +33,24 @@ type service interface {
 type builder func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error)
 
 // domain is the table of the services with a database: what each is called,
-// its tables, and how it is made.
+// its tables, the topics it consumes and emits to, and how it is made.
 var domain = []struct {
-	name   string
-	schema fs.FS
-	build  builder
+	name            string
+	schema          fs.FS
+	consumes, emits []string
+	build           builder
 }{
-	{"order", order.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+	{"order", order.Schema, []string{event.PaymentTopic}, []string{event.OrderTopic}, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		return order.New(order.Config{Outbox: out, Log: log, Metrics: reg, Currency: p.cfg.Currency, Deadline: p.cfg.OrderDeadline})
 	}},
-	{"payment", payment.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+	{"payment", payment.Schema, []string{event.OrderTopic}, []string{event.PaymentTopic}, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		provider, err := payment.NewProvider(p.outside.provider, p.cfg.PaymentProviderTimeout, p.host.Dial)
 		if err != nil {
 			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
 		}
 		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Alone: alone(out)})
 	}},
-	{"notification", notification.Schema, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
+	{"notification", notification.Schema, event.Topics(), nil, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		email, err := notification.NewSMTP(p.outside.smtp, p.host.Dial)
 		if err != nil {
 			return nil, bad("SMTP_URL", "%w", err)
@@ -73,8 +73,6 @@ func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
 
 // allServices are the names that SERVICES takes.
 var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}
-
-var eventTopics = event.Topics()
 
 // Migrate brings the databases of the services that the configuration runs up
 // to date and tells log what it did.
@@ -113,17 +111,4 @@ func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*
 		}
 	}
 	return db, nil
-}
-
-// EnsureTopics creates the topics that are missing at the brokers of the
-// configuration.
-func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) ([]kafka.Topic, error) {
-	if len(cfg.KafkaBrokers) == 0 {
-		return nil, bad("KAFKA_BROKERS", "is empty: the embedded broker's topics are made when it starts")
-	}
-	if err := cfg.validateKafka(); err != nil {
-		return nil, err
-	}
-	topics := cfg.topics()
-	return topics, kafka.EnsureTopics(ctx, cfg.kafka(nil), log, topics...)
 }

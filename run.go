@@ -242,12 +242,12 @@ func (p *process) startBroker(context.Context) error {
 func (p *process) startServices(ctx context.Context) error {
 	if p.cfg.needsKafka() {
 		p.engine.Go("topics", func(ctx context.Context) error {
-			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topics()...)
+			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
 				return nil // told to stop while it waited for the broker
 			}
 			if err != nil {
-				return err
+				return kafkaFault(err)
 			}
 			p.connected.Store(true)
 			close(p.topics)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"strconv"
 	"time"
@@ -38,6 +39,10 @@ type Config struct {
 	SASL     SASL
 	ClientID string // the name under which the broker's logs and quotas know us; "pizzaflow" when empty
 
+	// Plaintext allows to send everything in clear, a PLAIN password included, to brokers of other machines.
+	// Without it, and without TLS, only brokers on the loopback interface are spoken to.
+	Plaintext bool
+
 	// Dial opens a connection, nil means the net package. Tests pass a virtual network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -58,7 +63,8 @@ type SASL struct {
 	Password  string
 }
 
-// Validate reports everything that is wrong with c, naming each field. It reads no file and asks no broker.
+// Validate reports everything that is wrong with c, naming each field. It reads no file and asks no broker, so
+// what a host name stands for shows only when it is dialled.
 func (c Config) Validate() error {
 	var errs []error
 	if len(c.Brokers) == 0 {
@@ -66,6 +72,8 @@ func (c Config) Validate() error {
 	}
 	for _, b := range c.Brokers {
 		if err := validAddress(b); err != nil {
+			errs = append(errs, fmt.Errorf("brokers: %w", err))
+		} else if err := c.exposed(b); err != nil {
 			errs = append(errs, fmt.Errorf("brokers: %w", err))
 		}
 	}
@@ -112,6 +120,23 @@ func (s SASL) validate() error {
 	return nil
 }
 
+// errExposed is wrapped by the refusal to speak in clear.
+var errExposed = errors.New("is not this machine, and without TLS everything would be sent in clear")
+
+// exposed refuses an address that is known to be no loopback address, unless connections are encrypted or may
+// be in clear.
+func (c Config) exposed(address string) error {
+	peer, err := netip.ParseAddrPort(address)
+	if c.TLS.Enabled || c.Plaintext || err != nil || peer.Addr().Unmap().IsLoopback() || peer.Addr().IsUnspecified() {
+		return nil //nolint:nilerr // a name, or whatever is nearest, which is judged by the address it is dialled at
+	}
+	what := ""
+	if c.SASL.Mechanism == "PLAIN" {
+		what = ", the password too"
+	}
+	return fmt.Errorf("%s %w%s: enable TLS (KAFKA_TLS=true), or allow it (KAFKA_PLAINTEXT=true)", peer.Addr(), errExposed, what)
+}
+
 // Options returns what every client needs: the brokers, the way to them, deadlines and bounds. It reads the
 // TLS files. What belongs to a producer or a consumer alone is added by whoever makes the client; an option
 // given later replaces one from here.
@@ -155,8 +180,16 @@ func (c Config) dialer(secure *tls.Config) func(context.Context, string, string)
 		ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 		defer cancel()
 		conn, err := dial(ctx, network, address)
-		if err != nil || secure == nil {
-			return conn, err
+		if err != nil {
+			return nil, err
+		}
+		if secure == nil {
+			// The peer's address, not the name: nothing has been sent yet.
+			if err := c.exposed(conn.RemoteAddr().String()); err != nil {
+				_ = conn.Close() // the refusal is the error to tell
+				return nil, fmt.Errorf("%s: %w", address, err)
+			}
+			return conn, nil
 		}
 		shake := secure.Clone()
 		if shake.ServerName == "" {

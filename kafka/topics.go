@@ -3,10 +3,12 @@ package kafka
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"strconv"
 	"strings"
 	"time"
@@ -16,13 +18,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// Topic describes a topic to be created. Zero values of the last three leave the setting to the broker.
+// Topic describes a topic to be created. Zero values of the last four leave the setting to the broker. Old
+// records are deleted, never compacted (cleanup.policy), whatever the broker's default.
 type Topic struct {
 	Name       string
 	Partitions int // at least 1
-	// Replicas is the number of copies, −1 for what the broker is set to. With three or more, a write is
-	// acknowledged only when two copies have it (min.insync.replicas).
-	Replicas        int
+	Replicas   int // the number of copies, −1 for what the broker is set to
+	// MinInsync is the number of copies that must have a write before it is acknowledged
+	// (min.insync.replicas). Where Replicas is three or more, zero means two.
+	MinInsync       int
 	Retention       time.Duration // how long records stay, whole milliseconds
 	RetentionBytes  int64         // how many bytes of records stay, for each partition
 	MaxMessageBytes int           // the largest batch of records, as it travels (compressed)
@@ -58,10 +62,33 @@ func (t Topic) validate() error {
 		return fmt.Errorf("topic %s: %d partitions, want at least 1", t.Name, t.Partitions)
 	case t.Replicas == 0 || t.Replicas < -1:
 		return fmt.Errorf("topic %s: %d replicas, want at least 1, or -1 for the broker's own number", t.Name, t.Replicas)
+	case t.MinInsync < 0 || t.Replicas > 0 && t.MinInsync > t.Replicas:
+		return fmt.Errorf("topic %s: %d of %d replicas can never have a write", t.Name, t.MinInsync, t.Replicas)
 	case t.Retention < 0 || t.RetentionBytes < 0 || t.MaxMessageBytes < 0:
 		return fmt.Errorf("topic %s: a negative limit", t.Name)
 	}
 	return nil
+}
+
+// A setting is a topic's own configuration under the broker's name for it.
+type setting struct{ name, value string }
+
+// settings are those of t that are not left to the broker.
+func (t Topic) settings() []setting {
+	out := []setting{{"cleanup.policy", "delete"}}
+	number := func(name string, value int64) {
+		if value > 0 {
+			out = append(out, setting{name, strconv.FormatInt(value, 10)})
+		}
+	}
+	if t.MinInsync == 0 && t.Replicas >= 3 {
+		t.MinInsync = 2
+	}
+	number("min.insync.replicas", int64(t.MinInsync))
+	number("retention.ms", t.Retention.Milliseconds())
+	number("retention.bytes", t.RetentionBytes)
+	number("max.message.bytes", int64(t.MaxMessageBytes))
+	return out
 }
 
 // request is t as the broker wants to hear it.
@@ -70,22 +97,10 @@ func (t Topic) request() kmsg.CreateTopicsRequestTopic {
 	req.Topic = t.Name
 	req.NumPartitions = int32(t.Partitions)
 	req.ReplicationFactor = int16(t.Replicas)
-	set := func(name string, value int64) {
+	for _, s := range t.settings() {
 		c := kmsg.NewCreateTopicsRequestTopicConfig()
-		c.Name, c.Value = name, new(strconv.FormatInt(value, 10))
+		c.Name, c.Value = s.name, new(s.value)
 		req.Configs = append(req.Configs, c)
-	}
-	if t.Retention > 0 {
-		set("retention.ms", t.Retention.Milliseconds())
-	}
-	if t.RetentionBytes > 0 {
-		set("retention.bytes", t.RetentionBytes)
-	}
-	if t.MaxMessageBytes > 0 {
-		set("max.message.bytes", int64(t.MaxMessageBytes))
-	}
-	if t.Replicas >= 3 {
-		set("min.insync.replicas", 2)
 	}
 	return req
 }
@@ -114,7 +129,7 @@ func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Top
 	}
 	defer client.Close()
 
-	e := &ensuring{client: client, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, told: map[string]bool{}}
+	e := &ensuring{client: client, config: c, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, told: map[string]bool{}}
 	if err := e.run(ctx); err != nil {
 		return fmt.Errorf("ensure topics: %w", err)
 	}
@@ -124,6 +139,7 @@ func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Top
 // ensuring is one call of EnsureTopics.
 type ensuring struct {
 	client  *kgo.Client
+	config  Config
 	brokers string
 	log     *slog.Logger
 	topics  []Topic
@@ -148,7 +164,7 @@ func (e *ensuring) run(ctx context.Context) error {
 		if reason == nil {
 			return nil
 		}
-		if errors.Is(reason, errFinal) || final(reason) {
+		if errors.Is(reason, errFinal) || Field(reason) != "" {
 			return reason
 		}
 		// A request cut short by ctx tells less than the round before it did.
@@ -202,11 +218,13 @@ func (e *ensuring) look(ctx context.Context) (missing []Topic, reason error) {
 		req.Topics = []kmsg.MetadataRequestTopic{} // nil would ask for all
 	}
 	resp, err := req.RequestWith(ctx, e.client)
-	if errors.Is(err, io.EOF) {
-		return nil, fmt.Errorf("the brokers %s hang up: are TLS and SASL set as they expect, and the password right? %w", e.brokers, err)
-	}
 	if err != nil {
-		return nil, fmt.Errorf("no answer from the brokers %s: %w", e.brokers, err)
+		return nil, noAnswer(e.brokers, err)
+	}
+	for _, b := range resp.Brokers { // those a partition may be led by: better refused now than when it is
+		if err := e.config.exposed(net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port)))); err != nil {
+			return nil, fmt.Errorf("a broker that %s tell of: %w", e.brokers, err)
+		}
 	}
 	found := make(map[string]kmsg.MetadataResponseTopic, len(resp.Topics))
 	for _, t := range resp.Topics {
@@ -228,6 +246,14 @@ func (e *ensuring) look(ctx context.Context) (missing []Topic, reason error) {
 		}
 	}
 	return missing, reason
+}
+
+// noAnswer says what may be behind a request that came to nothing.
+func noAnswer(brokers string, err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("the brokers %s hang up: are TLS and SASL set as they expect, and the password right? %w", brokers, err)
+	}
+	return fmt.Errorf("no answer from the brokers %s: %w", brokers, err)
 }
 
 // leaders returns nil when every partition has one.
@@ -278,7 +304,7 @@ func topicError(topic string, err error, detail *string) error {
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed), errors.Is(err, kerr.ClusterAuthorizationFailed):
 		return fmt.Errorf("topic %s is missing or hidden, and this user may neither create nor see it:"+
-			" let an administrator create it and allow this user to describe, read and write it: %w", topic, err)
+			" let an administrator create it (pizza topics apply) and allow this user to describe, read and write it: %w", topic, err)
 	case errors.Is(err, kerr.InvalidReplicationFactor):
 		return fmt.Errorf("topic %s: there are fewer brokers than replicas: start them, or ask for fewer: %w", topic, err)
 	case errors.Is(err, kerr.PolicyViolation), errors.Is(err, kerr.InvalidConfig), errors.Is(err, kerr.InvalidPartitions),
@@ -288,14 +314,27 @@ func topicError(topic string, err error, detail *string) error {
 	return fmt.Errorf("topic %s: %w", topic, err)
 }
 
-// final recognises a refused password, a certificate that does not verify, and TLS spoken to one who does not.
-func final(err error) bool {
+// Field returns the field of Config that an error of this package is about: "TLS", "TLS.CAFile", "TLS.ServerName",
+// "SASL.Mechanism" or "SASL.Password". No waiting cures such an error; for any other Field returns "".
+func Field(err error) string {
 	var (
-		certificate *tls.CertificateVerificationError
 		record      tls.RecordHeaderError
+		name        x509.HostnameError
+		certificate *tls.CertificateVerificationError
 	)
-	return errors.Is(err, kerr.SaslAuthenticationFailed) || errors.Is(err, kerr.UnsupportedSaslMechanism) ||
-		errors.As(err, &certificate) || errors.As(err, &record)
+	switch {
+	case errors.Is(err, errExposed), errors.As(err, &record): // in clear, or TLS with one who does not speak it
+		return "TLS"
+	case errors.As(err, &name):
+		return "TLS.ServerName"
+	case errors.As(err, &certificate):
+		return "TLS.CAFile"
+	case errors.Is(err, kerr.UnsupportedSaslMechanism):
+		return "SASL.Mechanism"
+	case errors.Is(err, kerr.SaslAuthenticationFailed):
+		return "SASL.Password"
+	}
+	return ""
 }
 
 func orDiscard(log *slog.Logger) *slog.Logger {

@@ -21,7 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite" // the driver "sqlite"
@@ -54,6 +53,7 @@ type DB struct {
 // Open opens a postgres:// URL or a sqlite: path and checks that it answers.
 // A search_path in a PostgreSQL URL names the schema to live in, which Migrate
 // creates. The folder of a SQLite file is created, readable by its owner only.
+// What Check refuses is not opened.
 func Open(ctx context.Context, rawURL string) (*DB, error) {
 	var db *DB
 	var err error
@@ -76,9 +76,9 @@ func Open(ctx context.Context, rawURL string) (*DB, error) {
 }
 
 func openPostgres(rawURL string) (*DB, error) {
-	cfg, err := pgx.ParseConfig(rawURL)
+	cfg, err := parsePostgres(rawURL)
 	if err != nil {
-		return nil, err // pgx redacts the password
+		return nil, err
 	}
 	if cfg.ConnectTimeout == 0 {
 		cfg.ConnectTimeout = 5 * time.Second

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"runtime"
@@ -10,26 +9,6 @@ import (
 
 	"pizzaflow"
 )
-
-type topicsCmd struct{}
-
-// Run creates the topics that are missing and lists what is needed.
-func (topicsCmd) Run(ctx context.Context, p *program) error {
-	topics, err := pizzaflow.EnsureTopics(ctx, p.cfg, p.log)
-	if err != nil {
-		return err
-	}
-	type topic struct {
-		Name       string `json:"name"`
-		Partitions int    `json:"partitions"`
-		Retention  string `json:"retention"`
-	}
-	var list []topic
-	for _, t := range topics {
-		list = append(list, topic{t.Name, t.Partitions, t.Retention.String()})
-	}
-	return show(p, list, "TOPIC\tPARTITIONS\tRETENTION", func(t topic) []any { return []any{t.Name, t.Partitions, t.Retention} })
-}
 
 type configCmd struct{}
 

@@ -39,7 +39,7 @@ type cli struct {
 
 	Run     runCmd     `cmd:"" default:"1" help:"Run the services (the default)."`
 	Migrate migrateCmd `cmd:"" help:"Bring the databases up to date."`
-	Topics  topicsCmd  `cmd:"" help:"Create the Kafka topics that are missing."`
+	Topics  topicsCmd  `cmd:"" help:"Create the Kafka topics that are missing, or see to all of them."`
 	Outbox  outboxCmd  `cmd:"" help:"See what is not published, and act on it."`
 	DLQ     dlqCmd     `cmd:"" name:"dlq" help:"See what could not be handled, and act on it."`
 	Sandbox sandboxCmd `cmd:"" help:"Run the sandbox alone: payment provider, mail and SMS to try things with."`
