@@ -88,7 +88,7 @@ func states(ctx context.Context, admin *kadm.Client, names []string) ([]TopicSta
 func settingsOf(ctx context.Context, admin *kadm.Client, topic string) (map[string]string, error) {
 	described, err := admin.DescribeTopicConfigs(ctx, topic)
 	if err != nil {
-		return nil, fmt.Errorf("ask for its settings: %w", err)
+		return nil, fmt.Errorf("ask for its settings: %w", notAllowed(err, "describe its configuration"))
 	}
 	resource, err := described.On(topic, nil)
 	if err == nil {

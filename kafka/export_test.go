@@ -13,3 +13,6 @@ var MakePrivate = makePrivate
 
 // MaxConnections is maxConnections.
 const MaxConnections = maxConnections
+
+// Warn notes the warnings of a state.
+func Warn(t *TopicState, brokers int) { t.warn(brokers) }

@@ -1,0 +1,145 @@
+package kafka_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+
+	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
+)
+
+// told is a plan in words: what differs, and what becomes of it.
+func told(plan []kafka.Difference) string {
+	var out []string
+	for _, d := range plan {
+		done := ""
+		if d.Done {
+			done = " done"
+		}
+		out = append(out, fmt.Sprintf("%s %s %s→%s %s%s", d.Topic, d.Setting, d.Is, d.Want, d.Action, done))
+	}
+	return strings.Join(out, "; ")
+}
+
+func TestApplyDoesWhatPlanTells(t *testing.T) {
+	config := kafkatest.Start(t, orders)
+	wanted := orders
+	wanted.Retention, wanted.Partitions, wanted.Replicas = time.Hour, 5, 3
+	missing := kafka.Topic{Name: "payment-events", Partitions: 2, Replicas: -1}
+	partitions := "order-events partitions 3→5 leave; order-events replication.factor 1→3 leave; "
+	changes := "order-events min.insync.replicas 1→2 change; order-events retention.ms 604800000→3600000 change; "
+	creation := "payment-events topic →partitions=2, the broker's number of replicas, cleanup.policy=delete create"
+
+	for range 2 { // planning changes nothing
+		plan, err := kafka.PlanTopics(t.Context(), config, false, wanted, missing)
+		if err != nil || told(plan) != partitions+changes+creation {
+			t.Fatalf("plan: %s, %v", told(plan), err)
+		}
+		if why := plan[slices.IndexFunc(plan, func(d kafka.Difference) bool { return d.Setting == "retention.ms" })].Why; !strings.Contains(why, "older than 1h0m0s are deleted") {
+			t.Errorf("what the shorter retention deletes is not told: %q", why)
+		}
+	}
+	plan, err := kafka.ApplyTopics(t.Context(), config, nil, false, wanted, missing)
+	if want := partitions + strings.ReplaceAll(changes, " change", " change done") + creation + " done"; err != nil || told(plan) != want {
+		t.Fatalf("apply: %s, %v", told(plan), err)
+	}
+	states, err := kafka.DescribeTopics(t.Context(), config, "order-events", "payment-events")
+	if err != nil || len(states) != 2 || len(states[0].Partitions) != 3 || states[0].Settings["retention.ms"] != "3600000" ||
+		states[0].Settings["max.message.bytes"] != "1048576" || len(states[1].Partitions) != 2 || states[1].Settings["cleanup.policy"] != "delete" {
+		t.Fatalf("after it: %+v, %v", states, err)
+	}
+
+	plan, err = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, missing)
+	if want := "order-events partitions 3→5 extend done; order-events replication.factor 1→3 leave"; err != nil || told(plan) != want {
+		t.Fatalf("apply with leave to add partitions: %s, %v", told(plan), err)
+	}
+	wanted.Partitions, wanted.Replicas, wanted.MinInsync = 5, -1, 2
+	if plan, err := kafka.PlanTopics(t.Context(), config, true, wanted, missing); err != nil || len(plan) > 0 {
+		t.Fatalf("when all is done: %s, %v", told(plan), err)
+	}
+	wanted.Partitions = 4
+	if plan, err := kafka.ApplyTopics(t.Context(), config, nil, true, wanted); err != nil || told(plan) != "order-events partitions 5→4 leave" {
+		t.Fatalf("fewer partitions: %s, %v", told(plan), err)
+	}
+}
+
+func TestDescribeTellsOffsetsAndWhatIsMissing(t *testing.T) {
+	config := kafkatest.Start(t, orders)
+	produce(t, client(t, config), "a", "b", "c")
+	states, err := kafka.DescribeTopics(t.Context(), config, "order-events", "nowhere")
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := int64(0)
+	for _, p := range states[0].Partitions {
+		if p.Leader < 0 || len(p.Replicas) != 1 || len(p.ISR) != 1 || p.Start != 0 {
+			t.Errorf("%+v", p)
+		}
+		records += p.End - p.Start
+	}
+	if records != 3 || len(states[0].Warnings) > 0 {
+		t.Errorf("%d records and the warnings %q, want 3 and none", records, states[0].Warnings)
+	}
+	if !states[1].Missing || len(states[1].Warnings) != 1 || !strings.Contains(states[1].Warnings[0], "pizza topics apply") {
+		t.Errorf("a missing topic: %+v", states[1])
+	}
+}
+
+func TestWhoMayNotIsTold(t *testing.T) {
+	_, root, pizza := guarded(t)
+	if err := kafka.EnsureTopics(t.Context(), root, nil, orders); err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{
+		"plan":     func() error { _, err := kafka.PlanTopics(t.Context(), pizza, false, orders); return err }(),
+		"describe": func() error { _, err := kafka.DescribeTopics(t.Context(), pizza, orders.Name); return err }(),
+	} {
+		if !errors.Is(err, kerr.TopicAuthorizationFailed) || !strings.Contains(err.Error(), "this user may not describe its configuration") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestTheCommandsDoNotWaitForEver(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := kafka.PlanTopics(ctx, kafka.Config{Brokers: []string{"127.0.0.1:1"}}, false, orders)
+	if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "no answer from the brokers 127.0.0.1:1") {
+		t.Errorf("%v, want who does not answer", err)
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	three := []kafka.PartitionState{{Leader: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1, 2, 3}}}
+	lagging := []kafka.PartitionState{{Leader: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1, 2}}}
+	stuck := []kafka.PartitionState{{Leader: 1, Replicas: []int32{1, 2, 3}, ISR: []int32{1}}}
+	dead := []kafka.PartitionState{{Leader: -1, Replicas: []int32{1, 2, 3}}}
+	for _, c := range []struct {
+		brokers, replicas int
+		least             string
+		partitions        []kafka.PartitionState
+		want              string // "" for no warning
+	}{
+		{1, 1, "1", nil, ""},
+		{3, 3, "2", three, ""},
+		{3, 1, "1", nil, "replication factor 1 with 3 brokers"},
+		{3, 3, "1", three, "min.insync.replicas 1"},
+		{3, 3, "3", three, "while one broker is away nothing can be written"},
+		{2, 3, "2", lagging, "under-replicated: 2 of 3"},
+		{1, 3, "2", stuck, "takes no records: 2 are needed"},
+		{1, 3, "2", dead, "no leader"},
+	} {
+		state := kafka.TopicState{ReplicationFactor: c.replicas, Settings: map[string]string{"min.insync.replicas": c.least, "cleanup.policy": "delete"}, Partitions: c.partitions}
+		kafka.Warn(&state, c.brokers)
+		if got := strings.Join(state.Warnings, "; "); c.want == "" && got != "" || !strings.Contains(got, c.want) || len(state.Warnings) > 1 {
+			t.Errorf("%+v: %q, want %q", c, got, c.want)
+		}
+	}
+}
