@@ -2,6 +2,7 @@ package pizzaflow
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -308,7 +309,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
 	for attempt := 1; ; attempt++ {
 		db, err := openDatabase(ctx, p.cfg, name, schema)
-		if err == nil || !sqldb.IsUnavailable(err) || !isPostgres(p.cfg.databaseURL(name)) {
+		if err == nil || !sqldb.IsUnavailable(err) || !isPostgres(p.cfg.databaseURL(name)) || distrusted(err) {
 			return db, err
 		}
 		p.host.Log.Warn("the database does not answer", "service", name, "err", err)
@@ -320,6 +321,13 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 		case <-pause.C:
 		}
 	}
+}
+
+// distrusted reports whether the other side has a certificate that does not
+// verify, which no waiting cures.
+func distrusted(err error) bool {
+	_, is := errors.AsType[*tls.CertificateVerificationError](err)
+	return is
 }
 
 // withTopics has run wait for the topics: orders are taken before Kafka is

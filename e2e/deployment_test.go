@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"pizzaflow/sqldb"
 )
 
@@ -20,6 +22,15 @@ type setup struct {
 	processes []string          // SERVICES of each process, "order/2" being another with "order"; empty is one process with everything
 	settings  map[string]string // the same for all processes
 	behind    bool              // PostgreSQL is behind a proxy
+	own       *ownServers       // instead of those that all use
+}
+
+// ownServers are a PostgreSQL and an Apache Kafka of one test.
+type ownServers struct {
+	database string // its URL
+	brokers  []string
+	access   []kgo.Opt                               // how the test itself gets in
+	login    func(services string) map[string]string // further settings of the process with these services
 }
 
 var (
@@ -50,6 +61,7 @@ type deployment struct {
 	logs    string // a folder
 	dbURL   string // the PostgreSQL database, "" on SQLite
 	brokers []string
+	access  []kgo.Opt
 	orders  map[string]*proxy // in front of each process that runs the order service
 	sandbox *proxy            // in front of the process of that service, where another needs it
 	smtp    *proxy
@@ -80,10 +92,15 @@ func prepare(t *testing.T, s setup) *deployment {
 		s.processes = []string{""}
 	}
 	d := &deployment{t: t, setup: s, dir: filepath.Join(t.TempDir(), "data"), logs: t.ArtifactDir(), processes: map[string]*process{}}
-	if s.engine == sqldb.Postgres {
+	switch {
+	case s.own != nil:
+		d.dbURL = s.own.database
+	case s.engine == sqldb.Postgres:
 		d.dbURL = newDatabase(t)
 	}
 	switch {
+	case s.own != nil:
+		d.brokers, d.access = s.own.brokers, s.own.access
 	case s.realKafka:
 		d.brokers = kafkaBrokers(t)
 		kafkaFree.Lock()
@@ -209,6 +226,9 @@ func (d *deployment) environment(name string) []string {
 		env["SMTP_URL"] = "smtp://" + d.smtp.address
 	}
 	maps.Copy(env, d.setup.settings)
+	if d.setup.own != nil {
+		maps.Copy(env, d.setup.own.login(servicesOf(name)))
+	}
 	var out []string
 	for key, value := range env {
 		if value != "" {

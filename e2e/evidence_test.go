@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -142,8 +143,8 @@ func (d *deployment) records(t *testing.T, topic string) []*kgo.Record {
 }
 
 func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, error) {
-	client, err := kgo.NewClient(kgo.SeedBrokers(d.broker()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchMaxWait(100*time.Millisecond)) // a fetch that met only empty partitions holds up the others
+	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
+		kgo.FetchMaxWait(100*time.Millisecond))...) // a fetch that met only empty partitions holds up the others
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +184,7 @@ func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, err
 // place.
 func (d *deployment) produce(t *testing.T, r *kgo.Record) *kgo.Record {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(d.broker()...), kgo.MetadataMinAge(250*time.Millisecond))
+	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...), kgo.MetadataMinAge(250*time.Millisecond))...)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -79,7 +80,7 @@ func testTopicsRecreated(t *testing.T, s setup) {
 // admin is a client to change the topics with, as an administrator would.
 func (d *deployment) admin(t *testing.T) *kadm.Client {
 	t.Helper()
-	client, err := kgo.NewClient(kgo.SeedBrokers(d.broker()...))
+	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...))...)
 	if err != nil {
 		t.Fatal(err)
 	}

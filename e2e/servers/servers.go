@@ -25,6 +25,8 @@ import (
 type Cluster struct {
 	// Brokers are the addresses of all brokers, separated by commas, as KAFKA_BROKERS takes them.
 	Brokers string
+	// CA is the file of the authority behind the brokers' certificates, "" where they speak in clear.
+	CA string
 
 	t   testing.TB
 	dir string
@@ -46,7 +48,13 @@ func (c *Cluster) Kill(i int) {
 	script(c.t, "kafka-stop", c.dir, strconv.Itoa(i))
 }
 
-// Restart starts the killed broker i on its old address with the data it left, and returns when it serves.
+// Stop ends broker i in order: it hands its leaderships over first.
+func (c *Cluster) Stop(i int) {
+	c.t.Helper()
+	script(c.t, "kafka-stop", c.dir, strconv.Itoa(i), "TERM")
+}
+
+// Restart starts the killed or stopped broker i on its old address with the data it left, and returns when it serves.
 func (c *Cluster) Restart(i int) {
 	c.t.Helper()
 	script(c.t, "kafka-restart", c.dir, strconv.Itoa(i))
@@ -56,9 +64,12 @@ func (c *Cluster) Restart(i int) {
 type Database struct {
 	// URL is for its superuser, as DATABASE_URL takes it.
 	URL string
+	// CA is the file of the authority behind its certificate, "" where it has none.
+	CA string
 
-	t   testing.TB
-	dir string
+	t       testing.TB
+	dir     string
+	options string // of the server, as its command line takes them
 }
 
 // Postgres starts an empty PostgreSQL.
@@ -66,6 +77,21 @@ func Postgres(t testing.TB) *Database {
 	t.Helper()
 	d := &Database{t: t, dir: folder(t, "postgres")}
 	t.Cleanup(d.Crash)
+	d.Start()
+	return d
+}
+
+// SecurePostgres is Postgres with a certificate of its own for 127.0.0.1, by an authority of its own, d.CA.
+func SecurePostgres(t testing.TB) *Database {
+	t.Helper()
+	d := &Database{t: t, dir: folder(t, "postgres")}
+	t.Cleanup(d.Crash)
+	a := NewAuthority(t)
+	key, cert := a.Issue(t, "127.0.0.1")
+	d.CA = a.File
+	certFile, keyFile := write(t, d.dir, "server.crt", cert), write(t, d.dir, "server.key", key)
+	giveToPostgres(t, certFile, keyFile)
+	d.options = fmt.Sprintf("-c ssl=on -c ssl_cert_file=%s -c ssl_key_file=%s", certFile, keyFile)
 	d.Start()
 	return d
 }
@@ -85,7 +111,11 @@ func (d *Database) Stop() {
 // Start starts the server again after Crash or Stop, on the same URL with its data, and returns when it serves.
 func (d *Database) Start() {
 	d.t.Helper()
-	d.URL = script(d.t, "postgres", d.dir)
+	var env []string
+	if d.options != "" {
+		env = append(env, "PG_OPTIONS="+d.options)
+	}
+	d.URL = scriptWith(d.t, env, "postgres", d.dir)
 }
 
 // folder makes the server's folder, or skips the test when nobody asked for such a server.
@@ -112,6 +142,11 @@ func folder(t testing.TB, server string) string {
 
 func script(t testing.TB, args ...string) string {
 	t.Helper()
+	return scriptWith(t, nil, args...)
+}
+
+func scriptWith(t testing.TB, env []string, args ...string) string {
+	t.Helper()
 	_, file, _, ok := runtime.Caller(0)
 	if !ok {
 		t.Fatal("the source of the package cannot be found")
@@ -120,7 +155,7 @@ func script(t testing.TB, args ...string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(file), "servers"), args...)
-	cmd.Env = append(os.Environ(), fmt.Sprintf("OWNER=%d", os.Getpid()))
+	cmd.Env = append(append(os.Environ(), fmt.Sprintf("OWNER=%d", os.Getpid())), env...)
 	out, err := cmd.Output()
 	if err != nil {
 		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
