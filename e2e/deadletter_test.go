@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -36,7 +35,6 @@ func testDeadLetters(t *testing.T, s setup) {
 
 	t.Run("tried three times while others go on", func(t *testing.T) { d.testRetries(t) })
 	t.Run("never valid", func(t *testing.T) { d.testInvalid(t) })
-	t.Run("from a newer writer", func(t *testing.T) { d.testNewerWriter(t) })
 	t.Run("another amount", func(t *testing.T) { d.testMismatch(t) })
 }
 
@@ -98,32 +96,6 @@ func (d *deployment) testInvalid(t *testing.T) {
 				t.Errorf("%s tried %q %d times, want once", letter.ConsumerGroup, r.Value, letter.RetryCount)
 			}
 		}
-	}
-}
-
-// testNewerWriter sends an order with a header and fields of a later version.
-func (d *deployment) testNewerWriter(t *testing.T) {
-	id := newID(t)
-	r := record("order-events", id, envelopeOf(t, "OrderCreated", id, map[string]any{
-		"order_id": id, "order_number": "NEW-0001", "customer_name": "Анна", "customer_email": "newer@example.com", "customer_phone": "+79005556677",
-		"total_amount": json.RawMessage("500.00"), "currency": "RUB", "delivery_address": "Невский пр., д. 1", "locale": "ru", "created_at": time.Now().UTC(),
-		"items":   []any{map[string]any{"pizza_id": margherita, "name": "Маргарита", "size": "medium", "quantity": 1, "price": json.RawMessage("500.00"), "crust": "thin"}},
-		"loyalty": map[string]any{"points": 50},
-	}))
-	r.Headers = append(r.Headers, kgo.RecordHeader{Key: "x-colour", Value: []byte("green")})
-	sent := d.produce(t, r)
-	eventually(t, paidLimit, func() string {
-		if c := d.charges(t, id); len(c) != 1 || c[0].Status != "succeeded" || c[0].Amount != 500_00 {
-			return fmt.Sprintf("charges %+v, want one of 500.00", c)
-		}
-		return ""
-	})
-	mails, _ := d.awaitMessages(t, "newer@example.com", "+79005556677", 2, paidLimit)
-	if !strings.Contains(mails[0].Text, "NEW-0001") {
-		t.Errorf("mail: %q", mails[0].Text)
-	}
-	if letters := d.letters(t, sent); len(letters) != 0 {
-		t.Errorf("dead letters of a valid event: %+v", letters)
 	}
 }
 

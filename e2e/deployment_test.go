@@ -27,10 +27,10 @@ type setup struct {
 
 // ownServers are a PostgreSQL and an Apache Kafka of one test.
 type ownServers struct {
-	database string // its URL
+	database string // its URL, "" on SQLite
 	brokers  []string
 	access   []kgo.Opt                               // how the test itself gets in
-	login    func(services string) map[string]string // further settings of the process with these services
+	login    func(services string) map[string]string // further settings of the process with these services, if any
 }
 
 var (
@@ -226,7 +226,7 @@ func (d *deployment) environment(name string) []string {
 		env["SMTP_URL"] = "smtp://" + d.smtp.address
 	}
 	maps.Copy(env, d.setup.settings)
-	if d.setup.own != nil {
+	if d.setup.own != nil && d.setup.own.login != nil {
 		maps.Copy(env, d.setup.own.login(servicesOf(name)))
 	}
 	var out []string

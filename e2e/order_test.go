@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -149,14 +148,7 @@ func checkTopics(t *testing.T, d *deployment, kcat, orderID string) map[string]s
 
 func readWithKcat(t *testing.T, d *deployment, kcat, topic string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), kcat, "-b", strings.Join(d.broker(), ","), "-t", topic, "-C", "-e", "-q", "-f", `%k %s\n`)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", cmd, err, stderr.String())
-	}
-	return string(out)
+	return d.kcat(t, kcat, nil, "-t", topic, "-C", "-e", "-q", "-f", `%k %s\n`)
 }
 
 type envelope struct {

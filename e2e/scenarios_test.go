@@ -18,6 +18,7 @@ var scenarios = []scenario{
 	{"BadInput", testBadInput},
 	{"Payments", testPayments},
 	{"DeadLetters", testDeadLetters},
+	{"ForeignWriter", testForeignWriter},
 	{"Kill", testKill},
 	{"Terminate", testTerminate},
 	{"OutsideAway", testOutsideAway},

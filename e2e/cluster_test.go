@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	server "pizzaflow/e2e/servers"
+	"pizzaflow/kafka"
+	"pizzaflow/sqldb"
+)
+
+// rejoinLimit is how long a broker that is back may take until it has every
+// record again.
+const rejoinLimit = 60 * time.Second
+
+// TestCluster kills each of three brokers in turn, and has the one before it
+// come back: orders are paid all the time, and what is wrong can be seen.
+func TestCluster(t *testing.T) {
+	t.Parallel()
+	began := time.Now()
+	cluster := server.Kafka(t, 3)
+	t.Logf("the cluster took %s to start", time.Since(began).Round(time.Millisecond))
+	s := setup{engine: sqldb.SQLite, realKafka: true, own: &ownServers{brokers: strings.Split(cluster.Brokers, ",")}}
+	d := prepare(t, s.with("KAFKA_REPLICATION=3", "KAFKA_PARTITIONS=3"))
+	d.command(t, "topics", "apply")
+	for _, topic := range d.describe(t) {
+		if topic.ReplicationFactor != 3 || topic.Settings["min.insync.replicas"] != "2" || len(topic.Warnings) > 0 {
+			t.Errorf("after apply: %+v", topic)
+		}
+	}
+	d.start("")
+	for broker := 1; broker <= 3; broker++ {
+		cluster.Kill(broker)
+		o := d.place(t, customer(broker, ""))
+		d.checkServed(t, o, broker)
+		d.awaitTopics(t, func(topic kafka.TopicState) string {
+			if w := fmt.Sprint(topic.Warnings); !strings.Contains(w, "under-replicated: 2 of 3 replicas are in sync") {
+				return "no warning of under-replication: " + w
+			}
+			for _, p := range topic.Partitions {
+				if p.Leader < 0 || p.Leader == int32(broker) {
+					return fmt.Sprintf("partition %d is led by %d", p.Partition, p.Leader)
+				}
+			}
+			return ""
+		})
+		began := time.Now()
+		cluster.Restart(broker)
+		d.awaitTopics(t, func(topic kafka.TopicState) string { return strings.Join(topic.Warnings, "; ") })
+		t.Logf("broker %d was back after %s", broker, time.Since(began).Round(time.Millisecond))
+	}
+	d.checkServed(t, d.place(t, customer(0, "")), 0)
+}
+
+// describe is what pizza topics describe tells.
+func (d *deployment) describe(t *testing.T) []kafka.TopicState {
+	t.Helper()
+	var topics []kafka.TopicState
+	if err := json.Unmarshal(d.command(t, "topics", "describe", "-o", "json"), &topics); err != nil {
+		t.Fatal(err)
+	}
+	if len(topics) != 4 {
+		t.Fatalf("%d topics are described", len(topics))
+	}
+	return topics
+}
+
+// awaitTopics waits until nothing is wrong with any topic.
+func (d *deployment) awaitTopics(t *testing.T, wrong func(kafka.TopicState) string) {
+	t.Helper()
+	eventually(t, rejoinLimit, func() string {
+		// Not command: with a broker away it may end without an answer.
+		cmd := exec.CommandContext(t.Context(), pizza, "topics", "describe", "-o", "json")
+		cmd.Env, cmd.Dir = d.environment(""), filepath.Dir(d.dir)
+		out, err := cmd.Output()
+		var topics []kafka.TopicState
+		if err == nil {
+			err = json.Unmarshal(out, &topics)
+		}
+		if err != nil {
+			return err.Error()
+		}
+		for _, topic := range topics {
+			if w := wrong(topic); w != "" {
+				return topic.Name + ": " + w
+			}
+		}
+		return ""
+	})
+}
