@@ -280,8 +280,8 @@ func (c Config) validateKafka() error {
 	}
 	var errs []error
 	k := c.kafka(nil)
-	clear := kafka.Config{Brokers: k.Brokers, TLS: kafka.TLS{Enabled: k.TLS.Enabled}, Plaintext: k.Plaintext}
-	if err := clear.Validate(); err != nil {
+	reach := kafka.Config{Brokers: k.Brokers, TLS: kafka.TLS{Enabled: k.TLS.Enabled}, Plaintext: k.Plaintext}
+	if err := reach.Validate(); err != nil {
 		key := "KAFKA_BROKERS"
 		if kafka.Field(err) == "TLS" {
 			key = "KAFKA_TLS"

@@ -69,11 +69,17 @@ func (c Config) topicsHere() []kafka.Topic {
 
 // kafkaFault names the option behind an error that no waiting cures.
 func kafkaFault(err error) error {
-	if key := map[string]string{
-		"TLS": "KAFKA_TLS", "TLS.CAFile": "KAFKA_TLS_CA", "TLS.ServerName": "KAFKA_TLS_SERVER_NAME",
-		"SASL.Mechanism": "KAFKA_SASL_MECHANISM", "SASL.Password": "KAFKA_SASL_PASSWORD",
-	}[kafka.Field(err)]; key != "" {
-		return bad(key, "%w", err)
+	switch kafka.Field(err) {
+	case "TLS":
+		return bad("KAFKA_TLS", "%w", err)
+	case "TLS.CAFile":
+		return bad("KAFKA_TLS_CA", "%w", err)
+	case "TLS.ServerName":
+		return bad("KAFKA_TLS_SERVER_NAME", "%w", err)
+	case "SASL.Mechanism":
+		return bad("KAFKA_SASL_MECHANISM", "%w", err)
+	case "SASL.Password":
+		return bad("KAFKA_SASL_PASSWORD", "%w", err)
 	}
 	return err
 }

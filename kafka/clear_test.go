@@ -24,7 +24,9 @@ type elsewhere struct {
 	sent bytes.Buffer
 }
 
-func (e *elsewhere) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9092} }
+func (e *elsewhere) RemoteAddr() net.Addr {
+	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9092}
+}
 
 func (e *elsewhere) Write(b []byte) (int, error) {
 	e.mu.Lock()

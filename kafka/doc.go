@@ -4,8 +4,11 @@
 // It promises:
 //
 //   - a [Config] that passes Validate yields client options with deadlines on every dial and request;
+//   - nothing is sent in clear to another machine, be it configured or told of by the cluster, unless
+//     Config.Plaintext allows it;
 //   - [EnsureTopics] creates what is missing, never alters what is there, and returns only when every
-//     partition has a leader, so that the first record after it does not wait for metadata;
+//     partition has a leader, so that the first record after it does not wait for metadata; [PlanTopics] and
+//     [ApplyTopics] are for a person who wants more, and who is told what it costs;
 //   - a record that the embedded [Broker] acknowledged has been handed to the disk before and is served again
 //     after kill -9. Its directory is for its owner alone, is opened by one process at a time, and is mended
 //     before it is opened: torn log entries, files of forgotten topics and commits past the end of a log do

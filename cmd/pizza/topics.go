@@ -71,12 +71,15 @@ func (c topicsPlanCmd) Run(ctx context.Context, p *program) error {
 }
 
 func printPlan(p *program, plan []pizzaflow.TopicDifference) error {
-	return list(p, plan, "The topics are as the options say.", "TOPIC\tSETTING\tIS\tWANT\tACTION\tDONE\tNOTE", func(d pizzaflow.TopicDifference) []any {
-		is := d.Is
+	return list(p, plan, "The topics are as the options say.", "TOPIC\tSETTING\tIS\tWANT\tACTION\tNOTE", func(d pizzaflow.TopicDifference) []any {
+		is, action := d.Is, string(d.Action)
 		if is == "" {
 			is = "-"
 		}
-		return []any{d.Topic, d.Setting, is, d.Want, d.Action, d.Done, d.Why}
+		if d.Done {
+			action += ", done"
+		}
+		return []any{d.Topic, d.Setting, is, d.Want, action, d.Why}
 	})
 }
 
@@ -101,7 +104,7 @@ func (c topicsApplyCmd) Run(ctx context.Context, p *program) error {
 		}
 	}
 	if left > 0 {
-		return fmt.Errorf("%s stays: see the note", counted(left, "difference"))
+		return fmt.Errorf("%s left: see the note", counted(left, "difference"))
 	}
 	return nil
 }

@@ -33,6 +33,8 @@ func TestKafkaKeepsItsDataOverACrash(t *testing.T) {
 
 	cluster.Kill(1)
 	cluster.Restart(1)
+	cluster.Stop(1)
+	cluster.Restart(1)
 
 	for {
 		fetches := client.PollFetches(ctx)
