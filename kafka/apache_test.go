@@ -31,7 +31,7 @@ func TestApacheKafka(t *testing.T) {
 	c := client(t, config)
 	admin := kadm.NewClient(c)
 	t.Cleanup(func() {
-		if _, err := admin.DeleteTopics(context.Background(), topic.Name, topic.Name+"-dlq"); err != nil {
+		if _, err := admin.DeleteTopics(context.Background(), topic.Name, topic.Name+"-dlq", topic.Name+"-plan", topic.Name+"-missing"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -67,4 +67,8 @@ func TestApacheKafka(t *testing.T) {
 			}
 		}
 	}
+
+	planned := topic
+	planned.Name += "-plan"
+	testApply(t, config, planned, kafka.Topic{Name: topic.Name + "-missing", Partitions: 2, Replicas: -1})
 }

@@ -57,7 +57,8 @@ func PlanTopics(ctx context.Context, c Config, repartition bool, topics ...Topic
 }
 
 // ApplyTopics makes the topics what they should be, as far as PlanTopics says that it can be done, and returns
-// the plan with what is done by now, also beside an error. It can be repeated, and done by several at once.
+// the plan with what is done by now, also beside an error. It returns when the brokers tell of the change, can be
+// repeated, and done by several at once.
 func ApplyTopics(ctx context.Context, c Config, log *slog.Logger, repartition bool, topics ...Topic) ([]Difference, error) {
 	plan, err := PlanTopics(ctx, c, repartition, topics...)
 	if err != nil {
@@ -72,12 +73,32 @@ func ApplyTopics(ctx context.Context, c Config, log *slog.Logger, repartition bo
 				return err
 			}
 		}
-		return nil
+		return awaitApplied(ctx, admin, plan, repartition, topics)
 	})
 	if err != nil {
 		return plan, fmt.Errorf("apply topics: %w", err)
 	}
 	return plan, nil
+}
+
+// awaitApplied waits until nothing that is done differs any more: the controller says yes before the brokers know.
+func awaitApplied(ctx context.Context, admin *kadm.Client, plan []Difference, repartition bool, topics []Topic) error {
+	for {
+		now, err := differences(ctx, admin, repartition, topics)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(now, func(d Difference) bool {
+			return slices.ContainsFunc(plan, func(p Difference) bool { return p.Done && p.Topic == d.Topic && p.Setting == d.Setting })
+		}) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("what was changed is not visible yet: %w", ctx.Err())
+		case <-time.After(firstPause):
+		}
+	}
 }
 
 // createPlanned creates what the plan says is missing and waits for the leaders.

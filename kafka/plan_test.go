@@ -29,13 +29,18 @@ func told(plan []kafka.Difference) string {
 }
 
 func TestApplyDoesWhatPlanTells(t *testing.T) {
-	config := kafkatest.Start(t, orders)
-	wanted := orders
+	testApply(t, kafkatest.Start(t), orders, kafka.Topic{Name: "payment-events", Partitions: 2, Replicas: -1})
+}
+
+// testApply plans and applies on a broker that has neither topic.
+func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
+	t.Helper()
+	ensure(t, config, topic)
+	wanted, name := topic, topic.Name
 	wanted.Retention, wanted.Partitions, wanted.Replicas = time.Hour, 5, 3
-	missing := kafka.Topic{Name: "payment-events", Partitions: 2, Replicas: -1}
-	partitions := "order-events partitions 3→5 leave; order-events replication.factor 1→3 leave; "
-	changes := "order-events min.insync.replicas 1→2 change; order-events retention.ms 604800000→3600000 change; "
-	creation := "payment-events topic →partitions=2, the broker's number of replicas, cleanup.policy=delete create"
+	partitions := name + " partitions 3→5 leave; " + name + " replication.factor 1→3 leave; "
+	changes := name + " min.insync.replicas 1→2 change; " + name + " retention.ms 604800000→3600000 change; "
+	creation := missing.Name + " topic →partitions=2, the broker's number of replicas, cleanup.policy=delete create"
 
 	for range 2 { // planning changes nothing
 		plan, err := kafka.PlanTopics(t.Context(), config, false, wanted, missing)
@@ -50,14 +55,14 @@ func TestApplyDoesWhatPlanTells(t *testing.T) {
 	if want := partitions + strings.ReplaceAll(changes, " change", " change done") + creation + " done"; err != nil || told(plan) != want {
 		t.Fatalf("apply: %s, %v", told(plan), err)
 	}
-	states, err := kafka.DescribeTopics(t.Context(), config, "order-events", "payment-events")
+	states, err := kafka.DescribeTopics(t.Context(), config, name, missing.Name)
 	if err != nil || len(states) != 2 || len(states[0].Partitions) != 3 || states[0].Settings["retention.ms"] != "3600000" ||
 		states[0].Settings["max.message.bytes"] != "1048576" || len(states[1].Partitions) != 2 || states[1].Settings["cleanup.policy"] != "delete" {
 		t.Fatalf("after it: %+v, %v", states, err)
 	}
 
 	plan, err = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, missing)
-	if want := "order-events partitions 3→5 extend done; order-events replication.factor 1→3 leave"; err != nil || told(plan) != want {
+	if want := name + " partitions 3→5 extend done; " + name + " replication.factor 1→3 leave"; err != nil || told(plan) != want {
 		t.Fatalf("apply with leave to add partitions: %s, %v", told(plan), err)
 	}
 	wanted.Partitions, wanted.Replicas, wanted.MinInsync = 5, -1, 2
@@ -65,7 +70,7 @@ func TestApplyDoesWhatPlanTells(t *testing.T) {
 		t.Fatalf("when all is done: %s, %v", told(plan), err)
 	}
 	wanted.Partitions = 4
-	if plan, err := kafka.ApplyTopics(t.Context(), config, nil, true, wanted); err != nil || told(plan) != "order-events partitions 5→4 leave" {
+	if plan, err := kafka.ApplyTopics(t.Context(), config, nil, true, wanted); err != nil || told(plan) != name+" partitions 5→4 leave" {
 		t.Fatalf("fewer partitions: %s, %v", told(plan), err)
 	}
 }
