@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -72,6 +73,26 @@ func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 	wanted.Partitions = 4
 	if plan, err := kafka.ApplyTopics(t.Context(), config, nil, true, wanted); err != nil || told(plan) != name+" partitions 5→4 leave" {
 		t.Fatalf("fewer partitions: %s, %v", told(plan), err)
+	}
+}
+
+func TestApplyByManyAtOnce(t *testing.T) {
+	config := kafkatest.Start(t, orders)
+	wanted := orders
+	wanted.Partitions, wanted.Retention = 6, time.Hour
+	var all sync.WaitGroup
+	errs := make([]error, 8)
+	for i := range errs {
+		all.Go(func() {
+			_, errs[i] = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, kafka.DeadLetters(orders))
+		})
+	}
+	all.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	if plan, err := kafka.PlanTopics(t.Context(), config, false, wanted, kafka.DeadLetters(orders)); err != nil || len(plan) > 0 {
+		t.Errorf("%s, %v", told(plan), err)
 	}
 }
 
