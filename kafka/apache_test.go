@@ -31,7 +31,7 @@ func TestApacheKafka(t *testing.T) {
 	c := client(t, config)
 	admin := kadm.NewClient(c)
 	t.Cleanup(func() {
-		if _, err := admin.DeleteTopics(context.Background(), topic.Name, topic.Name+"-dlq", topic.Name+"-plan", topic.Name+"-missing"); err != nil {
+		if _, err := admin.DeleteTopics(context.Background(), topic.Name, topic.Name+"-dlq", topic.Name+"-plan", topic.Name+"-missing", topic.Name+"-many", topic.Name+"-many-dlq"); err != nil {
 			t.Error(err)
 		}
 	})
@@ -71,4 +71,6 @@ func TestApacheKafka(t *testing.T) {
 	planned := topic
 	planned.Name += "-plan"
 	testApply(t, config, planned, kafka.Topic{Name: topic.Name + "-missing", Partitions: 2, Replicas: -1})
+	planned.Name = topic.Name + "-many"
+	testApplyByMany(t, config, planned)
 }

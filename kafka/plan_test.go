@@ -77,21 +77,27 @@ func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 }
 
 func TestApplyByManyAtOnce(t *testing.T) {
-	config := kafkatest.Start(t, orders)
-	wanted := orders
+	testApplyByMany(t, kafkatest.Start(t), orders)
+}
+
+// testApplyByMany has many extend a topic and create its dead letters.
+func testApplyByMany(t *testing.T, config kafka.Config, topic kafka.Topic) {
+	t.Helper()
+	ensure(t, config, topic)
+	wanted := topic
 	wanted.Partitions, wanted.Retention = 6, time.Hour
 	var all sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
 		all.Go(func() {
-			_, errs[i] = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, kafka.DeadLetters(orders))
+			_, errs[i] = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, kafka.DeadLetters(topic))
 		})
 	}
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
 		t.Fatal(err)
 	}
-	if plan, err := kafka.PlanTopics(t.Context(), config, false, wanted, kafka.DeadLetters(orders)); err != nil || len(plan) > 0 {
+	if plan, err := kafka.PlanTopics(t.Context(), config, false, wanted, kafka.DeadLetters(topic)); err != nil || len(plan) > 0 {
 		t.Errorf("%s, %v", told(plan), err)
 	}
 }
