@@ -297,4 +297,8 @@ func (d *deployment) testVerifiedDatabase(t *testing.T) {
 	other := "DATABASE_URL=" + verified(t, d.dbURL, server.NewAuthority(t).File)
 	d.pizza(t, "order", 2, "DATABASE_URL", "migrate", other)
 	d.pizza(t, "order", 2, "DATABASE_URL", "run", other)
+	// The certificate is for the address, not for the name.
+	named := "DATABASE_URL=" + strings.Replace(d.dbURL, "127.0.0.1", "localhost", 1)
+	d.pizza(t, "order", 2, "DATABASE_URL", "migrate", named)
+	d.pizza(t, "order", 0, "", "migrate", strings.Replace(named, "verify-full", "verify-ca", 1))
 }

@@ -33,7 +33,7 @@ type Cluster struct {
 }
 
 // Kafka starts a cluster of n brokers, numbered from 1. A topic created without saying otherwise has a copy
-// on each of them, on three at most.
+// on each of them, on three at most, and of three two must have a write. Only one broker alone knows ACLs.
 func Kafka(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, dir: folder(t, "kafka")}
