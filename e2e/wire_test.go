@@ -145,6 +145,7 @@ func grant(t *testing.T, admin *kadm.Client, rights ...right) {
 		if err != nil {
 			t.Fatalf("%+v: %v", r, err)
 		}
+		awaitRight(t, admin, r, len(created))
 	}
 }
 
@@ -157,6 +158,24 @@ func revoke(t *testing.T, admin *kadm.Client, r right) {
 	if err != nil {
 		t.Fatalf("revoke %+v: %v", r, err)
 	}
+	awaitRight(t, admin, r, 0)
+}
+
+// awaitRight waits until the broker knows so many ACLs of the right: the
+// controller says yes before, to users that were created earlier, too.
+func awaitRight(t *testing.T, admin *kadm.Client, r right, acls int) {
+	t.Helper()
+	eventually(t, startLimit, func() string {
+		described, err := admin.DescribeACLs(t.Context(), r.acl(t))
+		found := 0
+		for _, d := range described {
+			err, found = errors.Join(err, d.Err), found+len(d.Described)
+		}
+		if err != nil || found != acls {
+			return fmt.Sprintf("%+v: %d ACLs, want %d: %v", r, found, acls, err)
+		}
+		return ""
+	})
 }
 
 // testWithoutTopics starts a service that may not create its topics, and then
