@@ -102,6 +102,11 @@ func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*
 	if err != nil {
 		return nil, bad(cfg.databaseKey(name), "%w", err)
 	}
+	return migrated(ctx, db, name, schema)
+}
+
+// migrated brings a service's database up to date, or closes it.
+func migrated(ctx context.Context, db *sqldb.DB, name string, schema fs.FS) (*sqldb.DB, error) {
 	for _, set := range []struct {
 		name  string
 		files fs.FS

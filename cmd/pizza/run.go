@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 
 	"pizzaflow"
 )
@@ -21,9 +22,24 @@ func (sandboxCmd) Run(ctx context.Context, p *program) error {
 	return pizzaflow.Run(ctx, p.cfg, pizzaflow.Host{Stdout: p.stdout, Stderr: p.stderr, Log: p.log})
 }
 
-type migrateCmd struct{}
+type migrateCmd struct {
+	From    string   `placeholder:"sqlite:FOLDER" help:"Move the data from here: sqlite:DATA_DIR, or sqlite:FILE of one service. Nothing may run on it."`
+	To      string   `placeholder:"postgres://…" help:"Where to move it: a PostgreSQL on which no service has run yet."`
+	Service []string `help:"Which services to move; all without it."`
+}
 
-// Run brings the databases up to date.
-func (migrateCmd) Run(ctx context.Context, p *program) error {
-	return pizzaflow.Migrate(ctx, p.cfg, p.log)
+// Run brings the databases up to date, or moves them from one engine to the
+// other and lists what is where it was.
+func (c migrateCmd) Run(ctx context.Context, p *program) error {
+	switch {
+	case c.From == "" && c.To == "" && len(c.Service) == 0:
+		return pizzaflow.Migrate(ctx, p.cfg, p.log)
+	case c.From == "" || c.To == "":
+		return fmt.Errorf("%w: --from and --to belong together", errUsage)
+	}
+	tables, err := pizzaflow.Move{From: c.From, To: c.To, Services: c.Service}.Migrate(ctx, p.log)
+	if err != nil {
+		return err
+	}
+	return show(p, tables, "SERVICE\tTABLE\tROWS", func(t pizzaflow.MovedTable) []any { return []any{t.Service, t.Table, t.Rows} })
 }

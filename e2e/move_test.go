@@ -1,0 +1,111 @@
+package e2e
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// movedOrders are done when the embedded system stops; as many are not.
+const movedOrders = 25
+
+// TestMove moves a system with its data from SQLite and the embedded broker to
+// PostgreSQL and an empty Apache Kafka, with orders that the provider has not
+// let through yet. All must come to their end there, and nobody be charged or
+// told twice: neither by a payment that was begun here and ended there, nor by
+// the events that are published again.
+func TestMove(t *testing.T) {
+	t.Parallel()
+	databaseServer(t)
+	kafkaBrokers(t)
+	d := deploy(t, embedded.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
+	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	defer cancel()
+	requests := make([]orderRequest, 2*movedOrders+5)
+	for i := range requests {
+		requests[i] = customer(i, "")
+	}
+	orders := d.startLoad(ctx, requests[:movedOrders], loadClients).wait(t)
+	d.awaitSettled(t, movedOrders)
+
+	d.behave(t, `{"error_rate":1}`)
+	orders = append(orders, d.startLoad(ctx, requests[movedOrders:2*movedOrders], loadClients).wait(t)...)
+	eventually(t, settleLimit, func() string {
+		if n := d.value(t, "payment", `SELECT COUNT(*) FROM payments WHERE status = 'unknown'`); n == "0" {
+			return "no payment is in doubt yet"
+		}
+		return ""
+	})
+	target := newDatabase(t)
+	move := []string{"migrate", "--from", "sqlite:" + d.dir, "--to", target}
+	if code, said := d.tool(t, move...); code == 0 || !strings.Contains(said, "another pizza is using it") {
+		t.Fatalf("moved under a running system: exit %d: %s", code, said)
+	}
+	d.stop()
+	if n := d.value(t, "order", `SELECT COUNT(*) FROM orders WHERE status = 'pending'`); n == "0" {
+		t.Fatal("nothing was left to be done after the move")
+	}
+	for _, want := range []string{"service moved", "service was moved before"} {
+		if code, said := d.tool(t, move...); code != 0 || strings.Count(said, `"`+want+`"`) != 3 {
+			t.Fatalf("exit %d, want three times %q: %s", code, want, said)
+		}
+	}
+
+	d.settleElsewhere(t, target)
+	d.behave(t, `{}`)
+	d.awaitSettled(t, len(orders))
+	orders = append(orders, d.startLoad(ctx, requests[len(orders):], loadClients).wait(t)...)
+	d.awaitSettled(t, len(orders))
+	d.awaitPublished(t, settleLimit)
+	d.checkLoad(t, requests, orders, nil)
+	if code, said := d.tool(t, move...); code != 1 || !strings.Contains(said, "the target is not empty") {
+		t.Errorf("moved over a system that has gone on: exit %d: %s", code, said)
+	}
+}
+
+// settleElsewhere starts the stopped deployment again on PostgreSQL and Apache
+// Kafka. Its folder still holds the sandbox: the provider is the same.
+func (d *deployment) settleElsewhere(t *testing.T, database string) {
+	t.Helper()
+	kafkaFree.Lock()
+	t.Cleanup(kafkaFree.Unlock)
+	d.setup.engine, d.setup.realKafka, d.dbURL, d.brokers = sqldb.Postgres, true, database, kafkaBrokers(t)
+	wipeKafka(t, d.brokers)
+	t.Cleanup(d.end) // before another may have the Kafka
+	d.start(d.setup.processes...)
+}
+
+// behave tells the provider how to treat all traffic.
+func (d *deployment) behave(t *testing.T, behaviour string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+d.address("SANDBOX_ADDR")+"/payments/behaviour", strings.NewReader(behaviour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	if status, _, body, err := send(req); err != nil || status != http.StatusOK {
+		t.Fatalf("behaviour: %d %s %v", status, body, err)
+	}
+}
+
+// tool runs the binary, with no option but those given, to its end, and
+// returns its exit code and what it said.
+func (d *deployment) tool(t *testing.T, args ...string) (code int, said string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, pizza, args...)
+	cmd.Dir, cmd.Env = filepath.Dir(d.dir), []string{"PATH=" + os.Getenv("PATH"), "LOG_FORMAT=json"}
+	out, err := cmd.CombinedOutput()
+	if cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), string(out)
+}
