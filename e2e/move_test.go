@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,11 @@ func TestMove(t *testing.T) {
 		{move, 0, 3},
 	} {
 		code, said := d.tool(t, try.args...)
+		for table, rows := range d.tables(t) {
+			if try.moved != 1 && !regexp.MustCompile(`(?m)^`+table+` +`+rows+`$`).MatchString(said) {
+				t.Errorf("%v: %s rows of %s did not come along: %s", try.args, rows, table, said)
+			}
+		}
 		if code != 0 || strings.Count(said, `"service moved"`) != try.moved || strings.Count(said, `"service was moved before"`) != try.before {
 			t.Fatalf("%v: exit %d, want %d services moved and %d before: %s", try.args, code, try.moved, try.before, said)
 		}
@@ -76,6 +82,19 @@ func TestMove(t *testing.T) {
 	if code, said := d.tool(t, move...); code != 1 || !strings.Contains(said, "the target is not empty") {
 		t.Errorf("moved over a system that has gone on: exit %d: %s", code, said)
 	}
+}
+
+// tables are the tables of all services, "service +table", and how many rows
+// each has.
+func (d *deployment) tables(t *testing.T) map[string]string {
+	t.Helper()
+	counts := map[string]string{}
+	for _, service := range []string{"order", "payment", "notification"} {
+		for _, table := range column(d.rows(t, service, `SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%' AND name NOT LIKE '%migrations'`)) {
+			counts[service+" +"+table] = d.value(t, service, `SELECT COUNT(*) FROM `+table)
+		}
+	}
+	return counts
 }
 
 // settleElsewhere starts the stopped deployment again on PostgreSQL and Apache
