@@ -44,6 +44,7 @@ type cli struct {
 	DLQ     dlqCmd     `cmd:"" name:"dlq" help:"See what could not be handled, and act on it."`
 	Sandbox sandboxCmd `cmd:"" help:"Run the sandbox alone: payment provider, mail and SMS to try things with."`
 	ConfigC configCmd  `cmd:"" name:"config" help:"Show every option and its value."`
+	Ready   readyCmd   `cmd:"" help:"Exit with 0 when the process at ADMIN_ADDR is ready, else with 1."`
 	Version versionCmd `cmd:"" help:"Show the version."`
 }
 

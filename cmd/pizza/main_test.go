@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
 	"net"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"pizzaflow"
 )
@@ -267,6 +269,35 @@ func TestRun(t *testing.T) {
 	}
 	if info, err := os.Stat("pizza-data"); err != nil || info.Mode().Perm() != 0o700 {
 		t.Errorf("pizza-data: %v %v, want a folder of its owner alone", info, err)
+	}
+}
+
+// TestReady asks a process before it is there, while it runs, and afterwards.
+func TestReady(t *testing.T) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, port, _ := net.SplitHostPort(ln.Addr().String())
+	if err := ln.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cleanEnvironment(t, map[string]string{"ADMIN_ADDR": ":" + port})
+	ask := func() int { return run(t.Context(), []string{"ready"}, io.Discard, io.Discard) }
+	if code := ask(); code != exitFailed {
+		t.Errorf("before the start: exit %d, want %d", code, exitFailed)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan int, 1)
+	go func() { ended <- run(ctx, nil, io.Discard, io.Discard) }()
+	for deadline := time.Now().Add(time.Minute); ask() != exitDone; {
+		if time.Now().After(deadline) {
+			t.Fatal("it does not get ready")
+		}
+	}
+	cancel()
+	if code := <-ended; code != exitDone || ask() != exitFailed {
+		t.Errorf("the process ended with %d, and is ready afterwards: %v", code, ask() == exitDone)
 	}
 }
 
