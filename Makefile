@@ -1,7 +1,7 @@
 # make            this list
 # make test       everything, with the real PostgreSQL, Kafka, Chromium and kcat, which it finds or installs
 .DEFAULT_GOAL := help
-.PHONY: help run build short test bench lint fmt mutants servers servers-stop
+.PHONY: help run build short test deploy bench lint fmt mutants servers servers-stop
 
 TOOL    := go tool -modfile=tools/go.mod
 SERVERS := /var/tmp/pizzaflow-servers-$(shell id -u)
@@ -13,13 +13,16 @@ run: ## start the pizzeria: shop, broker and database in one process
 	go run ./cmd/pizza
 
 build: ## build bin/pizza, one static file
-	CGO_ENABLED=0 go build -trimpath -o bin/pizza ./cmd/pizza
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o bin/pizza ./cmd/pizza
 
 short: ## the tests that need nothing but Go
 	go test ./...
 
 test: ## the whole check: format, vet, lint, and every test with the race detector on real servers
 	@tools/test
+
+deploy: build ## try image, package, units, chart and Compose file with the tools that they are for
+	@tools/deploy/check bin/pizza
 
 # BENCH=quick takes 3 minutes instead of 15; PARTS=relay,latency,intake,consumer,chain,flow picks parts. Only a full run writes the file.
 bench: ## measure everything beside what others use, and write docs/benchmarks.md
