@@ -378,6 +378,38 @@ var mutants = []mutant{
 
 	// What operators do.
 	{
+		name: "move: a number is given out a second time",
+		file: "sqldb/copy.go",
+		old:  `		if last > 0 {`,
+		new:  `		if last < 0 {`,
+		test: "./sqldb -run ^TestCopy$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "move: a target in use is overwritten",
+		file: "sqldb/copy.go",
+		old:  `		if pristine, ok := c.seeds[t.name]; ok {`,
+		new:  `		if pristine, ok := map[string]string{"lease": "true"}[t.name]; ok {`,
+		test: "./sqldb -run ^TestCopyIsAllOrNothing$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "move: what came out is not compared",
+		file: "sqldb/copy.go",
+		old:  `		case here != there && used:`,
+		new:  `		case here.rows != there.rows && used:`,
+		test: "./sqldb -run ^TestCopyAgain$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "move: under a running system",
+		file: "move.go",
+		old:  `lockFile(p.file + ".lock")`,
+		new:  `lockFile(p.file + ".moved")`,
+		test: "./e2e -run ^TestMove$",
+		env:  "KAFKA_BROKERS",
+	},
+	{
 		name: "operator: the relay keeps its term",
 		file: "outbox/operate.go",
 		old:  `SET holder = '', epoch = epoch + 1, renewal = renewal + 1,`,
