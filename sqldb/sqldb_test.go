@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -389,4 +391,23 @@ func TestTxOnStaleConnections(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestAnOlderProgramStartsOnNewerTables is what an upgrade with old and new
+// side by side needs: a process of the old version may start again after the
+// new one has migrated.
+func TestAnOlderProgramStartsOnNewerTables(t *testing.T) {
+	newer := fstest.MapFS{
+		"schema/sqlite/0002_more.sql":   {Data: []byte("-- +goose Up\nALTER TABLE things ADD COLUMN more TEXT;")},
+		"schema/postgres/0002_more.sql": {Data: []byte("-- +goose Up\nALTER TABLE things ADD COLUMN more TEXT;")},
+	}
+	maps.Copy(newer, schema.FS.(fstest.MapFS))
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		for _, fsys := range []fs.FS{newer, schema.FS, newer} {
+			if err := db.Migrate(t.Context(), schema.Name, fsys); err != nil {
+				t.Fatal(err)
+			}
+			mustExec(t, db, `INSERT INTO things (id, n, more) VALUES ('margherita', 1, 'basil') ON CONFLICT DO NOTHING`)
+		}
+	}, schema)
 }
