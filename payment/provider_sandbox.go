@@ -9,7 +9,9 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
+	"unicode"
 
 	"pizzaflow/event"
 )
@@ -136,7 +138,7 @@ func (s *sandboxProvider) Refund(ctx context.Context, r Refund) Answer {
 	if err := decode(body, &done); err != nil {
 		return unanswered(err)
 	}
-	if done.ID == "" || done.ChargeID != r.TransactionID || done.Amount != int64(r.Amount) || done.Status != "succeeded" {
+	if done.ID == "" || strings.ContainsFunc(done.ID, unicode.IsControl) || done.ChargeID != r.TransactionID || done.Amount != int64(r.Amount) || done.Status != "succeeded" {
 		return unanswered(errors.New("a refund of something else"))
 	}
 	return Answer{Outcome: Refunded, TransactionID: done.ID, Amount: r.Amount, Currency: r.Currency}
@@ -158,6 +160,8 @@ func (e sandboxCharge) answer(c Charge) Answer {
 	switch {
 	case e.ID == "":
 		return unanswered(errors.New("a charge without an id"))
+	case strings.ContainsFunc(a.TransactionID+a.Code+a.Currency, unicode.IsControl): // no column takes a U+0000
+		return unanswered(errors.New("a charge with control characters"))
 	case e.IdempotencyKey != nil && *e.IdempotencyKey != c.Key, e.OrderReference != nil && *e.OrderReference != c.OrderID:
 		return unanswered(errors.New("a charge for something else"))
 	case e.Status == "succeeded":

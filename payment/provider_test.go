@@ -88,6 +88,7 @@ func TestChargeAnswers(t *testing.T) {
 		{"empty object", 201, `{}`, Unanswered},
 		{"null", 201, `null`, Unanswered},
 		{"no id", 201, `{"status":"succeeded"}`, Unanswered},
+		{"an id that no column takes", 201, `{"id":"ch_\u0000","status":"succeeded"}`, Unanswered},
 		{"unknown status", 201, `{"id":"ch_1","status":"pending"}`, Unanswered},
 		{"other order", 201, strings.Replace(whole, `"order"`, `"other"`, 1), Unanswered},
 		{"other key", 201, strings.Replace(whole, `"key"`, `"other"`, 1), Unanswered},
@@ -174,6 +175,7 @@ func TestRefundAnswers(t *testing.T) {
 	}{
 		{"refunded", 201, `{"id":"re_1","charge_id":"ch_1","amount":120000,"status":"succeeded"}`, Refunded},
 		{"above what was captured", 422, `{"code":"amount_too_large"}`, Refused},
+		{"an id that no column takes", 201, `{"id":"re_\u0000","charge_id":"ch_1","amount":120000,"status":"succeeded"}`, Unanswered},
 		{"other amount", 201, `{"id":"re_1","charge_id":"ch_1","amount":1,"status":"succeeded"}`, Unanswered},
 		{"other charge", 201, `{"id":"re_1","charge_id":"ch_2","amount":120000,"status":"succeeded"}`, Unanswered},
 		{"failed", 201, `{"id":"re_1","charge_id":"ch_1","amount":120000,"status":"failed"}`, Unanswered},
