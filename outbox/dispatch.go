@@ -113,7 +113,11 @@ func (d *dispatcher) assigned(_ context.Context, client *kgo.Client, parts map[s
 func (d *dispatcher) revoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
 	gone := d.drop(parts)
 	began := time.Now()
-	deadline := time.AfterFunc(drainTimeout, d.changed.Broadcast)
+	deadline := time.AfterFunc(drainTimeout, func() {
+		d.mu.Lock() // or it could fall between the look at the clock and the wait
+		defer d.mu.Unlock()
+		d.changed.Broadcast()
+	})
 	defer deadline.Stop()
 	d.mu.Lock()
 	for _, p := range gone {

@@ -5,9 +5,13 @@ package outbox_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
@@ -56,4 +60,81 @@ func TestRetriesKeepTheirDelays(t *testing.T) {
 		stopConsumer()
 		stopRelay()
 	})
+}
+
+// A second member joins while a handler is at work: within the time a drain
+// has, and long beyond it, on partitions that stay and that are taken away.
+// Every event has its effect once, whoever has it.
+func TestRebalanceInMidHandler(t *testing.T) {
+	for n, takes := range []time.Duration{3 * time.Second, 3 * time.Second, 3 * time.Second, 3 * time.Second, 15 * time.Second, 15 * time.Second} {
+		slow := fmt.Sprint("slow-", n)
+		t.Run(fmt.Sprint(slow, " ", takes), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+				f := newFixture(t, db, kafkatest.Virtual(t, topics()...))
+				begun, calls, handled := make(chan struct{}, 100), map[string]int{}, map[string]int{}
+				var mu sync.Mutex
+				metrics := map[string]*prometheus.Registry{"first": prometheus.NewRegistry(), "second": prometheus.NewRegistry()}
+				member := func(name string) (stop func()) {
+					c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: metrics[name]})
+					outbox.On(c, func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+						mu.Lock()
+						calls[d.Event.Account]++
+						mu.Unlock()
+						if d.Event.Account == slow {
+							begun <- struct{}{}
+							time.Sleep(takes) // of virtual time
+						}
+						_, err := bump(tx, d.Event.Account)
+						tx.AfterCommit(func() {
+							mu.Lock()
+							defer mu.Unlock()
+							handled[name]++
+						})
+						return err
+					})
+					return run(t, c.Run)
+				}
+				first := member("first")
+				f.produce(moved(slow, 1))
+				<-begun
+				second := member("second")
+				time.Sleep(takes + 20*time.Second) // the group has come to rest
+				const more = 30
+				for i := range more {
+					f.produce(moved(fmt.Sprint("quick-", i), 1))
+				}
+				time.Sleep(time.Minute)
+				second()
+				first()
+				if n := f.count(`SELECT COUNT(*) FROM accounts WHERE version <> 1`); n != 0 {
+					t.Errorf("%d events had another effect than one", n)
+				}
+				if n := f.count(`SELECT COUNT(*) FROM inbox_events`); n != more+1 {
+					t.Errorf("%d events are in the inbox, want %d", n, more+1)
+				}
+				if handled["first"] == 0 || handled["second"] == 0 || handled["first"]+handled["second"] != more+1 {
+					t.Errorf("handled: %v", handled)
+				}
+				if again := processed(metrics["second"], "duplicate"); takes < 6*time.Second && (calls[slow] != 1 || again != 0) {
+					t.Errorf("a handler that was given the time to end was called %d times, and its record came %v times again", calls[slow], again)
+				}
+			})
+		})
+	}
+}
+
+// processed is how many records came to that result.
+func processed(reg *prometheus.Registry, result string) (n float64) {
+	families, _ := reg.Gather() // what is asked for needs no database
+	for _, family := range families {
+		for _, m := range family.GetMetric() {
+			for _, label := range m.GetLabel() {
+				if family.GetName() == "consumer_processed_total" && label.GetName() == "result" && label.GetValue() == result {
+					n += m.GetCounter().GetValue()
+				}
+			}
+		}
+	}
+	return n
 }

@@ -256,7 +256,7 @@ func TestRowsAreHandedOver(t *testing.T) {
 		if !errors.Is(err, broken) {
 			t.Fatal(err)
 		}
-		for i := range 7 { // with the one at work, as many as are held
+		for i := range 31 { // with the one at work, as many as are held
 			if l := handOver(t, db, w, fmt.Sprint("next-", i)); !l.Token.Valid || l.Attempts != 1 {
 				t.Errorf("no lease for row %d: %+v", i, l)
 			}
