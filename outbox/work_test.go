@@ -271,7 +271,7 @@ func TestRowsAreHandedOver(t *testing.T) {
 		stopped := make(chan struct{})
 		go func() { stop(); close(stopped) }()
 		eventually(t, "what waits is given back", func() bool {
-			return count(t, db, `SELECT COUNT(*) FROM jobs WHERE lease_token IS NULL AND attempts = 0 AND due_at IS NOT NULL`) == 7
+			return count(t, db, `SELECT COUNT(*) FROM jobs WHERE lease_token IS NULL AND attempts = 0 AND due_at IS NOT NULL`) == 31
 		})
 		close(finish)
 		<-stopped
