@@ -19,6 +19,7 @@ import (
 var mayImport = map[string]string{
 	"event":           "",
 	"kafka":           "",
+	"load":            "event",
 	"sandbox":         "",
 	"sqldb":           "",
 	"web":             "",
@@ -30,7 +31,7 @@ var mayImport = map[string]string{
 	"notification":    "event outbox sqldb web",
 	"frontend":        "event kafka web",
 	".":               "event frontend kafka notification order outbox payment sandbox sqldb web",
-	"cmd/pizza":       ".",
+	"cmd/pizza":       ". load",
 	"e2e":             "*",
 	"e2e/servers":     "",
 }
