@@ -1,0 +1,246 @@
+package load
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"pizzaflow/event"
+)
+
+const (
+	maxAnswer   = 1 << 20 // bytes of an answer; a real one has a hundredth
+	dialTimeout = 5 * time.Second
+)
+
+// api is the order API at several addresses.
+type api struct {
+	urls    []string
+	timeout time.Duration
+	client  *http.Client
+}
+
+func newAPI(cfg Config) *api {
+	urls := make([]string, len(cfg.URLs))
+	for i, u := range cfg.URLs {
+		urls[i] = strings.TrimRight(u, "/")
+	}
+	return &api{urls: urls, timeout: cfg.Timeout, client: &http.Client{
+		Transport: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+			TLSHandshakeTimeout: dialTimeout,
+			MaxIdleConnsPerHost: cfg.InFlight + maxPolls, // every connection is kept: a new one for each order is another load
+			IdleConnTimeout:     time.Minute,
+			ForceAttemptHTTP2:   true,
+		},
+		// a redirected POST would become a GET
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}
+}
+
+func (a *api) close() { a.client.CloseIdleConnections() }
+
+// CheckURL returns what is wrong with an address of the order API.
+func CheckURL(text string) error {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return err
+	case u.Scheme != "http" && u.Scheme != "https", u.Host == "":
+		return fmt.Errorf("%q is not http://HOST[:PORT] or https://HOST[:PORT]", u.Redacted())
+	case u.RawQuery != "", u.Fragment != "":
+		return fmt.Errorf("%q has a query or a fragment", u.Redacted())
+	}
+	return nil
+}
+
+// do sends a request to address number n, round and round, and returns the whole
+// answer.
+func (a *api) do(ctx context.Context, n int, method, path, key string, body []byte) (*http.Response, []byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, a.urls[n%len(a.urls)]+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, err
+	}
+	if method == http.MethodPost {
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Idempotency-Key", key)
+	}
+	resp, err := a.client.Do(req)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return nil, nil, fmt.Errorf("read answer: %w", err)
+	}
+	return resp, text, nil
+}
+
+// An answer is what came of one try; the zero status is none.
+type answer struct {
+	status     int
+	retryAfter time.Duration
+	order      orderView
+	reason     string // why there is no status
+}
+
+// orderView is what is read of an order.
+type orderView struct {
+	ID      string      `json:"order_id"`
+	Number  string      `json:"order_number"`
+	Status  string      `json:"status"`
+	Total   event.Money `json:"total_amount"`
+	History []struct {
+		Status string    `json:"status"`
+		At     time.Time `json:"at"`
+	} `json:"history"`
+}
+
+func (a *answer) placed() bool { return a.status == http.StatusCreated }
+
+// final tells whether the order is refused and would be again. The exceptions
+// ask for another try, 409 because the key's first request is under way.
+func (a *answer) final() bool {
+	switch a.status {
+	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
+	}
+	return a.status >= 400 && a.status < 500
+}
+
+// outcome is the word under which the try is counted.
+func (a *answer) outcome() string {
+	if a.status == 0 {
+		return a.reason
+	}
+	return strconv.Itoa(a.status)
+}
+
+// post tries to place an order at address number n.
+func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
+	resp, text, err := a.do(ctx, n, http.MethodPost, "/api/v1/orders", key, body)
+	var timeout net.Error
+	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return answer{reason: "timeout"}
+	case err != nil:
+		return answer{reason: "no connection"}
+	}
+	got := answer{status: resp.StatusCode}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		got.retryAfter = time.Duration(min(seconds, 3600)) * time.Second
+	}
+	if got.placed() {
+		// a 201 that names no order promises nothing that could be checked
+		if err := json.Unmarshal(text, &got.order); err != nil || got.order.ID == "" {
+			return answer{reason: "unreadable 201"}
+		}
+	}
+	return got
+}
+
+// get reads an order at address number n; found is false when there is none.
+func (a *api) get(ctx context.Context, n int, id string) (order orderView, found bool, err error) {
+	resp, text, err := a.do(ctx, n, http.MethodGet, "/api/v1/orders/"+url.PathEscape(id), "", nil)
+	switch {
+	case err != nil:
+		return order, false, err
+	case resp.StatusCode == http.StatusNotFound:
+		return order, false, nil
+	case resp.StatusCode != http.StatusOK:
+		return order, false, errors.New(resp.Status)
+	}
+	return order, true, json.Unmarshal(text, &order)
+}
+
+// item is a line of an order.
+type item struct {
+	PizzaID  string `json:"pizza_id"`
+	Size     string `json:"size"`
+	Quantity int    `json:"quantity"`
+}
+
+// menu returns what can be ordered, from the first address that tells.
+func (a *api) menu(ctx context.Context) ([]item, error) {
+	var errs []error
+	for n := range a.urls {
+		items, err := a.menuAt(ctx, n)
+		if err == nil {
+			return items, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
+	resp, text, err := a.do(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", a.urls[n], resp.Status)
+	}
+	var menu struct {
+		Pizzas []struct {
+			ID        string                 `json:"id"`
+			Available bool                   `json:"available"`
+			Prices    map[string]event.Money `json:"prices"`
+		} `json:"pizzas"`
+	}
+	if err := json.Unmarshal(text, &menu); err != nil {
+		return nil, fmt.Errorf("%s: %w", a.urls[n], err)
+	}
+	var items []item
+	for _, p := range menu.Pizzas {
+		for _, size := range []string{"small", "medium", "large"} {
+			if p.Available && p.Prices[size] > 0 {
+				items = append(items, item{p.ID, size, 1})
+			}
+		}
+	}
+	if len(items) == 0 {
+		return nil, fmt.Errorf("%s: nothing can be ordered", a.urls[n])
+	}
+	return items, nil
+}
+
+// body is what order n asks for. The customers are nobody: their domain cannot
+// exist, and their numbers run through the mobile ones of the country code 7.
+func (r *Run) body(n int) ([]byte, error) {
+	tag := ""
+	if declined(n, r.cfg.Declined) {
+		tag = "+declined"
+	}
+	line := r.menu[n%len(r.menu)]
+	line.Quantity = 1 + n%3
+	body, err := json.Marshal(struct {
+		Name    string `json:"customer_name"`
+		Email   string `json:"customer_email"`
+		Phone   string `json:"customer_phone"`
+		Items   []item `json:"items"`
+		Address string `json:"delivery_address"`
+		Locale  string `json:"locale"`
+	}{
+		"Guest " + strconv.Itoa(n), fmt.Sprintf("guest%d%s@load.example", n, tag), fmt.Sprintf("+79%09d", n),
+		[]item{line}, "Load street " + strconv.Itoa(1+n%100), cmp.Or(map[bool]string{true: "en"}[n%2 == 0], "ru"),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("encode order: %w", err)
+	}
+	return body, nil
+}

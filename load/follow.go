@@ -1,0 +1,58 @@
+package load
+
+import (
+	"context"
+	"time"
+)
+
+const (
+	maxPolls  = 32 // questions at once, however many orders are followed
+	firstPoll = 200 * time.Millisecond
+	maxPoll   = 5 * time.Second
+)
+
+// Final states of a followed order.
+const (
+	statePaid    = "paid"
+	stateFailed  = "payment_failed"
+	statePending = "pending"
+	stateMissing = "missing" // the system does not know what it promised
+)
+
+// follow asks after a placed order until it is final, or its time is up; the
+// last question is asked after that.
+func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
+	end := placed.Add(r.cfg.Follow)
+	state := statePending
+	for n, pause := 0, firstPoll; ; n, pause = n+1, min(2*pause, maxPoll) {
+		wait(ctx, min(pause, time.Until(end)))
+		last := !time.Now().Before(end)
+		r.polls <- struct{}{}
+		order, found, err := r.api.get(ctx, n, id)
+		<-r.polls
+		switch {
+		case err != nil:
+			state = statePending // nobody tells; the next address may
+		case !found:
+			state = stateMissing
+		case order.Status == statePaid, order.Status == stateFailed:
+			r.tally.followed(order.Status, order.took())
+			return
+		default:
+			state = statePending
+		}
+		if last {
+			r.tally.followed(state, 0)
+			return
+		}
+	}
+}
+
+// took is how long the order needed for its final state. The system's own times
+// say so: when a question comes does not blur it.
+func (o *orderView) took() time.Duration {
+	if len(o.History) == 0 {
+		return 0
+	}
+	return max(0, o.History[len(o.History)-1].At.Sub(o.History[0].At))
+}
