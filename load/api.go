@@ -2,7 +2,6 @@ package load
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -226,6 +225,10 @@ func (r *Run) body(n int) ([]byte, error) {
 	if declined(n, r.cfg.Declined) {
 		tag = "+declined"
 	}
+	locale := "ru"
+	if n%2 == 0 {
+		locale = "en"
+	}
 	line := r.menu[n%len(r.menu)]
 	line.Quantity = 1 + n%3
 	body, err := json.Marshal(struct {
@@ -237,7 +240,8 @@ func (r *Run) body(n int) ([]byte, error) {
 		Locale  string `json:"locale"`
 	}{
 		"Guest " + strconv.Itoa(n), fmt.Sprintf("guest%d%s@load.example", n, tag), fmt.Sprintf("+79%09d", n),
-		[]item{line}, "Load street " + strconv.Itoa(1+n%100), cmp.Or(map[bool]string{true: "en"}[n%2 == 0], "ru"),
+		[]item{line},
+		"Load street " + strconv.Itoa(1+n%100), locale,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode order: %w", err)

@@ -179,9 +179,9 @@ func latency(took []time.Duration) Latency {
 		return Latency{}
 	}
 	slices.Sort(took)
-	at := func(percent float64) float64 {
-		rank := int(math.Ceil(percent / 100 * float64(len(took))))
-		return float64(took[max(rank, 1)-1].Microseconds()) / 1000
+	at := func(perMille int) float64 {
+		rank := (perMille*len(took) + 999) / 1000
+		return float64(took[rank-1].Microseconds()) / 1000
 	}
-	return Latency{P50: at(50), P90: at(90), P99: at(99), P999: at(99.9), Max: at(100)}
+	return Latency{P50: at(500), P90: at(900), P99: at(990), P999: at(999), Max: at(1000)}
 }

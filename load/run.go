@@ -2,7 +2,6 @@ package load
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -65,7 +64,7 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 	}
 	scheduled, ending := context.WithCancel(ctx)
 	r.ending = ending
-	r.start = time.Now().Add(lead)
+	r.start = time.Now().UTC().Add(lead)
 	// the orders under way outlive ctx: each ends by its own patience
 	go r.schedule(scheduled, context.WithoutCancel(ctx))
 	return r, nil
@@ -161,7 +160,7 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 	for try := 0; ; try++ {
 		a := r.api.post(ctx, n+try, key, body)
 		r.tally.tried(a.outcome())
-		end.At, end.Status = time.Now(), a.status
+		end.At, end.Status = time.Now().UTC(), a.status
 		switch {
 		case a.placed():
 			end.Kind, end.OrderID, end.OrderNumber = KindPlaced, a.order.ID, a.order.Number
@@ -176,9 +175,12 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 		case a.status != http.StatusTooManyRequests:
 			open = true
 		}
-		pause := max(jittered(try), a.retryAfter)
+		pause := jittered(try)
+		if (try+1)%len(r.cfg.URLs) == 0 { // the next address is one that asked for a pause, not another
+			pause = max(pause, a.retryAfter)
+		}
 		if !wait(ctx, pause) {
-			end.At = time.Now()
+			end.At = time.Now().UTC()
 			return end
 		}
 	}
@@ -204,6 +206,5 @@ func declined(n int, percent float64) bool {
 // could not be kept are unknown.
 func (r *Run) Wait() (Report, error) {
 	<-r.done
-	rep := r.tally.report(r.cfg, r.start)
-	return rep, errors.Join(r.tally.err)
+	return r.tally.report(r.cfg, r.start), r.tally.err
 }

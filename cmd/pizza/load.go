@@ -53,8 +53,10 @@ func (c *loadCmd) check() error {
 		return bad("rate", "must be above 0 and at most 1000000")
 	case c.Duration <= 0:
 		return bad("duration", "must be above 0")
-	case c.Orders < 0 || c.count() > maxLoad:
+	case c.Orders < 0 || c.Orders > maxLoad:
 		return bad("orders", "must be between 1 and %d", maxLoad)
+	case c.count() > maxLoad:
+		return bad("duration", "must come to at most %d orders", maxLoad)
 	case !(c.Declined >= 0 && c.Declined <= 100):
 		return bad("declined", "must be between 0 and 100")
 	case c.InFlight < 1 || c.InFlight > 1_000_000:
@@ -97,9 +99,12 @@ func (c *loadCmd) Run(ctx context.Context, p *program) (err error) {
 	}
 	r, err := load.Start(ctx, cfg)
 	if err != nil {
+		if c.Log != "" { // it is new and empty, and would stop the next run
+			err = errors.Join(err, os.Remove(c.Log))
+		}
 		return err
 	}
-	tellProgress(r, p.stderr)
+	tellProgress(ctx, r, p.stderr)
 	report, err := r.Wait()
 	return errors.Join(err, printLoad(p, &report), verdict(&report))
 }
@@ -159,7 +164,7 @@ func printLoad(p *program, r *load.Report) error {
 
 // tellProgress shows how far the run is until it is done: a bar on a terminal,
 // a line every 5 s elsewhere.
-func tellProgress(r *load.Run, stderr io.Writer) {
+func tellProgress(ctx context.Context, r *load.Run, stderr io.Writer) {
 	f, isFile := stderr.(*os.File)
 	bar := isFile && term.IsTerminal(int(f.Fd()))
 	every := 5 * time.Second
@@ -168,6 +173,7 @@ func tellProgress(r *load.Run, stderr io.Writer) {
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	asked := ctx.Done()
 	for {
 		select {
 		case <-r.Done():
@@ -175,6 +181,10 @@ func tellProgress(r *load.Run, stderr io.Writer) {
 				fmt.Fprintf(stderr, "\r\x1b[K%s\n", progressBar(r.Progress()))
 			}
 			return
+		case <-asked:
+			asked = nil
+			fmt.Fprintln(stderr, "no more orders; waiting for those under way")
+			continue
 		case <-tick.C:
 		}
 		if bar {
