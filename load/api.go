@@ -64,14 +64,20 @@ func CheckURL(text string) error {
 	return nil
 }
 
-// do sends a request to address number n, round and round, and returns the whole
-// answer.
-func (a *api) do(ctx context.Context, n int, method, path, key string, body []byte) (*http.Response, []byte, error) {
+// A reply is a whole answer.
+type reply struct {
+	status     int
+	retryAfter time.Duration // asked for before the next try
+	text       []byte
+}
+
+// do sends a request to address number n, round and round.
+func (a *api) do(ctx context.Context, n int, method, path, key string, body []byte) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, a.urls[n%len(a.urls)]+path, bytes.NewReader(body))
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	if method == http.MethodPost {
 		req.Header.Set("Content-Type", "application/json")
@@ -79,14 +85,18 @@ func (a *api) do(ctx context.Context, n int, method, path, key string, body []by
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return nil, nil, err
+		return reply{}, err
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read answer: %w", err)
+		return reply{}, fmt.Errorf("read answer: %w", err)
 	}
-	return resp, text, nil
+	got := reply{status: resp.StatusCode, text: text}
+	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
+		got.retryAfter = time.Duration(min(seconds, 3600)) * time.Second
+	}
+	return got, nil
 }
 
 // An answer is what came of one try; the zero status is none.
@@ -131,7 +141,7 @@ func (a *answer) outcome() string {
 
 // post tries to place an order at address number n.
 func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
-	resp, text, err := a.do(ctx, n, http.MethodPost, "/api/v1/orders", key, body)
+	rep, err := a.do(ctx, n, http.MethodPost, "/api/v1/orders", key, body)
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -139,13 +149,10 @@ func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
 	case err != nil:
 		return answer{reason: "no connection"}
 	}
-	got := answer{status: resp.StatusCode}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 {
-		got.retryAfter = time.Duration(min(seconds, 3600)) * time.Second
-	}
+	got := answer{status: rep.status, retryAfter: rep.retryAfter}
 	if got.placed() {
 		// a 201 that names no order promises nothing that could be checked
-		if err := json.Unmarshal(text, &got.order); err != nil || got.order.ID == "" {
+		if err := json.Unmarshal(rep.text, &got.order); err != nil || got.order.ID == "" {
 			return answer{reason: "unreadable 201"}
 		}
 	}
@@ -154,16 +161,16 @@ func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
 
 // get reads an order at address number n; found is false when there is none.
 func (a *api) get(ctx context.Context, n int, id string) (order orderView, found bool, err error) {
-	resp, text, err := a.do(ctx, n, http.MethodGet, "/api/v1/orders/"+url.PathEscape(id), "", nil)
+	rep, err := a.do(ctx, n, http.MethodGet, "/api/v1/orders/"+url.PathEscape(id), "", nil)
 	switch {
 	case err != nil:
 		return order, false, err
-	case resp.StatusCode == http.StatusNotFound:
+	case rep.status == http.StatusNotFound:
 		return order, false, nil
-	case resp.StatusCode != http.StatusOK:
-		return order, false, errors.New(resp.Status)
+	case rep.status != http.StatusOK:
+		return order, false, fmt.Errorf("status %d", rep.status)
 	}
-	return order, true, json.Unmarshal(text, &order)
+	return order, true, json.Unmarshal(rep.text, &order)
 }
 
 // item is a line of an order.
@@ -187,12 +194,12 @@ func (a *api) menu(ctx context.Context) ([]item, error) {
 }
 
 func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
-	resp, text, err := a.do(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
+	rep, err := a.do(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: %s", a.urls[n], resp.Status)
+	if rep.status != http.StatusOK {
+		return nil, fmt.Errorf("%s: status %d", a.urls[n], rep.status)
 	}
 	var menu struct {
 		Pizzas []struct {
@@ -201,7 +208,7 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 			Prices    map[string]event.Money `json:"prices"`
 		} `json:"pizzas"`
 	}
-	if err := json.Unmarshal(text, &menu); err != nil {
+	if err := json.Unmarshal(rep.text, &menu); err != nil {
 		return nil, fmt.Errorf("%s: %w", a.urls[n], err)
 	}
 	var items []item

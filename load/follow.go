@@ -23,7 +23,6 @@ const (
 // last question is asked after that.
 func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
 	end := placed.Add(r.cfg.Follow)
-	state := statePending
 	for n, pause := 0, firstPoll; ; n, pause = n+1, min(2*pause, maxPoll) {
 		wait(ctx, min(pause, time.Until(end)))
 		last := !time.Now().Before(end)
@@ -31,18 +30,14 @@ func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
 		order, found, err := r.api.get(ctx, n, id)
 		<-r.polls
 		switch {
-		case err != nil:
-			state = statePending // nobody tells; the next address may
-		case !found:
-			state = stateMissing
-		case order.Status == statePaid, order.Status == stateFailed:
+		case err == nil && (order.Status == statePaid || order.Status == stateFailed):
 			r.tally.followed(order.Status, order.took())
 			return
-		default:
-			state = statePending
-		}
-		if last {
-			r.tally.followed(state, 0)
+		case last && err == nil && !found:
+			r.tally.followed(stateMissing, 0)
+			return
+		case last:
+			r.tally.followed(statePending, 0)
 			return
 		}
 	}

@@ -180,6 +180,7 @@ func TestScheduleIsKeptWhileTheServerStalls(t *testing.T) {
 }
 
 func TestLatencyCountsFromTheAppointedTimeThroughEveryTry(t *testing.T) {
+	t.Parallel()
 	s := newShop(t, func(w http.ResponseWriter, key string, try int) {
 		if try == 0 {
 			w.Header().Set("Retry-After", "1")
@@ -195,6 +196,7 @@ func TestLatencyCountsFromTheAppointedTimeThroughEveryTry(t *testing.T) {
 }
 
 func TestWhatExceedsTheBoundIsNotSent(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	s := newShop(t, func(w http.ResponseWriter, key string, try int) { <-release; created(w, key, try) }, nil)
 	cfg := config(s.URL)
@@ -215,6 +217,7 @@ func TestWhatExceedsTheBoundIsNotSent(t *testing.T) {
 }
 
 func TestOneKeyForEveryTry(t *testing.T) {
+	t.Parallel()
 	cut := newShop(t, func(w http.ResponseWriter, _ string, _ int) {
 		conn, _, err := http.NewResponseController(w).Hijack()
 		if err != nil {
@@ -251,6 +254,7 @@ func TestOneKeyForEveryTry(t *testing.T) {
 }
 
 func TestEndsOfAnOrder(t *testing.T) {
+	t.Parallel()
 	answers := func(codes ...int) func(http.ResponseWriter, string, int) {
 		return func(w http.ResponseWriter, key string, try int) {
 			if code := codes[min(try, len(codes)-1)]; code != http.StatusCreated {
@@ -277,13 +281,13 @@ func TestEndsOfAnOrder(t *testing.T) {
 			w.Header().Set("Content-Length", "99")
 			w.WriteHeader(201)
 		}, KindUnknown, 0},
-		"answered after the timeout": {func(w http.ResponseWriter, _ string, _ int) { <-t.Context().Done() }, KindUnknown, 0},
+		"answered after the timeout": {nil, KindUnknown, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			hold := make(chan struct{})
 			s := newShop(t, func(w http.ResponseWriter, key string, try int) {
-				if name == "answered after the timeout" {
+				if c.place == nil {
 					<-hold
 					return
 				}
@@ -316,6 +320,7 @@ func TestEndsOfAnOrder(t *testing.T) {
 }
 
 func TestLineIsInTheLogBeforeItCounts(t *testing.T) {
+	t.Parallel()
 	log, path := newLog(t)
 	started := make(chan *Run, 1)
 	running := sync.OnceValue(func() *Run { return <-started })
@@ -352,6 +357,7 @@ func TestLineIsInTheLogBeforeItCounts(t *testing.T) {
 }
 
 func TestFollowed(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	asked := map[string]int{}
 	number := map[string]int{}
@@ -388,6 +394,7 @@ func TestFollowed(t *testing.T) {
 }
 
 func TestInterruptedRunSettlesWhatIsUnderWay(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	s := newShop(t, func(w http.ResponseWriter, key string, try int) { <-release; created(w, key, try) }, nil)
 	cfg := config(s.URL)
@@ -412,6 +419,7 @@ func TestInterruptedRunSettlesWhatIsUnderWay(t *testing.T) {
 }
 
 func TestNoMenuNoRun(t *testing.T) {
+	t.Parallel()
 	s := newShop(t, created, nil)
 	gone := httptest.NewServer(http.NotFoundHandler())
 	defer gone.Close()
@@ -499,6 +507,7 @@ func TestReadLog(t *testing.T) {
 }
 
 func TestLogKeepsEveryLineOfMany(t *testing.T) {
+	t.Parallel()
 	log, path := newLog(t)
 	var many sync.WaitGroup
 	for i := range 200 {

@@ -204,14 +204,15 @@ func progressBar(p load.Progress) string {
 }
 
 func progressLine(p load.Progress) string {
-	line := fmt.Sprintf("%d of %d: %d placed, %d under way", p.Begun+p.NotSent, p.Wanted, p.Placed, p.UnderWay)
+	var line strings.Builder
+	fmt.Fprintf(&line, "%d of %d: %d placed, %d under way", p.Begun+p.NotSent, p.Wanted, p.Placed, p.UnderWay)
 	for _, c := range []struct {
 		n    int
 		word string
 	}{{p.Refused, "refused"}, {p.Unknown, "unknown"}, {p.NotSent, "not sent"}, {p.Open, "not final"}} {
 		if c.n > 0 {
-			line += fmt.Sprintf(", %d %s", c.n, c.word)
+			fmt.Fprintf(&line, ", %d %s", c.n, c.word)
 		}
 	}
-	return line
+	return line.String()
 }
