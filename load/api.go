@@ -147,7 +147,7 @@ func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return answer{reason: "timeout"}
 	case err != nil:
-		return answer{reason: "no connection"}
+		return answer{reason: "connection error"}
 	}
 	got := answer{status: rep.status, retryAfter: rep.retryAfter}
 	if got.placed() {
