@@ -43,6 +43,7 @@ type cli struct {
 	Outbox  outboxCmd  `cmd:"" help:"See what is not published, and act on it."`
 	DLQ     dlqCmd     `cmd:"" name:"dlq" help:"See what could not be handled, and act on it."`
 	Load    loadCmd    `cmd:"" help:"Place orders at a running system on a schedule, and tell how that went."`
+	Verify  verifyCmd  `cmd:"" help:"Check on live data that the promise was kept."`
 	Sandbox sandboxCmd `cmd:"" help:"Run the sandbox alone: payment provider, mail and SMS to try things with."`
 	ConfigC configCmd  `cmd:"" name:"config" help:"Show every option and its value."`
 	Ready   readyCmd   `cmd:"" help:"Exit with 0 when the process at ADMIN_ADDR is ready, else with 1."`

@@ -1,0 +1,53 @@
+package pizzaflow
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/url"
+	"time"
+
+	"pizzaflow/sqldb"
+	"pizzaflow/verify"
+)
+
+type (
+	// VerifyReport is what the evidence says of the promise.
+	VerifyReport = verify.Report
+	// VerifyFinding is what became of one invariant.
+	VerifyFinding = verify.Finding
+	// VerifyFigure is something that was counted.
+	VerifyFigure = verify.Figure
+)
+
+// Verify checks the invariants on live data: in the databases of all three
+// services, and as far as they can be reached on the topics and in the sandbox.
+// The services may run or not. The log is what pizza load was promised, or nil.
+// With a wait, the system has so long to come to rest.
+func Verify(ctx context.Context, cfg Config, log io.Reader, wait time.Duration, progress func(string)) (_ VerifyReport, err error) {
+	v := verify.Config{Databases: map[string]*sqldb.DB{}, Sandbox: cfg.sandboxURL(), Log: log, Progress: progress}
+	for _, s := range domain {
+		op, e := openOperator(ctx, cfg, s.name)
+		if e != nil {
+			return VerifyReport{}, e
+		}
+		defer func() { err = errors.Join(err, op.Close()) }()
+		v.Databases[s.name] = op.db
+	}
+	if v.Kafka, err = cfg.kafka([]string{cfg.KafkaListen}).Options(); err != nil {
+		return VerifyReport{}, bad("KAFKA_BROKERS", "%w", err)
+	}
+	return verify.Check(ctx, v, wait)
+}
+
+// sandboxURL is where the sandbox serves what it has charged and received; ""
+// when the payments go elsewhere.
+func (c Config) sandboxURL() string {
+	if c.PaymentProviderURL == "" {
+		return "http://" + c.SandboxAddr
+	}
+	if u, err := url.Parse(c.PaymentProviderURL); err == nil && u.Scheme == "sandbox" {
+		return "http://" + u.Host
+	}
+	return ""
+}

@@ -1,0 +1,103 @@
+package verify
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// tables are where the evidence is kept. Times are microseconds since 1970.
+var tables = []string{
+	`CREATE TABLE promised (key TEXT, order_id TEXT, total INTEGER)`,
+	`CREATE TABLE orders (id TEXT PRIMARY KEY, status TEXT, version INTEGER, total INTEGER, currency TEXT, created_at INTEGER,
+		paid_at INTEGER, payment_id TEXT, attention TEXT)`,
+	`CREATE TABLE items (order_id TEXT PRIMARY KEY, total INTEGER)`,
+	`CREATE TABLE history (order_id TEXT, version INTEGER, status TEXT)`,
+	`CREATE TABLE payments (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, version INTEGER)`,
+	`CREATE TABLE refunds (id TEXT PRIMARY KEY, payment_id TEXT, status TEXT)`,
+	`CREATE TABLE contacts (order_id TEXT PRIMARY KEY)`,
+	`CREATE TABLE deliveries (id TEXT PRIMARY KEY, order_id TEXT, type TEXT, channel TEXT, status TEXT, sent_at INTEGER)`,
+	`CREATE TABLE events (service TEXT, seq INTEGER, id TEXT, aggregate TEXT, version INTEGER, type TEXT, topic TEXT, sum BLOB,
+		published INTEGER, blocked INTEGER, created_at INTEGER)`,
+	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
+	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT)`,
+	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
+		early INTEGER)`, // early: was there before the databases were read
+	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
+	`CREATE TABLE charges (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, amount INTEGER, currency TEXT, refunded INTEGER)`,
+	`CREATE TABLE messages (channel TEXT, delivery_id TEXT)`,
+	`CREATE TABLE subscriptions (consumer TEXT, topic TEXT, type TEXT)`,
+	// what is asked about is what was so a while before the evidence was collected
+	`CREATE TABLE began (at INTEGER)`,
+}
+
+// indexes are made when the evidence is complete.
+var indexes = []string{
+	`CREATE INDEX history_order ON history (order_id)`, `CREATE INDEX events_id ON events (id)`, `CREATE INDEX events_aggregate ON events (aggregate)`,
+	`CREATE INDEX records_event ON records (event_id)`, `CREATE INDEX records_key ON records (topic, key)`, `CREATE INDEX payments_order ON payments (order_id)`,
+	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
+	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
+	`ANALYZE`,
+}
+
+// An evidence is the file with what was found.
+type evidence struct{ db *sqldb.DB }
+
+func newEvidence(ctx context.Context, dir string, began time.Time) (_ *evidence, err error) {
+	db, err := sqldb.Open(ctx, "sqlite:"+filepath.Join(dir, "evidence.db"))
+	if err != nil {
+		return nil, fmt.Errorf("keep evidence: %w", err)
+	}
+	e := &evidence{db}
+	for _, statement := range tables {
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			return nil, fmt.Errorf("keep evidence: %w", closing(err, db))
+		}
+	}
+	err = e.fill(ctx, "began", 1, func(put func(...any) error) error { return put(began.UnixMicro()) })
+	if err == nil {
+		err = e.fill(ctx, "subscriptions", 3, func(put func(...any) error) error {
+			for _, s := range subscriptions {
+				if err := put(s.consumer, s.topic, s.eventType); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err != nil {
+		return nil, closing(err, db)
+	}
+	return e, nil
+}
+
+// fill puts rows into a table, all in one transaction.
+func (e *evidence) fill(ctx context.Context, table string, columns int, from func(put func(...any) error) error) error {
+	return e.db.Tx(ctx, func(tx *sql.Tx) error {
+		stmt, err := tx.PrepareContext(ctx, `INSERT INTO `+table+` VALUES (`+sqldb.List(1, columns)+`)`)
+		if err != nil {
+			return fmt.Errorf("keep evidence: %w", err)
+		}
+		defer stmt.Close()
+		return from(func(row ...any) error {
+			if _, err := stmt.ExecContext(ctx, row...); err != nil {
+				return fmt.Errorf("keep evidence of %s: %w", table, err)
+			}
+			return nil
+		})
+	})
+}
+
+// complete makes what was found quick to ask.
+func (e *evidence) complete(ctx context.Context) error {
+	for _, statement := range indexes {
+		if _, err := e.db.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("keep evidence: %w", err)
+		}
+	}
+	return nil
+}

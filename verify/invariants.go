@@ -1,0 +1,205 @@
+package verify
+
+// What an invariant needs to be asked about, beside the databases.
+const (
+	needsLog     = "the log of pizza load"
+	needsTopics  = "the topics"
+	needsSandbox = "the sandbox"
+)
+
+// An invariant is one question to the evidence: whatever it returns is wrong,
+// told by the first column.
+type invariant struct {
+	name, says string
+	needs      string
+	atRest     bool // holds only when everything has come to rest
+	query      string
+}
+
+// A while before the evidence was collected: what was so by then was so in every
+// source, whichever was read first.
+const settledBy = `(SELECT at - 5000000 FROM began)`
+
+// Rows of published events go after a week, and records of topics when their
+// retention is over. What is older than the first that is left is not asked
+// about.
+const (
+	keptEvents = `(SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END FROM events WHERE service = 'order')`
+	keptOf     = `(SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END FROM events k WHERE k.service = `
+	keptTopic  = `(SELECT MAX(since) FROM partitions p WHERE p.topic = `
+)
+
+var invariants = []invariant{
+	// acceptance
+	{
+		name: "promised orders exist", says: "every order that was answered with 201 is there", needs: needsLog,
+		query: `SELECT p.order_id FROM promised p LEFT JOIN orders o ON o.id = p.order_id WHERE o.id IS NULL`,
+	},
+	{
+		name: "promised totals hold", says: "and costs what was answered", needs: needsLog,
+		query: `SELECT p.order_id FROM promised p JOIN orders o ON o.id = p.order_id WHERE p.total <> 0 AND o.total <> p.total`,
+	},
+	{
+		name: "one order for a key", says: "an Idempotency-Key stands for one order", needs: needsLog,
+		query: `SELECT key FROM promised GROUP BY key HAVING COUNT(DISTINCT order_id) > 1`,
+	},
+	{
+		name: "totals add up", says: "an order costs what its items cost",
+		query: `SELECT o.id FROM orders o LEFT JOIN items i ON i.order_id = o.id WHERE i.total IS NULL OR i.total <> o.total`,
+	},
+	{
+		name: "orders have their event", says: "an order and its OrderCreated are stored together",
+		query: `SELECT o.id FROM orders o WHERE o.created_at >= ` + keptEvents + ` AND 1 <>
+			(SELECT COUNT(*) FROM events e WHERE e.aggregate = o.id AND e.type = 'OrderCreated' AND e.service = 'order')`,
+	},
+	// state
+	{
+		name: "histories are whole", says: "an order's history has its versions 1 to n and ends with what it is",
+		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, COUNT(*) AS n, MIN(version) AS first, MAX(version) AS last FROM history GROUP BY order_id) h
+				ON h.order_id = o.id
+			WHERE h.n IS NULL OR h.first <> 1 OR h.last <> h.n OR h.last <> o.version
+				OR o.status <> (SELECT status FROM history WHERE order_id = o.id AND version = o.version)`,
+	},
+	{
+		name: "statuses follow the rules", says: "pending, then paid or payment_failed, then nothing",
+		query: `SELECT order_id FROM history WHERE (version = 1) <> (status = 'pending') OR version > 2`,
+	},
+	{
+		name: "orders are final", says: "or marked for the operator", atRest: true,
+		query: `SELECT id FROM orders WHERE status = 'pending' AND attention IS NULL`,
+	},
+	// outbox and topics
+	{
+		name: "events are gapless", says: "an aggregate's events are numbered 1 to n",
+		query: `SELECT e.aggregate FROM events e WHERE e.version IS NOT NULL GROUP BY e.service, e.aggregate
+			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND MIN(e.created_at) >= ` + keptOf + `e.service))`,
+	},
+	{
+		name: "events follow the orders", says: "an order's last event has its version",
+		query: `SELECT o.id FROM orders o JOIN (SELECT aggregate, MAX(version) AS last FROM events WHERE service = 'order' GROUP BY aggregate) e
+			ON e.aggregate = o.id WHERE e.last <> o.version`,
+	},
+	{
+		name: "events are published", says: "none waits, but for those an operator knows of", atRest: true,
+		query: `SELECT id FROM events WHERE published = 0 AND blocked = 0`,
+	},
+	{
+		name: "published events are on their topic", says: "with the data they were written with", needs: needsTopics,
+		query: `SELECT e.id FROM events e WHERE e.published = 1 AND e.sum IS NOT NULL AND e.created_at > ` + keptTopic + `e.topic)
+			AND NOT EXISTS (SELECT 1 FROM records r WHERE r.event_id = e.id AND r.topic = e.topic AND r.key = e.aggregate
+				AND r.type = e.type AND r.version = e.version AND r.sum = e.sum)`,
+	},
+	{
+		name: "records come from the outbox", says: "nobody else writes our topics", needs: needsTopics,
+		query: `SELECT r.topic || '/' || r.part || '/' || r.pos FROM records r WHERE r.early = 1
+			AND r.at >= (SELECT COALESCE(MAX(since), 0) FROM (SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END AS since
+				FROM events WHERE topic = r.topic))
+			AND NOT EXISTS (SELECT 1 FROM events e WHERE e.id = r.event_id)`,
+	},
+	{
+		name: "first occurrences are in order", says: "of an aggregate's events, none overtakes another", needs: needsTopics,
+		query: `WITH firsts AS (SELECT topic, key, version, MIN(pos) AS pos FROM records GROUP BY topic, key, version),
+				steps AS (SELECT topic, key, version, LAG(version) OVER (PARTITION BY topic, key ORDER BY pos) AS before FROM firsts)
+			SELECT DISTINCT s.key FROM steps s
+			WHERE version <> COALESCE(before, 0) + 1 AND (before IS NOT NULL OR NOT EXISTS (SELECT 1 FROM partitions p WHERE p.topic = s.topic AND p.first > 0))`,
+	},
+	{
+		name: "a key has one partition", says: "or its order would be nobody's", needs: needsTopics,
+		query: `SELECT key FROM records GROUP BY topic, key HAVING COUNT(DISTINCT part) > 1`,
+	},
+	{
+		name: "repetitions are identical", says: "a record that comes again is the same", needs: needsTopics,
+		query: `SELECT event_id FROM records WHERE event_id <> '' GROUP BY event_id HAVING COUNT(DISTINCT sum) > 1`,
+	},
+	// money
+	{
+		name: "one charge for an order", says: "the provider took money at most once", needs: needsSandbox,
+		query: `SELECT order_id FROM charges WHERE status = 'succeeded' GROUP BY order_id HAVING COUNT(*) > 1`,
+	},
+	{
+		name: "charges are for orders", says: "of their amount and currency", needs: needsSandbox,
+		query: `SELECT c.id FROM charges c LEFT JOIN orders o ON o.id = c.order_id WHERE o.id IS NULL OR o.total <> c.amount OR o.currency <> c.currency`,
+	},
+	{
+		name: "the money is right", says: "taken and kept: an order's total if it is paid, else nothing", needs: needsSandbox, atRest: true,
+		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, SUM(amount - refunded) AS kept FROM charges WHERE status = 'succeeded' GROUP BY order_id) c
+			ON c.order_id = o.id WHERE COALESCE(c.kept, 0) <> CASE WHEN o.status = 'paid' THEN o.total ELSE 0 END`,
+	},
+	{
+		name: "payments are for orders", says: "one for each",
+		query: `SELECT p.id FROM payments p LEFT JOIN orders o ON o.id = p.order_id WHERE o.id IS NULL
+			UNION SELECT MIN(id) FROM payments GROUP BY order_id HAVING COUNT(*) > 1`,
+	},
+	{
+		name: "payments tell their end once", says: "by PaymentCompleted or PaymentFailed",
+		query: `SELECT p.id FROM payments p LEFT JOIN (SELECT aggregate, COUNT(*) AS n, MIN(type) AS type FROM events WHERE service = 'payment' GROUP BY aggregate) e
+				ON e.aggregate = p.id
+			WHERE (p.status = 'completed' AND e.type <> 'PaymentCompleted') OR (p.status = 'failed' AND e.type <> 'PaymentFailed')
+				OR (p.status IN ('completed', 'failed') AND e.n <> 1) OR (p.status NOT IN ('completed', 'failed') AND e.n IS NOT NULL)
+				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND NOT EXISTS (SELECT 1 FROM events WHERE service = 'payment' AND seq > 1
+					AND seq = (SELECT MIN(seq) FROM events WHERE service = 'payment')))`,
+	},
+	{
+		name: "paid orders have their payment", says: "and it is completed",
+		query: `SELECT o.id FROM orders o LEFT JOIN payments p ON p.order_id = o.id
+			WHERE o.status = 'paid' AND o.paid_at < ` + settledBy + ` AND (p.id IS NULL OR p.status <> 'completed' OR p.id <> o.payment_id)`,
+	},
+	{
+		name: "payments reach their order", says: "it is paid if the payment is completed, and failed if that failed", atRest: true,
+		query: `SELECT p.id FROM payments p JOIN orders o ON o.id = p.order_id WHERE o.attention IS NULL
+			AND ((p.status = 'completed') <> (o.status = 'paid') OR (p.status = 'failed') <> (o.status = 'payment_failed'))`,
+	},
+	{
+		name: "payments are settled", says: "and so are refunds", atRest: true,
+		query: `SELECT id FROM payments WHERE status NOT IN ('completed', 'failed') UNION SELECT id FROM refunds WHERE status <> 'completed'`,
+	},
+	// consumers
+	{
+		name: "records are handled", says: "by every group that subscribes to them: in its inbox, or parked", needs: needsTopics, atRest: true,
+		query: `SELECT DISTINCT s.consumer || ' ' || r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type
+			WHERE NOT EXISTS (SELECT 1 FROM inbox i WHERE i.event_id = r.event_id AND i.consumer = s.consumer)
+				AND NOT EXISTS (SELECT 1 FROM parked p WHERE p.event_id = r.event_id AND p.consumer = s.consumer)`,
+	},
+	{
+		name: "nothing is retried", says: "what failed was handled, dead-lettered or given up since", atRest: true,
+		query: `SELECT event_id FROM parked WHERE state = 'retrying' OR (state = 'waiting' AND NOT EXISTS (SELECT 1 FROM parked d WHERE d.state = 'dead'))`,
+	},
+	// deliveries
+	{
+		name: "a message once", says: "one delivery for an order, a type and a channel",
+		query: `SELECT order_id FROM deliveries GROUP BY order_id, type, channel HAVING COUNT(*) > 1`,
+	},
+	{
+		name: "customers are told", says: "of the order and of its payment, by mail and by SMS", atRest: true,
+		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, COUNT(*) AS n FROM deliveries GROUP BY order_id) d ON d.order_id = o.id
+			WHERE COALESCE(d.n, 0) <> CASE WHEN o.status = 'pending' THEN 2 ELSE 4 END`,
+	},
+	{
+		name: "deliveries are ended", says: "sent, or given up", atRest: true,
+		query: `SELECT id FROM deliveries WHERE status = 'pending'`,
+	},
+	{
+		name: "sent messages were received", says: "by the sandbox, at least once", needs: needsSandbox,
+		query: `SELECT d.id FROM deliveries d WHERE d.status = 'sent' AND d.sent_at < ` + settledBy + `
+			AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.delivery_id = d.id AND m.channel = d.channel)`,
+	},
+}
+
+// figures are told, and are no violation.
+var figures = []struct{ name, query string }{
+	{"orders", `SELECT COUNT(*) FROM orders`},
+	{"orders paid", `SELECT COUNT(*) FROM orders WHERE status = 'paid'`},
+	{"orders with payment_failed", `SELECT COUNT(*) FROM orders WHERE status = 'payment_failed'`},
+	{"orders marked for the operator", `SELECT COUNT(*) FROM orders WHERE attention IS NOT NULL`},
+	{"promised orders", `SELECT COUNT(*) FROM promised`},
+	{"events", `SELECT COUNT(*) FROM events`},
+	{"events blocked", `SELECT COUNT(*) FROM events WHERE blocked = 1 AND published = 0`},
+	{"records", `SELECT COUNT(*) FROM records`},
+	{"records that came again", `SELECT COUNT(*) - COUNT(DISTINCT event_id) FROM records WHERE event_id <> ''`},
+	{"dead letters", `SELECT COUNT(*) FROM parked WHERE state = 'dead'`},
+	{"deliveries", `SELECT COUNT(*) FROM deliveries`},
+	{"deliveries failed", `SELECT COUNT(*) FROM deliveries WHERE status = 'failed'`},
+	{"messages", `SELECT COUNT(*) FROM messages`},
+	{"messages that came again", `SELECT COUNT(*) - COUNT(DISTINCT delivery_id) FROM messages`},
+	{"charges", `SELECT COUNT(*) FROM charges`},
+}

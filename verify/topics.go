@@ -1,0 +1,156 @@
+package verify
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/event"
+)
+
+var topics = []string{event.OrderTopic, event.PaymentTopic}
+
+// subscriptions are who handles which events, each with an inbox.
+var subscriptions = []struct{ consumer, topic, eventType string }{
+	{"payment-service", event.OrderTopic, "OrderCreated"},
+	{"notification-service", event.OrderTopic, "OrderCreated"},
+	{"notification-service", event.PaymentTopic, "PaymentCompleted"},
+	{"notification-service", event.PaymentTopic, "PaymentFailed"},
+	{"order-service", event.PaymentTopic, "PaymentCompleted"},
+	{"order-service", event.PaymentTopic, "PaymentFailed"},
+}
+
+// ends are the offsets at which the partitions end.
+func ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
+	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, topics...)
+	if err == nil {
+		err = listed.Error()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the topics: %w", err)
+	}
+	return listed, nil
+}
+
+// copyTopics copies the records up to where the topics end now. What lies
+// before early was there when nothing else had been read.
+func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm.ListedOffsets) error {
+	client, err := kgo.NewClient(options...)
+	if err != nil {
+		return fmt.Errorf("read the topics: %w", err)
+	}
+	defer client.Close()
+	last, err := ends(ctx, client)
+	if err != nil {
+		return err
+	}
+	first, err := kadm.NewClient(client).ListStartOffsets(ctx, topics...)
+	if err == nil {
+		err = first.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("read the topics: %w", err)
+	}
+	from, left := map[string]map[int32]kgo.Offset{}, map[string]map[int32]int64{}
+	remaining := 0
+	last.Each(func(end kadm.ListedOffset) {
+		begin, _ := first.Lookup(end.Topic, end.Partition)
+		if end.Offset <= begin.Offset {
+			return
+		}
+		if from[end.Topic] == nil {
+			from[end.Topic], left[end.Topic] = map[int32]kgo.Offset{}, map[int32]int64{}
+		}
+		from[end.Topic][end.Partition] = kgo.NewOffset().At(begin.Offset)
+		left[end.Topic][end.Partition] = end.Offset
+		remaining++
+	})
+	client.AddConsumePartitions(from)
+	var starts []kgo.Record // of the partitions
+	err = e.fill(ctx, "records", 10, func(put func(...any) error) error {
+		for remaining > 0 {
+			fetches := client.PollFetches(ctx)
+			if err := fetches.Err0(); err != nil {
+				return fmt.Errorf("read the topics: %w", err)
+			}
+			var failed error
+			fetches.EachPartition(func(p kgo.FetchTopicPartition) {
+				end, wanted := left[p.Topic][p.Partition]
+				failed = errors.Join(failed, p.Err)
+				for _, r := range p.Records {
+					if !wanted || r.Offset >= end {
+						break
+					}
+					if begin, _ := first.Lookup(p.Topic, p.Partition); r.Offset == begin.Offset {
+						starts = append(starts, kgo.Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp})
+					}
+					before, _ := early.Lookup(r.Topic, r.Partition)
+					failed = errors.Join(failed, put(append(describe(r), boolean(r.Offset < before.Offset))...))
+				}
+				if n := len(p.Records); wanted && n > 0 && p.Records[n-1].Offset >= end-1 {
+					delete(left[p.Topic], p.Partition)
+					remaining--
+				}
+			})
+			if failed != nil {
+				return fmt.Errorf("read the topics: %w", failed)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return e.fill(ctx, "partitions", 4, func(put func(...any) error) error {
+		var errs []error
+		last.Each(func(end kadm.ListedOffset) {
+			begin, _ := first.Lookup(end.Topic, end.Partition)
+			since := int64(0)
+			if begin.Offset > 0 {
+				since = time.Now().UnixMicro() // nothing is left of it
+				i := slices.IndexFunc(starts, func(r kgo.Record) bool { return r.Topic == end.Topic && r.Partition == end.Partition })
+				if i >= 0 {
+					since = starts[i].Timestamp.UnixMicro()
+				}
+			}
+			errs = append(errs, put(end.Topic, end.Partition, begin.Offset, since))
+		})
+		return errors.Join(errs...)
+	})
+}
+
+// describe is a record as evidence. Of one that is no envelope there is only
+// where it is.
+func describe(r *kgo.Record) []any {
+	var m struct {
+		EventID     string          `json:"event_id"`
+		EventType   string          `json:"event_type"`
+		AggregateID string          `json:"aggregate_id"`
+		EventData   json.RawMessage `json:"event_data"`
+	}
+	if err := json.Unmarshal(r.Value, &m); err != nil {
+		m.EventID = "" // it is told as one without a row
+	}
+	sum, version := sha256.Sum256(m.EventData), int64(0)
+	for _, h := range r.Headers {
+		if h.Key == "aggregate_version" {
+			version, _ = strconv.ParseInt(string(h.Value), 10, 64) // 0 is no version
+		}
+	}
+	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], r.Timestamp.UnixMicro()}
+}
+
+func boolean(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
