@@ -62,7 +62,7 @@ type deployment struct {
 	dbURL   string // the PostgreSQL database, "" on SQLite
 	brokers []string
 	access  []kgo.Opt
-	orders  map[string]*proxy // in front of each process that runs the order service
+	doors   map[string]*proxy // in front of the HTTP_ADDR of each process that serves the order API or the pages
 	sandbox *proxy            // in front of the process of that service, where another needs it
 	smtp    *proxy
 	db      *proxy
@@ -113,10 +113,10 @@ func prepare(t *testing.T, s setup) *deployment {
 		d.db = newProxy(t)
 		d.db.lead(host(t, d.dbURL))
 	}
-	d.orders, d.sandbox, d.smtp = map[string]*proxy{}, newProxy(t), newProxy(t)
+	d.doors, d.sandbox, d.smtp = map[string]*proxy{}, newProxy(t), newProxy(t)
 	for _, name := range s.processes {
-		if runs(name, "order") {
-			d.orders[name] = newProxy(t)
+		if runs(name, "order") || runs(name, "frontend") {
+			d.doors[name] = newProxy(t)
 		}
 	}
 	t.Cleanup(d.end)
@@ -179,8 +179,8 @@ func (d *deployment) awaitReady(name string) {
 
 // lead points the proxies at the ports that the process got.
 func (d *deployment) lead(name string, p *process) {
-	if behind := d.orders[name]; behind != nil {
-		behind.lead(p.address("HTTP_ADDR"))
+	if door := d.doors[name]; door != nil {
+		door.lead(p.address("HTTP_ADDR"))
 	}
 	if runs(name, "sandbox") {
 		d.sandbox.lead(p.address("SANDBOX_ADDR"))
@@ -214,11 +214,7 @@ func (d *deployment) environment(name string) []string {
 		env["KAFKA_LISTEN"] = d.brokers[0]
 	}
 	if has("frontend") && !has("order") {
-		var urls []string
-		for _, at := range slices.Sorted(maps.Keys(d.orders)) {
-			urls = append(urls, "http://"+d.orders[at].address)
-		}
-		env["ORDER_URL"] = strings.Join(urls, ",")
+		env["ORDER_URL"] = d.urls("order")
 	}
 	if (has("payment") || has("notification")) && !has("sandbox") {
 		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.address
@@ -236,6 +232,18 @@ func (d *deployment) environment(name string) []string {
 		}
 	}
 	return out
+}
+
+// urls are where the processes that run the service are reached, also when they
+// were started again, by commas.
+func (d *deployment) urls(service string) string {
+	var urls []string
+	for _, name := range d.setup.processes {
+		if runs(name, service) {
+			urls = append(urls, "http://"+d.doors[name].address)
+		}
+	}
+	return strings.Join(urls, ",")
 }
 
 func host(t *testing.T, rawURL string) string {

@@ -165,8 +165,14 @@ func (d *deployment) mendBlocked(t *testing.T, o order, limit func(bytes int)) {
 // returns what it prints.
 func (d *deployment) command(t *testing.T, args ...string) []byte {
 	t.Helper()
+	return d.commandAs(t, d.setup.processes[0], args...)
+}
+
+// commandAs is command with what a process of that name is told.
+func (d *deployment) commandAs(t *testing.T, name string, args ...string) []byte {
+	t.Helper()
 	cmd := exec.CommandContext(t.Context(), pizza, args...)
-	cmd.Env, cmd.Dir = d.environment(d.setup.processes[0]), filepath.Dir(d.dir)
+	cmd.Env, cmd.Dir = d.environment(name), filepath.Dir(d.dir)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
