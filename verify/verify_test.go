@@ -1,0 +1,141 @@
+package verify
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// sound is the evidence of two orders, one paid and one whose payment failed, of
+// which nothing is wrong. The second came before the first in no respect.
+var sound = []string{
+	`INSERT INTO promised VALUES ('k1', 'o1', 100), ('k2', 'o2', 200)`,
+	`INSERT INTO orders VALUES ('o1', 'paid', 2, 100, 'RUB', 1000, 2000, 'p1', NULL), ('o2', 'payment_failed', 2, 200, 'RUB', 1000, NULL, 'p2', NULL)`,
+	`INSERT INTO items VALUES ('o1', 100), ('o2', 200)`,
+	`INSERT INTO history VALUES ('o1', 1, 'pending'), ('o1', 2, 'paid'), ('o2', 1, 'pending'), ('o2', 2, 'payment_failed')`,
+	`INSERT INTO payments VALUES ('p1', 'o1', 'completed', 1), ('p2', 'o2', 'failed', 1)`,
+	`INSERT INTO contacts VALUES ('o1'), ('o2')`,
+	`INSERT INTO events VALUES
+		('order', 1, 'e1', 'o1', 1, 'OrderCreated', 'order-events', x'01', 1, 0, 1000), ('order', 2, 'e2', 'o2', 1, 'OrderCreated', 'order-events', x'02', 1, 0, 1000),
+		('order', 3, 'e3', 'o1', 2, 'OrderPaid', 'order-events', x'03', 1, 0, 1000), ('order', 4, 'e4', 'o2', 2, 'OrderPaymentFailed', 'order-events', x'04', 1, 0, 1000),
+		('payment', 1, 'e5', 'p1', 1, 'PaymentCompleted', 'payment-events', x'05', 1, 0, 1000), ('payment', 2, 'e6', 'p2', 1, 'PaymentFailed', 'payment-events', x'06', 1, 0, 1000)`,
+	`INSERT INTO records SELECT topic, CASE WHEN aggregate LIKE '%1' THEN 0 ELSE 1 END, seq, aggregate, id, type, version, sum, created_at, 1 FROM events`,
+	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, 1 FROM records WHERE event_id = 'e1'`, // it may come again
+	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
+	`INSERT INTO inbox SELECT DISTINCT s.consumer, r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type`,
+	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id, t.type, c.channel, 'sent', 1000
+		FROM orders o, (SELECT 'email' AS channel UNION SELECT 'sms') c, (SELECT 'order_confirmation' AS type UNION SELECT 'payment') t`,
+	`INSERT INTO messages SELECT channel, id FROM deliveries`,
+	`INSERT INTO charges VALUES ('c1', 'o1', 'succeeded', 100, 'RUB', 0), ('c2', 'o2', 'declined', 200, 'RUB', 0)`,
+}
+
+// plant is what goes wrong, and which invariants must see it: no fewer, no more.
+var plant = []struct{ statement, seen string }{
+	{`DELETE FROM orders WHERE id = 'o3'`, ``},
+	{`INSERT INTO promised VALUES ('k3', 'o3', 100)`, `promised orders exist`},
+	{`UPDATE promised SET total = 101 WHERE key = 'k1'`, `promised totals hold`},
+	{`INSERT INTO promised VALUES ('k1', 'o2', 200)`, `one order for a key`},
+	{`UPDATE items SET total = 99 WHERE order_id = 'o1'`, `totals add up`},
+	{`DELETE FROM items WHERE order_id = 'o1'`, `totals add up`},
+	{`INSERT INTO orders VALUES ('o3', 'pending', 1, 5, 'RUB', 3000, NULL, NULL, 'overdue'); INSERT INTO items VALUES ('o3', 5);
+		INSERT INTO history VALUES ('o3', 1, 'pending')`, `orders have their event, customers are told`},
+	{`DELETE FROM history WHERE order_id = 'o1' AND version = 1`, `histories are whole`},
+	{`UPDATE history SET status = 'payment_failed' WHERE order_id = 'o1' AND version = 2`, `histories are whole`},
+	{`UPDATE orders SET version = 3 WHERE id = 'o1'`, `histories are whole, events follow the orders`},
+	{`INSERT INTO history VALUES ('o1', 3, 'paid'); UPDATE orders SET version = 3 WHERE id = 'o1'`, `statuses follow the rules, events follow the orders`},
+	{`UPDATE history SET status = 'paid' WHERE order_id = 'o1' AND version = 1`, `statuses follow the rules`},
+	{`UPDATE orders SET status = 'pending', version = 1 WHERE id = 'o1'; DELETE FROM history WHERE order_id = 'o1' AND version = 2`,
+		`orders are final, events follow the orders, the money is right, payments reach their order, customers are told`},
+	{`UPDATE events SET version = 3 WHERE id = 'e3'`, `events are gapless, events follow the orders, published events are on their topic`},
+	{`UPDATE events SET published = 0 WHERE id = 'e3'`, `events are published`},
+	{`UPDATE events SET published = 0, blocked = 1 WHERE id = 'e3'`, ``},
+	{`DELETE FROM records WHERE event_id = 'e4'`, `published events are on their topic`},
+	{`UPDATE events SET sum = x'ff' WHERE id = 'e5'`, `published events are on their topic`},
+	{`UPDATE partitions SET first = 5, since = 3000; DELETE FROM records WHERE event_id IN ('e1', 'e2')`, ``}, // retention
+	{`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'OrderCreated', 1, x'09', 1000, 1); INSERT INTO inbox SELECT consumer, 'e9' FROM subscriptions`,
+		`records come from the outbox`},
+	{`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'Later', 1, x'09', 1000, 0)`, ``}, // its row was read before it was written
+	{`UPDATE records SET pos = 0 WHERE event_id = 'e3'`, `first occurrences are in order`},
+	{`UPDATE records SET part = 1 WHERE event_id = 'e3'`, `a key has one partition`},
+	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
+	{`INSERT INTO charges VALUES ('c3', 'o1', 'succeeded', 100, 'RUB', 100)`, `one charge for an order`},
+	{`UPDATE charges SET amount = 99, refunded = -1 WHERE id = 'c1'`, `charges are for orders`},
+	{`INSERT INTO charges VALUES ('c3', 'o3', 'declined', 100, 'RUB', 0)`, `charges are for orders`},
+	{`UPDATE charges SET refunded = 100 WHERE id = 'c1'`, `the money is right`},
+	{`UPDATE charges SET status = 'succeeded' WHERE id = 'c2'`, `the money is right`},
+	{`UPDATE charges SET status = 'succeeded', refunded = 200 WHERE id = 'c2'`, ``},
+	{`INSERT INTO payments VALUES ('p3', 'o3', 'processing', 0)`, `payments are for orders, payments are settled`},
+	{`INSERT INTO events VALUES ('payment', 3, 'e7', 'p1', 2, 'PaymentFailed', 'payment-events', NULL, 1, 0, 1000)`, `payments tell their end once`},
+	{`UPDATE payments SET status = 'failed' WHERE id = 'p1'`, `payments tell their end once, paid orders have their payment, payments reach their order`},
+	{`UPDATE orders SET payment_id = 'p9' WHERE id = 'o1'`, `paid orders have their payment`},
+	{`INSERT INTO refunds VALUES ('r1', 'p2', 'pending')`, `payments are settled`},
+	{`DELETE FROM inbox WHERE consumer = 'order-service' AND event_id = 'e5'`, `records are handled`},
+	{`DELETE FROM inbox WHERE consumer = 'order-service' AND event_id = 'e5'; INSERT INTO parked VALUES ('order-service', 'e5', 'dead')`, ``},
+	{`INSERT INTO parked VALUES ('order-service', 'e5', 'retrying')`, `nothing is retried`},
+	{`INSERT INTO deliveries SELECT id || 'again', order_id, type, channel, status, sent_at FROM deliveries LIMIT 1; INSERT INTO messages SELECT channel, id FROM deliveries`,
+		`a message once, customers are told`},
+	{`DELETE FROM deliveries WHERE order_id = 'o1' AND channel = 'sms' AND type = 'payment'`, `customers are told`},
+	{`UPDATE deliveries SET status = 'pending' WHERE order_id = 'o1' AND channel = 'sms'`, `deliveries are ended`},
+	{`DELETE FROM messages WHERE delivery_id = 'o1paymentsms'`, `sent messages were received`},
+}
+
+// Each invariant sees what is wrong, and only that.
+func TestInvariantsSeeWhatIsPlanted(t *testing.T) {
+	everSeen := map[string]bool{}
+	for _, p := range plant {
+		e, err := newEvidence(t.Context(), t.TempDir(), time.UnixMicro(10_000_000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, statement := range append(slices.Clone(sound), strings.Split(p.statement, ";")...) {
+			if _, err := e.db.Exec(statement); err != nil {
+				t.Fatalf("%s: %v", statement, err)
+			}
+		}
+		r, err := e.ask(context.Background(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var seen []string
+		for _, f := range r.Findings {
+			if f.State != Holds {
+				seen = append(seen, f.Name)
+				everSeen[f.Name] = true
+				if f.Count == 0 || len(f.Samples) == 0 {
+					t.Errorf("%s: %+v", p.statement, f)
+				}
+			}
+		}
+		if got := strings.Join(seen, ", "); got != p.seen {
+			t.Errorf("%s\n was seen as: %s\n want: %s", p.statement, got, p.seen)
+		}
+		if err := e.db.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, inv := range invariants {
+		if !everSeen[inv.name] {
+			t.Errorf("nothing was planted for %q", inv.name)
+		}
+	}
+}
+
+// What cannot be read is not checked, and says why.
+func TestNotChecked(t *testing.T) {
+	e, err := newEvidence(t.Context(), t.TempDir(), time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.db.Close()
+	r, err := e.ask(t.Context(), map[string]string{needsTopics: "away", needsSandbox: "away", needsLog: "none"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range r.Findings {
+		if (f.State == NotChecked) != (f.Needs != "") || f.State == NotChecked && f.Why == "" {
+			t.Errorf("%+v", f)
+		}
+	}
+}
