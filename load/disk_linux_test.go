@@ -22,6 +22,24 @@ func fill(t *testing.T, l *Log) {
 	}
 }
 
+// A pipe takes what is written and cannot be synced.
+func TestALineThatIsNotSyncedIsNotKept(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	log := &Log{file: w}
+	for range 2 {
+		if err := log.Append(&Line{Kind: KindAttempt, Key: "k"}); !errors.Is(err, syscall.EINVAL) {
+			t.Errorf("%v, want that the sync did not work, and no line after that", err)
+		}
+	}
+	if err := log.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNothingIsSentThatTheLogDoesNotTake(t *testing.T) {
 	s := newShop(t, created, nil)
 	log, _ := newLog(t)
