@@ -220,8 +220,6 @@ func TestOneKeyForEveryTry(t *testing.T) {
 
 func TestEndsOfAnOrder(t *testing.T) {
 	t.Parallel()
-	held := make(chan struct{})
-	time.AfterFunc(2*time.Second, func() { close(held) }) // long after every timeout
 	answers := func(codes ...int) func(http.ResponseWriter, string, int) {
 		return func(w http.ResponseWriter, key string, try int) {
 			if code := codes[min(try, len(codes)-1)]; code != http.StatusCreated {
@@ -233,36 +231,39 @@ func TestEndsOfAnOrder(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		place  func(http.ResponseWriter, string, int)
+		held   int // tries that are never answered
 		kind   string
 		status int
 	}{
-		"placed":                   {answers(201), KindPlaced, 201},
-		"key in progress":          {answers(409, 201), KindPlaced, 201},
-		"refused":                  {answers(422), KindRefused, 422},
-		"refused after a limit":    {answers(429, 422), KindRefused, 422},
-		"refused after a lost try": {answers(500, 422), KindUnknown, 422},
-		"never answered well":      {answers(503), KindUnknown, 503},
+		"placed":                   {answers(201), 0, KindPlaced, 201},
+		"key in progress":          {answers(409, 201), 0, KindPlaced, 201},
+		"refused":                  {answers(422), 0, KindRefused, 422},
+		"refused after a limit":    {answers(429, 422), 0, KindRefused, 422},
+		"refused after a lost try": {answers(500, 422), 0, KindUnknown, 422},
+		"never answered well":      {answers(503), 0, KindUnknown, 503},
 		"redirected": {func(w http.ResponseWriter, _ string, _ int) {
 			w.Header().Set("Location", "/api/v1/menu")
 			w.WriteHeader(http.StatusSeeOther)
-		}, KindUnknown, http.StatusSeeOther},
-		"held once": {func(w http.ResponseWriter, key string, try int) {
-			if try == 0 {
-				<-held
-				return
-			}
-			created(w, key, try)
-		}, KindPlaced, 201},
-		"a 201 that names no order": {func(w http.ResponseWriter, _ string, _ int) { w.WriteHeader(201) }, KindUnknown, 0},
+		}, 0, KindUnknown, http.StatusSeeOther},
+		"held once":                 {created, 1, KindPlaced, 201},
+		"a 201 that names no order": {func(w http.ResponseWriter, _ string, _ int) { w.WriteHeader(201) }, 0, KindUnknown, 0},
 		"a 201 that is cut in two": {func(w http.ResponseWriter, _ string, _ int) {
 			w.Header().Set("Content-Length", "99")
 			w.WriteHeader(201)
-		}, KindUnknown, 0},
-		"never answered": {func(http.ResponseWriter, string, int) { <-held }, KindUnknown, 0},
+		}, 0, KindUnknown, 0},
+		"never answered": {created, 99, KindUnknown, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			s := newShop(t, c.place, nil)
+			over := make(chan struct{})
+			s := newShop(t, func(w http.ResponseWriter, key string, try int) {
+				if try < c.held {
+					<-over
+					return
+				}
+				c.place(w, key, try)
+			}, nil)
+			defer close(over)
 			cfg := config(s.URL)
 			cfg.Orders, cfg.Patience, cfg.Timeout = 3, 400*time.Millisecond, 300*time.Millisecond
 			if c.kind == KindPlaced {
