@@ -63,6 +63,17 @@ func testKill(t *testing.T, s setup) {
 	d.awaitSettled(t, len(orders))
 	d.checkLoad(t, requests, orders, inFlight)
 	d.checkKeys(ctx, t, requests, orders)
+	d.verify(t)
+}
+
+// verify has pizza verify find nothing.
+func (d *deployment) verify(t *testing.T, args ...string) {
+	t.Helper()
+	name := "payment,notification" // as one of these, it is told where the sandbox is
+	if len(d.setup.processes) == 1 {
+		name = d.setup.processes[0]
+	}
+	t.Logf("pizza verify:\n%s", d.commandAs(t, name, append([]string{"verify", "--wait", "3m", "--require", "topics,sandbox"}, args...)...))
 }
 
 // guests are n customers, one in ten of whom has trouble with his card.

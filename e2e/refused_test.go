@@ -173,6 +173,9 @@ func (d *deployment) commandAs(t *testing.T, name string, args ...string) []byte
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), pizza, args...)
 	cmd.Env, cmd.Dir = d.environment(name), filepath.Dir(d.dir)
+	if len(d.setup.processes) == 1 { // it chose its own ports
+		cmd.Env = append(cmd.Env, "SANDBOX_ADDR="+d.address("SANDBOX_ADDR"), "KAFKA_LISTEN="+d.address("KAFKA_LISTEN"))
+	}
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.Output()
