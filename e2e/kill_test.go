@@ -73,7 +73,7 @@ func (d *deployment) verify(t *testing.T, args ...string) {
 	if len(d.setup.processes) == 1 {
 		name = d.setup.processes[0]
 	}
-	t.Logf("pizza verify:\n%s", d.commandAs(t, name, append([]string{"verify", "--wait", "3m", "--require", "topics,sandbox"}, args...)...))
+	t.Logf("pizza verify:\n%s", d.commandAs(t, name, append([]string{"verify", "--wait", "10m", "--require", "topics,sandbox"}, args...)...))
 }
 
 // guests are n customers, one in ten of whom has trouble with his card.
