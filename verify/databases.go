@@ -42,6 +42,7 @@ func library(service string) []source {
 		{"events", 11, `SELECT '` + service + `', o.seq, o.id, o.aggregate_id, o.aggregate_version, o.event_type, o.topic, CAST(o.event_data AS TEXT),
 			CASE WHEN o.published_at IS NULL THEN 0 ELSE 1 END, CASE WHEN b.seq IS NULL THEN 0 ELSE 1 END, o.created_at
 			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`},
+		{"floors", 2, `SELECT '` + service + `', floor FROM outbox_lease WHERE id = 1`},
 		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`},
 		{"parked", 3, `SELECT consumer, event_id, state FROM parked_records`},
 	}
@@ -71,12 +72,12 @@ func (e *evidence) copyDatabase(ctx context.Context, service string, db *sqldb.D
 }
 
 func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
-	rows, err := tx.QueryContext(ctx, s.query)
+	rows, err := tx.QueryContext(ctx, s.query) //nolint:sqlclosecheck // it loses sight of them in the function below
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	err = e.fill(ctx, s.table, s.columns, func(put func(...any) error) error {
+	return e.fill(ctx, s.table, s.columns, func(put func(...any) error) error {
 		cells, into := make([]any, s.columns), make([]any, s.columns)
 		for i := range cells {
 			into[i] = &cells[i]
@@ -102,7 +103,6 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 		}
 		return rows.Err()
 	})
-	return err
 }
 
 // sumOf is what an event's data is known by; nil for a dead letter, which has

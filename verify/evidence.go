@@ -3,6 +3,7 @@ package verify
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -23,6 +24,7 @@ var tables = []string{
 	`CREATE TABLE deliveries (id TEXT PRIMARY KEY, order_id TEXT, type TEXT, channel TEXT, status TEXT, sent_at INTEGER)`,
 	`CREATE TABLE events (service TEXT, seq INTEGER, id TEXT, aggregate TEXT, version INTEGER, type TEXT, topic TEXT, sum BLOB,
 		published INTEGER, blocked INTEGER, created_at INTEGER)`,
+	`CREATE TABLE floors (service TEXT PRIMARY KEY, floor INTEGER)`, // up to where all events are published, and may have been pruned
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
 	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT)`,
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
@@ -41,6 +43,11 @@ var indexes = []string{
 	`CREATE INDEX records_event ON records (event_id)`, `CREATE INDEX records_key ON records (topic, key)`, `CREATE INDEX payments_order ON payments (order_id)`,
 	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
+	// since when a service has all rows of its events; rows that are blocked stay
+	// behind when those around them go
+	`CREATE TABLE kept AS SELECT f.service, CASE WHEN MIN(e.seq) = 1 OR f.floor = 0 THEN 0
+		ELSE COALESCE(MIN(e.created_at) + 1, (SELECT at FROM began)) END AS since
+		FROM floors f LEFT JOIN events e ON e.service = f.service AND e.blocked = 0 GROUP BY f.service`,
 	`ANALYZE`,
 }
 
@@ -78,17 +85,17 @@ func newEvidence(ctx context.Context, dir string, began time.Time) (_ *evidence,
 // fill puts rows into a table, all in one transaction.
 func (e *evidence) fill(ctx context.Context, table string, columns int, from func(put func(...any) error) error) error {
 	return e.db.Tx(ctx, func(tx *sql.Tx) error {
-		stmt, err := tx.PrepareContext(ctx, `INSERT INTO `+table+` VALUES (`+sqldb.List(1, columns)+`)`)
+		stmt, err := tx.PrepareContext(ctx, `INSERT INTO `+table+` VALUES (`+sqldb.List(1, columns)+`)`) //nolint:sqlclosecheck // it loses sight of it in the function below
 		if err != nil {
 			return fmt.Errorf("keep evidence: %w", err)
 		}
-		defer stmt.Close()
-		return from(func(row ...any) error {
+		err = from(func(row ...any) error {
 			if _, err := stmt.ExecContext(ctx, row...); err != nil {
 				return fmt.Errorf("keep evidence of %s: %w", table, err)
 			}
 			return nil
 		})
+		return errors.Join(err, stmt.Close())
 	})
 }
 

@@ -24,9 +24,8 @@ const settledBy = `(SELECT at - 5000000 FROM began)`
 // retention is over. What is older than the first that is left is not asked
 // about.
 const (
-	keptEvents = `(SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END FROM events WHERE service = 'order')`
-	keptOf     = `(SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END FROM events k WHERE k.service = `
-	keptTopic  = `(SELECT MAX(since) FROM partitions p WHERE p.topic = `
+	keptOf    = `(SELECT since FROM kept WHERE kept.service = `
+	keptTopic = `(SELECT MAX(since) FROM partitions p WHERE p.topic = `
 )
 
 var invariants = []invariant{
@@ -49,7 +48,7 @@ var invariants = []invariant{
 	},
 	{
 		name: "orders have their event", says: "an order and its OrderCreated are stored together",
-		query: `SELECT o.id FROM orders o WHERE o.created_at >= ` + keptEvents + ` AND 1 <>
+		query: `SELECT o.id FROM orders o WHERE o.created_at >= COALESCE(` + keptOf + `'order'), 0) AND 1 <>
 			(SELECT COUNT(*) FROM events e WHERE e.aggregate = o.id AND e.type = 'OrderCreated' AND e.service = 'order')`,
 	},
 	// state
@@ -72,7 +71,7 @@ var invariants = []invariant{
 	{
 		name: "events are gapless", says: "an aggregate's events are numbered 1 to n",
 		query: `SELECT e.aggregate FROM events e WHERE e.version IS NOT NULL GROUP BY e.service, e.aggregate
-			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND MIN(e.created_at) >= ` + keptOf + `e.service))`,
+			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND COALESCE(` + keptOf + `e.service), 0) = 0)`,
 	},
 	{
 		name: "events follow the orders", says: "an order's last event has its version",
@@ -92,8 +91,7 @@ var invariants = []invariant{
 	{
 		name: "records come from the outbox", says: "nobody else writes our topics", needs: needsTopics,
 		query: `SELECT r.topic || '/' || r.part || '/' || r.pos FROM records r WHERE r.early = 1
-			AND r.at >= (SELECT COALESCE(MAX(since), 0) FROM (SELECT CASE WHEN MIN(seq) > 1 THEN MIN(created_at) + 1 ELSE 0 END AS since
-				FROM events WHERE topic = r.topic))
+			AND r.at >= COALESCE((SELECT since FROM kept WHERE kept.service || '-events' = r.topic), 0)
 			AND NOT EXISTS (SELECT 1 FROM events e WHERE e.id = r.event_id)`,
 	},
 	{
@@ -136,8 +134,7 @@ var invariants = []invariant{
 				ON e.aggregate = p.id
 			WHERE (p.status = 'completed' AND e.type <> 'PaymentCompleted') OR (p.status = 'failed' AND e.type <> 'PaymentFailed')
 				OR (p.status IN ('completed', 'failed') AND e.n <> 1) OR (p.status NOT IN ('completed', 'failed') AND e.n IS NOT NULL)
-				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND NOT EXISTS (SELECT 1 FROM events WHERE service = 'payment' AND seq > 1
-					AND seq = (SELECT MIN(seq) FROM events WHERE service = 'payment')))`,
+				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND COALESCE(` + keptOf + `'payment'), 0) = 0)`,
 	},
 	{
 		name: "paid orders have their payment", says: "and it is completed",

@@ -134,10 +134,14 @@ func describe(r *kgo.Record) []any {
 		EventID     string          `json:"event_id"`
 		EventType   string          `json:"event_type"`
 		AggregateID string          `json:"aggregate_id"`
+		Timestamp   time.Time       `json:"timestamp"`
 		EventData   json.RawMessage `json:"event_data"`
 	}
 	if err := json.Unmarshal(r.Value, &m); err != nil {
 		m.EventID = "" // it is told as one without a row
+	}
+	if m.Timestamp.IsZero() {
+		m.Timestamp = r.Timestamp
 	}
 	sum, version := sha256.Sum256(m.EventData), int64(0)
 	for _, h := range r.Headers {
@@ -145,7 +149,7 @@ func describe(r *kgo.Record) []any {
 			version, _ = strconv.ParseInt(string(h.Value), 10, 64) // 0 is no version
 		}
 	}
-	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], r.Timestamp.UnixMicro()}
+	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro()}
 }
 
 func boolean(b bool) int {

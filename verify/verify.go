@@ -174,10 +174,9 @@ func (cfg Config) check(ctx context.Context, promised []load.Line) (_ Report, er
 func (cfg Config) reach(ctx context.Context, missing map[string]string) (early kadm.ListedOffsets) {
 	ctx, cancel := context.WithTimeout(ctx, reachable)
 	defer cancel()
-	switch {
-	case cfg.Kafka == nil:
+	if cfg.Kafka == nil {
 		missing[needsTopics] = "they were not to be looked at"
-	default:
+	} else {
 		client, err := kgo.NewClient(cfg.Kafka...)
 		if err == nil {
 			early, err = ends(ctx, client)

@@ -42,7 +42,7 @@ func (c verifyCmd) Run(ctx context.Context, p *program) error {
 		if err != nil {
 			return fmt.Errorf("%w: --log: %w", errUsage, err)
 		}
-		defer f.Close()
+		defer f.Close() //nolint:errcheck // it was read
 		log = f
 	}
 	report, err := pizzaflow.Verify(ctx, p.cfg, pizzaflow.VerifyRequest{
