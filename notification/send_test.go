@@ -109,9 +109,7 @@ func TestGivenUpAfterADay(t *testing.T) {
 		w.run(s)
 		w.settled()
 		w.want(o, map[string]string{"order_confirmation email": "failed 1", "order_confirmation sms": "sent 1"})
-		if n := testutil.ToFloat64(s.metrics.deliveries.WithLabelValues("email", "expired")); n != 1 {
-			t.Errorf("counted %v as expired, want 1", n)
-		}
+		w.counted(s, Email, "expired", 1)
 	})
 }
 
@@ -128,9 +126,7 @@ func TestAnswerToTheFinalDotLost(t *testing.T) {
 		w.settled()
 		w.want(o, map[string]string{"order_confirmation email": "sent 2", "order_confirmation sms": "sent 1"})
 		w.wantRepeatedMail(o)
-		if n := testutil.ToFloat64(s.metrics.deliveries.WithLabelValues("email", "unknown")); n != 1 {
-			t.Errorf("counted %v as unknown, want 1", n)
-		}
+		w.counted(s, Email, "unknown", 1)
 	})
 }
 

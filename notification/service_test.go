@@ -249,6 +249,15 @@ func (w *world) settled() {
 	w.eventually("all deliveries are settled", func() bool { return w.count(Pending) == 0 })
 }
 
+// counted waits until so many attempts were counted: that comes after they are
+// stored.
+func (w *world) counted(s *Service, channel Channel, result string, n float64) {
+	w.t.Helper()
+	w.eventually(fmt.Sprintf("%v attempts by %s are counted as %s", n, channel, result), func() bool {
+		return testutil.ToFloat64(s.metrics.deliveries.WithLabelValues(string(channel), result)) == n
+	})
+}
+
 func (w *world) eventually(what string, done func() bool) {
 	w.t.Helper()
 	look := time.NewTicker(10 * time.Millisecond)
@@ -314,13 +323,9 @@ func TestPaidOrder(t *testing.T) {
 					}
 				}
 				for channel := range s.channels {
-					if n := testutil.ToFloat64(s.metrics.deliveries.WithLabelValues(string(channel), "sent")); n != 2 {
-						t.Errorf("counted %v messages by %s, want 2", n, channel)
-					}
+					w.counted(s, channel, "sent", 2)
 				}
-				if n := testutil.CollectAndCount(s.metrics.seconds); n != 2 {
-					t.Errorf("%d histograms, want one for each channel", n)
-				}
+				w.eventually("each channel has its histogram", func() bool { return testutil.CollectAndCount(s.metrics.seconds) == 2 })
 			})
 		}
 	})

@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus/testutil"
-
 	"pizzaflow/event"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -387,9 +385,7 @@ func TestTTL(t *testing.T) {
 		if strings.Contains(history(t, db, readRow(t, db, old.OrderID).ID), "charge") {
 			t.Error("a payment past its TTL was charged")
 		}
-		if got := testutil.ToFloat64(s.results.WithLabelValues("provider_unavailable")); got != 2 {
-			t.Errorf("provider_unavailable counted %v times", got)
-		}
+		awaitResults(t, s, "provider_unavailable", 2)
 	}, schemas...)
 }
 
@@ -511,9 +507,7 @@ func TestLateCaptureIsRefunded(t *testing.T) {
 					t.Error("no refund passed the front")
 				}
 				for _, result := range []string{"provider_unavailable", "late_capture", "refunded"} {
-					if got := testutil.ToFloat64(s.results.WithLabelValues(result)); got != 1 {
-						t.Errorf("pizza_payments_total{result=%q} is %v", result, got)
-					}
+					awaitResults(t, s, result, 1)
 				}
 			}, schemas...)
 		})

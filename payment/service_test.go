@@ -186,6 +186,18 @@ func accept(t *testing.T, s *Service, o event.OrderCreated) {
 }
 
 // eventually waits until check returns "", or fails with what it said last.
+// awaitResults waits until a result was counted so often: it is counted after
+// it is stored.
+func awaitResults(t *testing.T, s *Service, result string, want float64) {
+	t.Helper()
+	eventually(t, func() string {
+		if got := testutil.ToFloat64(s.results.WithLabelValues(result)); got != want {
+			return fmt.Sprintf("pizza_payments_total{result=%q} is %v, want %v", result, got, want)
+		}
+		return ""
+	})
+}
+
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
 	deadline, tick := time.After(45*time.Second), time.NewTicker(10*time.Millisecond)
@@ -398,9 +410,7 @@ func TestEveryTagEndsRight(t *testing.T) {
 		}
 		auditKeys(t, b)
 		for result, want := range map[string]float64{"completed": 8, "declined": 3, "unknown": 7, "provider_unavailable": 0, "refunded": 0} {
-			if got := testutil.ToFloat64(s.results.WithLabelValues(result)); got != want {
-				t.Errorf("pizza_payments_total{result=%q} is %v, want %v", result, got, want)
-			}
+			awaitResults(t, s, result, want)
 		}
 	}, schemas...)
 }
