@@ -37,7 +37,7 @@ func TestEveryPart(t *testing.T) {
 			t.Errorf("%s on %s was not measured\n%s", g.what, g.on, talk.String())
 		}
 	}
-	for _, name := range []string{"Watermill forwarder, tuned", "SKIP LOCKED", "one transaction per record", "ours, OnBatch", "ours, written by another process"} {
+	for _, name := range []string{"Watermill forwarder, tuned", "SKIP LOCKED", "one transaction per record", "ours, OnBatch", "ours, written by another process", "3"} {
 		if !strings.Contains(report.String(), "| "+name) {
 			t.Errorf("the report has no row for %q\n%s", name, report.String())
 		}

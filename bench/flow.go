@@ -21,15 +21,16 @@ import (
 
 // A deployment is the binary with everything in one process.
 type deployment struct {
-	where   string
-	child   *child
-	dir     string
-	shop    placer
-	admin   string
-	brokers []string
-	bodies  func(int) []byte
-	started time.Duration
-	next    int // the next guest
+	where     string
+	child     *child
+	dir       string
+	shop      placer
+	admin     string
+	brokers   []string
+	addresses map[string]string // by the option that asks for them
+	bodies    func(int) []byte
+	started   time.Duration
+	next      int // the next guest
 }
 
 // flowPart runs the binary: orders are placed over HTTP, paid by the sandbox,
@@ -73,7 +74,11 @@ func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]
 		}
 		env = append(env, "DATABASE_URL="+url)
 	}
-	d, err := b.deploy(ctx, where, env)
+	listens := []string{"HTTP_ADDR", "ADMIN_ADDR"}
+	if env == nil {
+		listens = append(listens, "KAFKA_LISTEN")
+	}
+	d, err := b.deploy(ctx, where, env, listens...)
 	if err != nil {
 		return fmt.Errorf("%s: %w", where, err)
 	}
@@ -81,6 +86,13 @@ func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]
 		_, e := d.child.stop()
 		err = errors.Join(err, e)
 	}()
+	d.brokers = b.brokers
+	if env == nil {
+		d.brokers = []string{d.addresses["KAFKA_LISTEN"]}
+	}
+	if d.bodies, err = requests(ctx, d.shop); err != nil {
+		return fmt.Errorf("%s: %w", where, err)
+	}
 	b.say("  %s: started in %s", where, d.started.Round(time.Millisecond))
 	if env == nil {
 		b.report.reach("start", d.started <= 2*time.Second, "%s", d.started.Round(10*time.Millisecond))
@@ -122,8 +134,9 @@ func (b *bench) reachFlow(embedded bool, rate int, got flowResult) {
 	}
 }
 
-// deploy starts the binary in a folder of its own and waits until it is ready.
-func (b *bench) deploy(ctx context.Context, where string, env []string) (_ *deployment, err error) {
+// deploy starts the binary in a folder of its own and waits until it has said
+// where it listens and is ready.
+func (b *bench) deploy(ctx context.Context, where string, env []string, listens ...string) (_ *deployment, err error) {
 	d := &deployment{where: where}
 	if d.dir, err = os.MkdirTemp(b.dir, "pizza-"); err != nil {
 		return nil, err
@@ -144,39 +157,29 @@ func (b *bench) deploy(ctx context.Context, where string, env []string) (_ *depl
 			err = d.child.failed(errors.Join(err, e))
 		}
 	}()
-	addresses, err := d.addresses(env == nil)
-	if err != nil {
+	if err := d.readAddresses(listens); err != nil {
 		return nil, err
 	}
-	d.shop, d.admin = web("http://"+addresses["HTTP_ADDR"], 64), "http://"+addresses["ADMIN_ADDR"]
-	d.brokers = []string{addresses["KAFKA_LISTEN"]}
-	if env != nil {
-		d.brokers = b.brokers
-	}
+	d.shop, d.admin = web("http://"+d.addresses["HTTP_ADDR"], 64), "http://"+d.addresses["ADMIN_ADDR"]
 	if err := d.ready(ctx); err != nil {
 		return nil, err
 	}
 	d.started = time.Since(began)
-	d.bodies, err = requests(ctx, d.shop)
-	return d, err
+	return d, nil
 }
 
-// addresses reads where the process listens from what it prints.
-func (d *deployment) addresses(broker bool) (map[string]string, error) {
-	want := []string{"HTTP_ADDR", "ADMIN_ADDR"}
-	if broker {
-		want = append(want, "KAFKA_LISTEN")
-	}
-	found := map[string]string{}
-	for slices.ContainsFunc(want, func(k string) bool { return found[k] == "" }) {
+// readAddresses reads where the process listens from what it prints.
+func (d *deployment) readAddresses(listens []string) error {
+	d.addresses = map[string]string{}
+	for slices.ContainsFunc(listens, func(k string) bool { return d.addresses[k] == "" }) {
 		line, err := d.child.out.ReadString('\n')
 		if err != nil {
-			return nil, err
+			return err
 		}
 		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		found[key] = value
+		d.addresses[key] = value
 	}
-	return found, nil
+	return nil
 }
 
 // ready waits until the process says that it is.

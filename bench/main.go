@@ -88,6 +88,7 @@ func parts() []part {
 		{"consumer", "Consumer with inbox, effect and outbox", consumerPart},
 		{"chain", "Orders, relay, broker and consumer at once", chainPart},
 		{"flow", "The whole flow, with the binary", flowPart},
+		{"provider", "A provider that takes its time", providerPart},
 	}
 }
 
