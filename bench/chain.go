@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,7 @@ type chainOrder struct {
 	Clients int
 	Length  time.Duration
 	CatchUp time.Duration
+	Profile string // the file for one; none when empty
 }
 
 // A chainResult is what came out of the chain's end.
@@ -30,6 +32,8 @@ type chainResult struct {
 	Received  int           // events, of all orders placed
 	Behind    time.Duration // from the last order to the last event; the whole patience when some never came
 	PerSecond float64       // events, from the first order to the last event
+
+	effort effort // for all that were placed, the clients' and the reader's in ours
 }
 
 // chainPart runs orders, relay, broker and a consumer in one process.
@@ -46,7 +50,7 @@ func chainPart(ctx context.Context, b *bench) error {
 					return errors.Join(append(errs, ctx.Err())...)
 				}
 				name := map[bool]string{true: "literal", false: "ours"}[literal]
-				got, err := b.chain(ctx, on.engine, on.broker, literal)
+				got, err := b.chain(ctx, on.engine, on.broker, literal, "")
 				if err != nil {
 					errs = append(errs, fmt.Errorf("%s on %s: %w", name, on.engine, err))
 					b.say("  FAILED %v", err)
@@ -58,11 +62,14 @@ func chainPart(ctx context.Context, b *bench) error {
 			}
 		}
 		b.chainTable(on.engine+" → "+on.broker, results)
+		if err := b.profileChain(ctx, on.engine, on.broker); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
 
-func (b *bench) chain(ctx context.Context, engine, broker string, literal bool) (got chainResult, err error) {
+func (b *bench) chain(ctx context.Context, engine, broker string, literal bool, profile string) (got chainResult, err error) {
 	where, err := b.on(ctx, engine, broker)
 	if err != nil {
 		return got, err
@@ -77,13 +84,35 @@ func (b *bench) chain(ctx context.Context, engine, broker string, literal bool) 
 	if err != nil {
 		return got, err
 	}
-	c, err := b.role(ctx, "chain", chainOrder{URL: url, Brokers: where.Brokers, Literal: literal, Clients: 32, Length: b.size.chain, CatchUp: b.size.catchUp})
+	c, err := b.role(ctx, "chain", chainOrder{
+		URL: url, Brokers: where.Brokers, Literal: literal, Clients: 32, Length: b.size.chain, CatchUp: b.size.catchUp, Profile: profile,
+	})
 	if err != nil {
 		return got, err
 	}
-	err = c.read(&got)
+	spent, err := b.spend(c.cmd.Process.Pid, where.pid)
+	if err == nil {
+		err = c.read(&got)
+	}
+	if err == nil {
+		got.effort, err = spent()
+	}
 	_, e := c.stop()
 	return got, errors.Join(err, e)
+}
+
+// profileChain tells where the processor time of ours goes, in a run of its own.
+func (b *bench) profileChain(ctx context.Context, engine, broker string) error {
+	file := b.path("chain.pprof")
+	got, err := b.chain(ctx, engine, broker, false, file)
+	if err != nil {
+		return fmt.Errorf("profile the chain on %s: %w", engine, err)
+	}
+	profiled, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("profile the chain on %s: %w", engine, err)
+	}
+	return b.report.fieldTable("ours, "+engine+" → "+broker, profiled, got.Placed.Stored)
 }
 
 // playChain is the order service with its relay, its customers and a reader
@@ -127,8 +156,12 @@ func playChain(ctx context.Context, text json.RawMessage, _ func(any) error) (_ 
 	var got chainResult
 	g.Go(func() (err error) {
 		defer stop()
+		finish, err := profileTo(o.Profile)
+		if err != nil {
+			return err
+		}
 		got, err = runChain(gCtx, db, o, direct(handler), reader)
-		return err
+		return errors.Join(err, finish())
 	})
 	return got, g.Wait()
 }
@@ -140,10 +173,10 @@ func runChain(ctx context.Context, db *sqldb.DB, o chainOrder, place placer, rea
 		return got, err
 	}
 	ended := time.Now()
-	var placed int64
-	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM orders`).Scan(&placed); err != nil {
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM orders`).Scan(&got.Placed.Stored); err != nil {
 		return got, err
 	}
+	placed := int64(got.Placed.Stored)
 	for deadline := ended.Add(o.CatchUp); reader.count.Load() < placed && time.Now().Before(deadline) && ctx.Err() == nil; {
 		time.Sleep(time.Millisecond)
 	}

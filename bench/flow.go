@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
+	"golang.org/x/sync/errgroup"
 )
 
 // A deployment is the binary with everything in one process.
@@ -27,6 +28,7 @@ type deployment struct {
 	shop      placer
 	admin     string
 	brokers   []string
+	kafkaPID  int               // 0: the broker is in the process
 	addresses map[string]string // by the option that asks for them
 	bodies    func(int) []byte
 	started   time.Duration
@@ -39,16 +41,21 @@ func flowPart(ctx context.Context, b *bench) error {
 	if err := b.buildPizza(ctx); err != nil {
 		return err
 	}
-	rows := [][]string{{"", "orders/s", "to the end", "201 p50 / p99", "201 → paid p50 / p99", "behind", "memory"}}
+	rows := [][]string{{"", "orders/s", "to the end", "201 p50 / p99", "201 → paid p50 / p99", "behind", "memory", "processor µs an order: ours + PostgreSQL + Kafka + load", "enough for"}}
+	var profiles []flowProfile
 	errs := []error{
-		b.flow(ctx, "SQLite → embedded", nil, &rows),
-		b.flow(ctx, "PostgreSQL → Kafka", []string{"KAFKA_BROKERS=" + strings.Join(b.brokers, ",")}, &rows),
+		b.flow(ctx, "SQLite → embedded", nil, &rows, &profiles),
+		b.flow(ctx, "PostgreSQL → Kafka", []string{"KAFKA_BROKERS=" + strings.Join(b.brokers, ",")}, &rows, &profiles),
 	}
 	if len(rows) > 1 {
 		b.report.table(rows...)
 		b.report.note("The load is open: each order has its appointed time, from which its 201 is counted. “To the end” is how many orders a second " +
 			"were paid and told by two mails and two SMS, from the first order to the last message that the sandbox accepted; “behind” is how long " +
-			"after the last order that was. Memory is the most that was seen while it lasted.")
+			"after the last order that was. Memory is the most that was seen while it lasted. The load also reads the topic. “Enough for” is how many orders a " +
+			"second all of the machine's processor time comes to.")
+	}
+	for _, p := range profiles {
+		errs = append(errs, b.report.fieldTable(fmt.Sprintf("ours, %s, at %d orders/s", p.where, p.rate), p.profile, p.orders))
 	}
 	return errors.Join(errs...)
 }
@@ -62,8 +69,15 @@ func (b *bench) buildPizza(ctx context.Context) error {
 	return nil
 }
 
-// flow measures one deployment at rising rates.
-func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]string) (err error) {
+// A flowProfile is where the binary's processor time went.
+type flowProfile struct {
+	where        string
+	rate, orders int
+	profile      []byte
+}
+
+// flow measures one deployment at rising rates, and then takes a profile of it.
+func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]string, profiles *[]flowProfile) (err error) {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -86,8 +100,9 @@ func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]
 		_, e := d.child.stop()
 		err = errors.Join(err, e)
 	}()
-	d.brokers = b.brokers
+	d.brokers, d.kafkaPID = b.brokers, b.kafkaPID
 	if env == nil {
+		d.kafkaPID = 0
 		d.brokers = []string{d.addresses["KAFKA_LISTEN"]}
 	}
 	if d.bodies, err = requests(ctx, d.shop); err != nil {
@@ -103,16 +118,36 @@ func (b *bench) flow(ctx context.Context, where string, env []string, rows *[][]
 			return fmt.Errorf("%s at %d orders/s: %w", where, rate, err)
 		}
 		b.say("  %s at %d orders/s: %s", where, rate, got)
+		spent, limit := got.effort.an(got.orders)
 		*rows = append(*rows, []string{
 			where, fmt.Sprint(rate), group(got.perSecond), ms(got.answered.at(0.5)) + " / " + ms(got.answered.at(0.99)),
-			ms(got.paid.at(0.5)) + " / " + ms(got.paid.at(0.99)), got.behind.Round(time.Millisecond).String(), mib(got.memory),
+			ms(got.paid.at(0.5)) + " / " + ms(got.paid.at(0.99)), got.behind.Round(time.Millisecond).String(), mib(got.memory), spent, group(limit) + "/s",
 		})
 		b.reachFlow(env == nil, rate, got)
 		if rate >= 500 && !got.sustained() {
 			break
 		}
 	}
+	p, err := d.profile(ctx, b)
+	if err != nil {
+		return fmt.Errorf("%s: %w", where, err)
+	}
+	*profiles = append(*profiles, p)
 	return nil
+}
+
+// profile has the binary profile itself under a load that the figures above do
+// not count, and until that is worked off.
+func (d *deployment) profile(ctx context.Context, b *bench) (p flowProfile, err error) {
+	p.where, p.rate = d.where, 500
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		p.profile, err = fetchProfile(ctx, d.admin, 2*b.size.flow)
+		return err
+	})
+	got, err := d.load(ctx, b, p.rate)
+	p.orders = got.orders
+	return p, errors.Join(err, g.Wait())
 }
 
 func (b *bench) reachFlow(embedded bool, rate int, got flowResult) {
@@ -200,6 +235,8 @@ func (d *deployment) ready(ctx context.Context) error {
 // A flowResult is what one rate came to.
 type flowResult struct {
 	rate      int
+	orders    int
+	effort    effort        // for all of them
 	answered  lags          // from the appointed time to the 201
 	paid      lags          // from the 201 to a reader's receipt of OrderPaid
 	behind    time.Duration // from the last order to the last message
@@ -216,11 +253,11 @@ func (f flowResult) String() string {
 
 // load places orders at a rate and waits until all are paid and told.
 func (d *deployment) load(ctx context.Context, b *bench, rate int) (f flowResult, err error) {
-	f.rate = rate
 	n := int(b.size.flow.Seconds() * float64(rate))
 	if rate == 1500 {
 		n = n * 2 / 3
 	}
+	f.rate, f.orders = rate, n
 	payments, err := watchPayments(ctx, d.brokers)
 	if err != nil {
 		return f, err
@@ -233,6 +270,10 @@ func (d *deployment) load(ctx context.Context, b *bench, rate int) (f flowResult
 	stopLooking := d.watchMemory(&f.memory)
 	defer stopLooking()
 	placed := make([]placedOrder, n)
+	spent, err := b.spend(d.child.cmd.Process.Pid, d.kafkaPID)
+	if err != nil {
+		return f, err
+	}
 	began := time.Now()
 	first := d.next
 	d.next += n
@@ -241,6 +282,9 @@ func (d *deployment) load(ctx context.Context, b *bench, rate int) (f flowResult
 	told, err := messages.await(ctx, 4*n, b.size.catchUp)
 	stopLooking()
 	if err != nil {
+		return f, err
+	}
+	if f.effort, err = spent(); err != nil {
 		return f, err
 	}
 	got := payments.all(ctx, n, b.size.catchUp)

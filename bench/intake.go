@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type intakeOrder struct {
 	HTTP    bool // over a socket, client and server in one process
 	Clients int
 	Length  time.Duration
+	Profile string // the file for one; none when empty
 }
 
 // An intakeResult is what a closed loop of clients came to.
@@ -36,6 +38,9 @@ type intakeResult struct {
 	Orders    int
 	PerSecond float64
 	P50, P99  time.Duration
+	Stored    int // with those that warmed it up
+
+	effort effort // for all that are stored, the clients' in ours
 }
 
 // intakePart places orders with 32 clients, each of whom waits for his 201.
@@ -68,6 +73,9 @@ func intakePart(ctx context.Context, b *bench) error {
 			}
 		}
 		b.intakeTable(engine, rounds)
+		if err := b.profileIntake(ctx, engine); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -80,9 +88,29 @@ func (b *bench) takeIn(ctx context.Context, engine string, order intakeOrder) (g
 	if err != nil {
 		return got, err
 	}
-	err = c.read(&got)
+	spent, err := b.spend(c.cmd.Process.Pid, 0)
+	if err == nil {
+		err = c.read(&got)
+	}
+	if err == nil {
+		got.effort, err = spent()
+	}
 	_, e := c.stop()
 	return got, errors.Join(err, e)
+}
+
+// profileIntake tells where the processor time of ours goes, in a run of its own.
+func (b *bench) profileIntake(ctx context.Context, engine string) error {
+	file := b.path("intake.pprof")
+	got, err := b.takeIn(ctx, engine, intakeOrder{Clients: 32, Length: b.size.intake, Profile: file})
+	if err != nil {
+		return fmt.Errorf("profile intake on %s: %w", engine, err)
+	}
+	profiled, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("profile intake on %s: %w", engine, err)
+	}
+	return b.report.fieldTable("ours, "+engine, profiled, got.Stored)
 }
 
 // emptyDatabase makes a new one.
@@ -117,17 +145,20 @@ func playIntake(ctx context.Context, text json.RawMessage, _ func(any) error) (_
 		defer func() { err = errors.Join(err, stop()) }()
 		place = served
 	}
-	got, err := customers(ctx, place, o.Clients, o.Length)
+	stop, err := profileTo(o.Profile)
 	if err != nil {
 		return nil, err
 	}
-	// nothing counts that is not in the database
-	var stored int
-	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM orders`).Scan(&stored); err != nil {
+	got, err := customers(ctx, place, o.Clients, o.Length)
+	if err := errors.Join(err, stop()); err != nil {
 		return nil, err
 	}
-	if stored < got.Orders {
-		return nil, fmt.Errorf("%d orders were accepted and %d are stored", got.Orders, stored)
+	// nothing counts that is not in the database
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM orders`).Scan(&got.Stored); err != nil {
+		return nil, err
+	}
+	if got.Stored < got.Orders {
+		return nil, fmt.Errorf("%d orders were accepted and %d are stored", got.Orders, got.Stored)
 	}
 	return got, nil
 }

@@ -147,7 +147,7 @@ func (b *bench) latencyTable() {
 }
 
 func (b *bench) intakeTable(engine string, rounds map[string][]intakeResult) {
-	rows := [][]string{{engine + ", 32 clients", "rounds", "orders/s", "ratio", "p50", "p99"}}
+	rows := [][]string{{engine + ", 32 clients", "rounds", "orders/s", "ratio", "p50", "p99", "processor µs an order: ours + PostgreSQL", "enough for"}}
 	rates := func(name string) (v []float64) {
 		for _, r := range rounds[name] {
 			v = append(v, r.PerSecond)
@@ -164,9 +164,11 @@ func (b *bench) intakeTable(engine string, rounds map[string][]intakeResult) {
 		for _, r := range all {
 			p50, p99 = append(p50, float64(r.P50)), append(p99, float64(r.P99))
 		}
+		last := all[len(all)-1]
+		spent, limit := last.effort.an(last.Stored)
 		rows = append(rows, []string{
 			name, fmt.Sprint(len(all)), group(median(rates(name))), times(ratio(rates(name), base)),
-			msOf(median(p50)), msOf(median(p99)),
+			msOf(median(p50)), msOf(median(p99)), spent, group(limit) + "/s",
 		})
 	}
 	b.report.table(rows...)
@@ -199,7 +201,7 @@ func (b *bench) consumerTable(where string, rounds map[string][]float64) {
 }
 
 func (b *bench) chainTable(where string, results map[string][]chainResult) {
-	rows := [][]string{{where, "orders/s placed", "events/s received", "behind at the end", "p50 / p99 of an order", "ratio"}}
+	rows := [][]string{{where, "orders/s placed", "events/s received", "behind at the end", "p50 / p99 of an order", "ratio", "processor µs an order: ours + PostgreSQL + Kafka", "enough for"}}
 	rate := func(name string) (placed, received []float64) {
 		for _, r := range results[name] {
 			placed, received = append(placed, r.Placed.PerSecond), append(received, r.PerSecond)
@@ -213,9 +215,11 @@ func (b *bench) chainTable(where string, results map[string][]chainResult) {
 		}
 		placed, received := rate(name)
 		worst := slices.MaxFunc(results[name], func(x, y chainResult) int { return int(x.Behind - y.Behind) })
+		last := results[name][len(results[name])-1]
+		spent, limit := last.effort.an(last.Placed.Stored)
 		rows = append(rows, []string{
 			name, group(median(placed)), group(median(received)), worst.Behind.Round(time.Millisecond).String(),
-			ms(worst.Placed.P50) + " / " + ms(worst.Placed.P99), times(ratio(received, base)),
+			ms(worst.Placed.P50) + " / " + ms(worst.Placed.P99), times(ratio(received, base)), spent, group(limit) + "/s",
 		})
 		if name == "ours" && where == "PostgreSQL → Kafka" {
 			got := median(received)
