@@ -30,6 +30,9 @@ var secrets = map[string]string{
 	"SMS_URL":              "http://sms:80/sms/messages",
 }
 
+// nowhere is a folder that nobody can make: on a pod's own disk no order may stand.
+const nowhere = "/proc/none"
+
 // A container is one that runs the program.
 type container struct {
 	name        string
@@ -121,6 +124,9 @@ func charted(file string) ([]container, error) {
 			env := maps.Clone(secrets)
 			for _, v := range c.Env {
 				env[v.Name] = v.Value
+			}
+			if env["DATA_DIR"] != nowhere {
+				return nil, fmt.Errorf("%s: DATA_DIR is %q, where orders would go if its Secret lacked DATABASE_URL, and end with the pod", doc.Metadata.Name, env["DATA_DIR"])
 			}
 			out = append(out, container{"chart " + doc.Metadata.Name, env})
 		}
