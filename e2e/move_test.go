@@ -67,6 +67,9 @@ func TestMove(t *testing.T) {
 				t.Errorf("%v: %s rows of %s did not come along: %s", try.args, rows, table, said)
 			}
 		}
+		if warned := strings.Contains(said, "nothing may start before these are moved"); warned != (try.moved == 1) {
+			t.Errorf("%v: warned of the services that are left: %v: %s", try.args, warned, said)
+		}
 		if code != 0 || strings.Count(said, `"service moved"`) != try.moved || strings.Count(said, `"service was moved before"`) != try.before {
 			t.Fatalf("%v: exit %d, want %d services moved and %d before: %s", try.args, code, try.moved, try.before, said)
 		}
