@@ -53,7 +53,11 @@ env:
   {{- if eq .services "frontend" }}
   {{- $_ := set $own "ORDER_URL" (printf "http://%s-order:8080" .root.Release.Name) }}
   {{- end }}
-  {{- range $key, $value := merge (dict) (.service.config | default dict) .root.Values.config $own }}
+  {{- $all := dict }}
+  {{- range $options := list $own .root.Values.config (.service.config | default dict) }}{{- /* merge would not let 0 and false win */}}
+  {{- range $key, $value := $options }}{{- $_ := set $all $key $value }}{{- end }}
+  {{- end }}
+  {{- range $key, $value := $all }}
   - { name: {{ $key }}, value: {{ ternary (int64 $value) $value (kindIs "float64" $value) | toString | quote }} }
   {{- end }}
 volumeMounts:
