@@ -232,6 +232,90 @@ func TestSMTPReusesConnections(t *testing.T) {
 	}
 }
 
+// A server that takes three connections and answers 421 to more, as Postfix
+// does at 50, gets all mails over the three, and none is put off.
+func TestSMTPTooManyConnections(t *testing.T) {
+	server := newMailServer(t)
+	address := strings.TrimPrefix(server.url, "smtp://")
+	var open, most, refused atomic.Int32
+	ln := listen(t)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			if n := open.Add(1); n > 3 {
+				open.Add(-1)
+				refused.Add(1)
+				_, _ = io.WriteString(conn, "421 4.7.0 mail.test Error: too many connections\r\n") // who has gone needs no answer
+				_ = conn.Close()
+				continue
+			} else if n > most.Load() {
+				most.Store(n)
+			}
+			serving.Go(func() {
+				defer open.Add(-1)
+				relay(t, conn, address)
+			})
+		}
+	})
+	sender := newTestSMTP(t, "smtp://"+ln.Addr().String())
+	send := func(from, to int) int32 {
+		before := refused.Load()
+		var sending sync.WaitGroup
+		for i := from; i < to; i++ {
+			sending.Go(func() {
+				if r := sender.Send(t.Context(), testMail(fmt.Sprintf("id-%d", i))); r.Outcome != Accepted {
+					t.Errorf("Send = %+v", r)
+				}
+			})
+		}
+		sending.Wait()
+		return refused.Load() - before
+	}
+	if n := send(0, 20); n == 0 {
+		t.Error("no connection was refused")
+	}
+	if n := send(20, 220); n > 20 { // some, for those that are replaced after 100 mails
+		t.Errorf("%d connections were refused although it was known that the server wants no more", n)
+	}
+	if n := len(server.received()); n != 220 {
+		t.Errorf("received %d mails, want 220", n)
+	}
+	if n := most.Load(); n != 3 {
+		t.Errorf("%d connections at once, want 3", n)
+	}
+	// the last one is given back after its mail was answered
+	sender.pool.close()
+	if err := ln.Close(); err != nil {
+		t.Error(err)
+	}
+	serving.Wait()
+	if sender.pool.open != 0 {
+		t.Errorf("%d connections are counted as open", sender.pool.open)
+	}
+}
+
+// relay passes on what is said on conn and at the address until either hangs up.
+func relay(t *testing.T, conn net.Conn, address string) {
+	to, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Error(err)
+		_ = conn.Close()
+		return
+	}
+	var both sync.WaitGroup
+	for _, way := range [][2]net.Conn{{conn, to}, {to, conn}} {
+		both.Go(func() {
+			_, _ = io.Copy(way[0], way[1]) // its end is all it has to tell
+			_, _ = way[0].Close(), way[1].Close()
+		})
+	}
+	both.Wait()
+}
+
 func TestSMTPKeptConnectionThatDiedIsReplaced(t *testing.T) {
 	server := newMailServer(t)
 	gate := newGate(t, strings.TrimPrefix(server.url, "smtp://"))

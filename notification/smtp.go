@@ -20,10 +20,13 @@ const (
 	quitTimeout  = 2 * time.Second
 	idleLimit    = 30 * time.Second // servers hang up on silent clients after minutes
 	mailsPerConn = 100              // many servers allow no more
+	mostFor      = time.Minute      // how long it is minded that a server wants no more connections
 )
 
 // An smtpPool keeps connections to one mail server for the next mail. There
-// are as many as are in use at once.
+// are as many as are in use at once, or as the server allows: where it refuses
+// one more (Postfix has 50 for a client unless told otherwise), mails wait for
+// those that are open, and nothing is counted as a failure.
 type smtpPool struct {
 	host    string
 	options []mail.Option
@@ -32,10 +35,16 @@ type smtpPool struct {
 	mu     sync.Mutex
 	idle   []*smtpConn // the last one given back is taken first
 	closed bool
+	open   int           // connections, those that are being made as well
+	most   int           // that the server has allowed, until
+	until  time.Time     // then
+	freed  chan struct{} // closed when one is given back or ends; nil when nobody waits
 }
 
 // An smtpConn is a connection that is greeted, encrypted and logged in.
 type smtpConn struct {
+	pool   *smtpPool
+	ended  sync.Once
 	client *smtp.Client
 	raw    net.Conn
 	mails  int         // begun on it
@@ -48,9 +57,21 @@ type smtpConn struct {
 // take is a kept connection that still answers, or a new one.
 func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
 	for {
-		c := p.pop()
+		c, freed := p.pop()
+		if freed != nil {
+			select {
+			case <-freed:
+				continue
+			case <-ctx.Done():
+				return nil, fmt.Errorf("connect: wait for one of the connections that the server allows: %w", ctx.Err())
+			}
+		}
 		if c == nil {
-			return p.dial(ctx)
+			c, err := p.dial(ctx)
+			if err != nil && p.refused(err) {
+				continue
+			}
+			return c, err
 		}
 		// one that was used a moment ago is only asked when something must be forgotten
 		if !c.unfinished && time.Since(c.since) < askAfter || c.alive(ctx) {
@@ -61,16 +82,52 @@ func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
 	}
 }
 
-func (p *smtpPool) pop() *smtpConn {
+// pop is a kept connection, or nothing: then one may be made, or freed is to be
+// waited for.
+func (p *smtpPool) pop() (c *smtpConn, freed <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.idle) == 0 {
-		return nil
+		if p.open >= p.most && time.Now().Before(p.until) {
+			if p.freed == nil {
+				p.freed = make(chan struct{})
+			}
+			return nil, p.freed
+		}
+		p.open++
+		return nil, nil
 	}
-	c := p.idle[len(p.idle)-1]
+	c = p.idle[len(p.idle)-1]
 	p.idle = p.idle[:len(p.idle)-1]
 	c.expiry.Stop()
-	return c
+	return c, nil
+}
+
+// refused notes that the server wants no more connections than are open. It
+// reports false when there is none that could be waited for, or err is another.
+func (p *smtpPool) refused(err error) bool {
+	if replyCode(err) != 421 {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.most, p.until = p.open, time.Now().Add(mostFor)
+	return p.open > 0
+}
+
+// free wakes those who wait for a connection; the caller has locked mu.
+func (p *smtpPool) free() {
+	if p.freed != nil {
+		close(p.freed)
+		p.freed = nil
+	}
+}
+
+func (p *smtpPool) ended() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.open--
+	p.free()
 }
 
 // give keeps a connection for the next mail.
@@ -81,6 +138,7 @@ func (p *smtpPool) give(c *smtpConn) {
 		c.since = time.Now()
 		c.expiry = time.AfterFunc(idleLimit, func() { p.expire(c) })
 		p.idle = append(p.idle, c)
+		p.free()
 	}
 	p.mu.Unlock()
 	if !keep {
@@ -117,7 +175,7 @@ func (p *smtpPool) close() {
 // connected, and leaves the socket open when the server refuses it later, so
 // the socket is kept here as well.
 func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
-	c := &smtpConn{mails: 1}
+	c := &smtpConn{pool: p, mails: 1}
 	stop := func() bool { return true }
 	client, err := mail.NewClient(p.host, append(slices.Clone(p.options), mail.WithDialContextFunc(
 		func(dialing context.Context, network, addr string) (net.Conn, error) {
@@ -135,9 +193,7 @@ func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		if c.raw != nil {
-			c.drop()
-		}
+		c.drop()
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	return c, nil
@@ -168,12 +224,14 @@ func (c *smtpConn) alive(ctx context.Context) bool {
 // quit says good-bye and hangs up.
 func (c *smtpConn) quit() {
 	err := c.raw.SetDeadline(time.Now().Add(quitTimeout))
-	if err = errors.Join(err, c.client.Quit()); err != nil {
-		c.drop() // a polite end is all that is missing
-	}
+	_ = errors.Join(err, c.client.Quit()) // a polite end is all that may be missing
+	c.drop()
 }
 
 // drop hangs up.
 func (c *smtpConn) drop() {
-	_ = c.raw.Close() // nothing was entrusted to it that a failing close could lose
+	if c.raw != nil {
+		_ = c.raw.Close() // nothing was entrusted to it that a failing close could lose
+	}
+	c.ended.Do(c.pool.ended)
 }
