@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 )
 
 // errDamaged says that a file holds a line, not its last, that cannot be read.
@@ -28,7 +29,11 @@ type journal struct {
 
 	synced  int64         // what is before it is on disk; guarded by write
 	syncing chan struct{} // closed by the one who syncs when he has; nil when nobody does
+	linger  time.Duration // before the next sync; see flush
 }
+
+// maxLinger bounds how much later an answer is for having shared its sync.
+const maxLinger = 3 * time.Millisecond
 
 // openJournal opens or creates the file and hands each of its lines to load.
 // A torn last line is cut off; a damaged one before it is an error.
@@ -175,10 +180,10 @@ func (j *journal) sync(end int64) error {
 			return j.broken
 		case j.syncing == nil:
 			j.syncing = make(chan struct{})
-			size, applies := j.size, j.applies
-			j.applies = nil
+			linger := j.linger
 			j.write.Unlock()
-			j.flush(size, applies)
+			time.Sleep(linger)
+			j.flush()
 		default:
 			syncing := j.syncing
 			j.write.Unlock()
@@ -187,9 +192,17 @@ func (j *journal) sync(end int64) error {
 	}
 }
 
-// flush syncs what is before size, and makes it visible.
-func (j *journal) flush(size int64, applies []func()) {
+// flush syncs what is written, and makes it visible. Where several waited for
+// it the next one lingers as long as it took, so that more share it: the disk
+// has others to serve.
+func (j *journal) flush() {
+	j.write.Lock()
+	size, applies := j.size, j.applies
+	j.applies = nil
+	j.write.Unlock()
+	began := time.Now()
 	err := j.file.Sync()
+	took := time.Since(began)
 	if err == nil {
 		for _, apply := range applies {
 			apply()
@@ -201,6 +214,10 @@ func (j *journal) flush(size int64, applies []func()) {
 		j.broken = fmt.Errorf("keep evidence: %w", err)
 	} else {
 		j.synced = size
+	}
+	j.linger = 0
+	if len(applies) > 1 {
+		j.linger = min(took, maxLinger)
 	}
 	close(j.syncing)
 	j.syncing = nil
