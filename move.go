@@ -1,6 +1,7 @@
 package pizzaflow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -40,7 +42,9 @@ type moving struct {
 // side: the files are locked, and a target that was ever used is refused, with
 // sqldb.ErrNotEmpty. Each service moves in one transaction, so after a crash
 // the same call goes on: a service that is there already, row for row, stays
-// as it is. The source is brought up to date and else only read.
+// as it is. The source is brought up to date and else only read; a file beside
+// it says that it was moved, and then nothing starts on it. Orders move last:
+// without them nobody can be charged twice by what runs there too early.
 //
 // The outbox comes along as it is. Relays that find the topics of another
 // cluster publish all retained events again, and the inboxes, which have
@@ -60,6 +64,9 @@ func (m Move) Migrate(ctx context.Context, log *slog.Logger) (tables []MovedTabl
 	for _, p := range parts {
 		copied, err := p.run(ctx, log.With("service", p.service))
 		if err != nil {
+			return nil, fmt.Errorf("move %s: %w", p.service, err)
+		}
+		if err := markMoved(p.file); err != nil {
 			return nil, fmt.Errorf("move %s: %w", p.service, err)
 		}
 		for _, t := range copied {
@@ -124,7 +131,42 @@ func (m Move) parts() ([]moving, error) {
 	if len(out) > 1 && out[0].to == out[1].to {
 		return nil, bad("--to", "names a search_path, which is one service's: name it with --service")
 	}
+	slices.SortStableFunc(out, func(a, b moving) int { return cmp.Compare(last(a), last(b)) })
 	return out, nil
+}
+
+// last is 1 for the service that moves after the others.
+func last(p moving) int {
+	if p.service == "order" {
+		return 1
+	}
+	return 0
+}
+
+// movedFile stands beside the file of a service that was moved.
+const movedFile = ".moved"
+
+func markMoved(file string) error {
+	f, err := os.OpenFile(file+movedFile, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "moved to PostgreSQL at %s\n", time.Now().UTC().Format(time.RFC3339))
+	return errors.Join(err, f.Sync(), f.Close())
+}
+
+// notMoved refuses a service's file that was moved: two systems with the same
+// orders would charge and tell each customer twice.
+func notMoved(file string) error {
+	switch said, err := os.ReadFile(file + movedFile); {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	default:
+		return fmt.Errorf("it was %s, and started here as well it would charge customers twice: set DATABASE_URL, or delete %s to give the move up",
+			strings.TrimSpace(string(said)), file+movedFile)
+	}
 }
 
 func (p moving) run(ctx context.Context, log *slog.Logger) (tables []sqldb.Copied, err error) {

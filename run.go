@@ -355,6 +355,9 @@ func (p *process) lock(service string) error {
 		return bad("DATA_DIR", "%s.db: %w", service, err)
 	}
 	p.closers = append(p.closers, l)
+	if err := notMoved(path); err != nil {
+		return bad("DATA_DIR", "%s.db: %w", service, err)
+	}
 	return nil
 }
 

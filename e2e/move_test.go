@@ -85,6 +85,15 @@ func TestMove(t *testing.T) {
 	if code, said := d.tool(t, move...); code != 1 || !strings.Contains(said, "the target is not empty") {
 		t.Errorf("moved over a system that has gone on: exit %d: %s", code, said)
 	}
+	for _, service := range []string{"order", "payment", "notification"} {
+		old := []string{
+			"run", "--services", service, "--data-dir", d.dir, "--kafka-brokers", "127.0.0.1:1", "--http-addr", "127.0.0.1:0", "--admin-addr", "127.0.0.1:0",
+			"--payment-provider-url", "sandbox://127.0.0.1:1", "--smtp-url", "smtp://127.0.0.1:1", "--sms-url", "http://127.0.0.1:1",
+		}
+		if code, said := d.tool(t, old...); code != 2 || !strings.Contains(said, "DATA_DIR: "+service+".db: it was moved to PostgreSQL") {
+			t.Errorf("the old %s was started again: exit %d: %s", service, code, said)
+		}
+	}
 }
 
 // tables are the tables of all services, "service +table", and how many rows
