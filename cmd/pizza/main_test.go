@@ -283,6 +283,7 @@ func TestReady(t *testing.T) {
 		t.Fatal(err)
 	}
 	cleanEnvironment(t, map[string]string{"ADMIN_ADDR": ":" + port})
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1") // is not for this
 	ask := func() int { return run(t.Context(), []string{"ready"}, io.Discard, io.Discard) }
 	if code := ask(); code != exitFailed {
 		t.Errorf("before the start: exit %d, want %d", code, exitFailed)

@@ -33,7 +33,7 @@ func (readyCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return fmt.Errorf("ask whether it is ready: %w", err)
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // a proxy is for others
 	if err != nil {
 		return fmt.Errorf("ask whether it is ready: %w", err)
 	}

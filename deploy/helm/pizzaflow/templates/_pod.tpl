@@ -37,7 +37,9 @@ volumes:
 {{- define "pizzaflow.container" -}}
 name: {{ .name }}
 image: "{{ .root.Values.image.repository }}:{{ .root.Values.image.tag | default .root.Chart.AppVersion }}"
-imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+{{- with .root.Values.image.pullPolicy }}
+imagePullPolicy: {{ . }}
+{{- end }}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
