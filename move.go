@@ -22,6 +22,7 @@ type Move struct {
 	From     string   // sqlite:FOLDER, a DATA_DIR, or sqlite:FILE of one service
 	To       string   // postgres://…, where each service gets its schema unless the URL names one
 	Services []string // which; none are all that have tables
+	Config   Config   // what the services will be started with: one whose own URL is To uses it as it is
 }
 
 // A MovedTable is a table as it stands at the end of a Move on either side.
@@ -121,7 +122,11 @@ func (m Move) parts() ([]moving, error) {
 		if _, err := os.Stat(file); err != nil { // opening it would make it
 			return nil, bad("--from", "%w; without it, name the services that move with --service", err)
 		}
-		out = append(out, moving{s.name, s.schema, file, target.databaseURL(s.name)})
+		to := target.databaseURL(s.name)
+		if m.Config.ownDatabaseURL(s.name) == m.To {
+			to = m.To
+		}
+		out = append(out, moving{s.name, s.schema, file, to})
 	}
 	for _, name := range m.Services {
 		if !known[name] {

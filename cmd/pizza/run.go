@@ -37,7 +37,7 @@ func (c migrateCmd) Run(ctx context.Context, p *program) error {
 	case c.From == "" || c.To == "":
 		return fmt.Errorf("%w: --from and --to belong together", errUsage)
 	}
-	tables, err := pizzaflow.Move{From: c.From, To: c.To, Services: c.Service}.Migrate(ctx, p.log)
+	tables, err := pizzaflow.Move{From: c.From, To: c.To, Services: c.Service, Config: p.cfg}.Migrate(ctx, p.log)
 	if err != nil {
 		return err
 	}
