@@ -17,7 +17,10 @@ RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -ldflags=
  && cp /etc/ssl/certs/ca-certificates.crt /root.fs/etc/ssl/certs/
 
 FROM scratch
-COPY --from=build --chown=65532:65532 /root.fs/ /
+COPY --from=build /root.fs/usr /usr
+COPY --from=build /root.fs/etc /etc
+COPY --from=build --chown=65532:65532 /root.fs/data /data
+COPY --from=build --chmod=1777 /root.fs/tmp /tmp
 USER 65532:65532
 # The container's own network is what loopback is to a machine: publish 8080, and keep 8081 for operators.
 ENV HTTP_ADDR=:8080 ADMIN_ADDR=:8081 SANDBOX_ADDR=:8082 DATA_DIR=/data/pizza LOG_FORMAT=json
