@@ -137,13 +137,11 @@ func (l *Log) Append(line *Line) error {
 		l.batch = &batch{done: make(chan struct{})}
 	}
 	mine := l.batch
-	if !l.busy { // the first who comes writes, for all who come until nobody does
+	if !l.busy { // whoever appended would write for those behind him, and his order would wait for them
 		l.busy = true
-		l.mu.Unlock()
-		l.flush()
-	} else {
-		l.mu.Unlock()
+		go l.flush()
 	}
+	l.mu.Unlock()
 	<-mine.done
 	return mine.err
 }

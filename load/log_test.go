@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -97,5 +98,31 @@ func TestLogKeepsEveryLineOfMany(t *testing.T) {
 	}
 	if _, err := CreateLog(path); !errors.Is(err, os.ErrExist) {
 		t.Errorf("%v: the log of another run must not be touched", err)
+	}
+}
+
+// Whoever appends goes on as soon as his own line is on disk, however many come
+// after him.
+func TestNobodyWritesForOthersInsteadOfGoingOn(t *testing.T) {
+	const writers, enough = 64, 8000
+	log, _ := newLog(t)
+	var all atomic.Int64
+	var each [writers]int
+	var work sync.WaitGroup
+	for n := range writers {
+		work.Go(func() {
+			for all.Add(1) < enough {
+				if err := log.Append(&Line{Kind: KindAttempt, Key: "k", At: time.Unix(1, 0)}); err != nil {
+					t.Error(err)
+				}
+				each[n]++
+			}
+		})
+	}
+	work.Wait()
+	for n, lines := range each {
+		if lines < enough/writers/2 {
+			t.Errorf("writer %d wrote %d lines, of %v", n, lines, each)
+		}
 	}
 }
