@@ -10,11 +10,15 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/event"
 )
+
+// stalled is how long a broker may be silent about records that it has.
+const stalled = time.Minute
 
 var topics = []string{event.OrderTopic, event.PaymentTopic}
 
@@ -43,7 +47,8 @@ func ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
 // copyTopics copies the records up to where the topics end now. What lies
 // before early was there when nothing else had been read.
 func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm.ListedOffsets) error {
-	client, err := kgo.NewClient(options...)
+	// a control record may be the last of a partition, which would not end without it
+	client, err := kgo.NewClient(slices.Concat(options, []kgo.Opt{kgo.KeepControlRecords()})...)
 	if err != nil {
 		return fmt.Errorf("read the topics: %w", err)
 	}
@@ -77,9 +82,9 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 	var starts []kgo.Record // of the partitions
 	err = e.fill(ctx, "records", 10, func(put func(...any) error) error {
 		for remaining > 0 {
-			fetches := client.PollFetches(ctx)
-			if err := fetches.Err0(); err != nil {
-				return fmt.Errorf("read the topics: %w", err)
+			fetches, err := poll(ctx, client)
+			if err != nil {
+				return fmt.Errorf("read the topics: %d partitions are not read to their end: %w", remaining, err)
 			}
 			var failed error
 			fetches.EachPartition(func(p kgo.FetchTopicPartition) {
@@ -91,6 +96,9 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 					}
 					if begin, _ := first.Lookup(p.Topic, p.Partition); r.Offset == begin.Offset {
 						starts = append(starts, kgo.Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp})
+					}
+					if r.Attrs.IsControl() {
+						continue
 					}
 					before, _ := early.Lookup(r.Topic, r.Partition)
 					failed = errors.Join(failed, put(append(describe(r), boolean(r.Offset < before.Offset))...))
@@ -127,6 +135,15 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 	})
 }
 
+// poll returns what is read next. Where nothing comes for stalled, nothing more
+// will.
+func poll(ctx context.Context, client *kgo.Client) (kgo.Fetches, error) {
+	ctx, cancel := context.WithTimeout(ctx, stalled)
+	defer cancel()
+	fetches := client.PollFetches(ctx)
+	return fetches, fetches.Err0()
+}
+
 // describe is a record as evidence. Of one that is no envelope there is only
 // where it is.
 func describe(r *kgo.Record) []any {
@@ -137,7 +154,9 @@ func describe(r *kgo.Record) []any {
 		Timestamp   time.Time       `json:"timestamp"`
 		EventData   json.RawMessage `json:"event_data"`
 	}
-	if err := json.Unmarshal(r.Value, &m); err != nil {
+	err := json.Unmarshal(r.Value, &m)
+	id, e := uuid.Parse(m.EventID)
+	if m.EventID = id.String(); err != nil || e != nil {
 		m.EventID = "" // it is told as one without a row
 	}
 	if m.Timestamp.IsZero() {
