@@ -44,7 +44,7 @@ func library(service string) []source {
 			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`},
 		{"floors", 2, `SELECT '` + service + `', floor FROM outbox_lease WHERE id = 1`},
 		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`},
-		{"parked", 3, `SELECT consumer, event_id, state FROM parked_records`},
+		{"parked", 7, `SELECT consumer, event_id, state, topic, partition, record_offset, key FROM parked_records`},
 	}
 }
 

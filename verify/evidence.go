@@ -26,7 +26,7 @@ var tables = []string{
 		published INTEGER, blocked INTEGER, created_at INTEGER)`,
 	`CREATE TABLE floors (service TEXT PRIMARY KEY, floor INTEGER)`, // up to where all events are published, and may have been pruned
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
-	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT)`,
+	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT, topic TEXT, part INTEGER, pos INTEGER, key TEXT)`,
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
 		early INTEGER)`, // early: was there before the databases were read
 	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
@@ -42,11 +42,12 @@ var indexes = []string{
 	`CREATE INDEX history_order ON history (order_id)`, `CREATE INDEX events_id ON events (id)`, `CREATE INDEX events_aggregate ON events (aggregate)`,
 	`CREATE INDEX records_event ON records (event_id)`, `CREATE INDEX records_key ON records (topic, key)`, `CREATE INDEX payments_order ON payments (order_id)`,
 	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
+	`CREATE INDEX parked_place ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
-	// since when a service has all rows of its events; rows that are blocked stay
-	// behind when those around them go
+	// since when a service has all rows of its events, and a minute for clocks that
+	// differ; rows that are blocked stay behind when those around them go
 	`CREATE TABLE kept AS SELECT f.service, CASE WHEN MIN(e.seq) = 1 OR f.floor = 0 THEN 0
-		ELSE COALESCE(MIN(e.created_at) + 1, (SELECT at FROM began)) END AS since
+		ELSE COALESCE(MIN(e.created_at) + 60000000, (SELECT at FROM began)) END AS since
 		FROM floors f LEFT JOIN events e ON e.service = f.service AND e.blocked = 0 GROUP BY f.service`,
 	`ANALYZE`,
 }

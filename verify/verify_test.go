@@ -26,7 +26,8 @@ var sound = []string{
 	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, 1 FROM records WHERE event_id = 'e1'`, // it may come again
 	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
 	`INSERT INTO inbox SELECT DISTINCT s.consumer, r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type`,
-	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id, t.type, c.channel, 'sent', 1000
+	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id,
+		CASE t.type WHEN 'payment' THEN CASE o.status WHEN 'paid' THEN 'payment_confirmation' ELSE 'payment_failed' END ELSE t.type END, c.channel, 'sent', 1000
 		FROM orders o, (SELECT 'email' AS channel UNION SELECT 'sms') c, (SELECT 'order_confirmation' AS type UNION SELECT 'payment') t`,
 	`INSERT INTO messages SELECT channel, id FROM deliveries`,
 	`INSERT INTO charges VALUES ('c1', 'o1', 'succeeded', 100, 'RUB', 0), ('c2', 'o2', 'declined', 200, 'RUB', 0)`,
@@ -67,6 +68,17 @@ var plant = []struct{ statement, seen string }{
 	},
 	{`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'Later', 1, x'09', 1000, 0)`, ``}, // its row was read before it was written
 	{`UPDATE records SET pos = 0 WHERE event_id = 'e3'`, `first occurrences are in order`},
+	{`UPDATE records SET pos = 0 WHERE event_id = 'e3'; UPDATE records SET pos = pos - 20 WHERE event_id = 'e1' AND pos > 10`, ``},
+	{`DELETE FROM records WHERE event_id = 'e1'`, `published events are on their topic, first occurrences are in order`},
+	{ // an operator gave the first up
+		`UPDATE events SET blocked = 1, published = 0 WHERE id = 'e1'; DELETE FROM records WHERE event_id = 'e1'`, ``,
+	},
+	{ // the retention took the first time it was there
+		`UPDATE partitions SET first = 2, since = 1500 WHERE topic = 'order-events'; DELETE FROM records WHERE event_id = 'e1' AND pos < 10`, ``,
+	},
+	{ // another machine's clock
+		`UPDATE orders SET created_at = 1500 WHERE id = 'o1'; UPDATE records SET at = 1500 WHERE event_id = 'e1'; DELETE FROM events WHERE id = 'e1'`, ``,
+	},
 	{`UPDATE records SET part = 1 WHERE event_id = 'e3'`, `a key has one partition`},
 	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
 	{`INSERT INTO charges VALUES ('c3', 'o1', 'succeeded', 100, 'RUB', 100)`, `one charge for an order`},
@@ -81,13 +93,31 @@ var plant = []struct{ statement, seen string }{
 	{`UPDATE orders SET payment_id = 'p9' WHERE id = 'o1'`, `paid orders have their payment`},
 	{`INSERT INTO refunds VALUES ('r1', 'p2', 'pending')`, `payments are settled`},
 	{`DELETE FROM inbox WHERE consumer = 'order-service' AND event_id = 'e5'`, `records are handled`},
-	{`DELETE FROM inbox WHERE consumer = 'order-service' AND event_id = 'e5'; INSERT INTO parked VALUES ('order-service', 'e5', 'dead')`, ``},
-	{`INSERT INTO parked VALUES ('order-service', 'e5', 'retrying')`, `nothing is retried`},
+	{`DELETE FROM inbox WHERE consumer = 'order-service' AND event_id = 'e5'; INSERT INTO parked VALUES ('order-service', 'e5', 'dead', 'payment-events', 0, 1, 'p1')`, ``},
+	{`INSERT INTO parked VALUES ('order-service', 'e5', 'retrying', 'payment-events', 0, 1, 'p1')`, `nothing is retried`},
+	{`INSERT INTO parked VALUES ('order-service', 'e5', 'waiting', 'payment-events', 0, 1, 'p1'), ('order-service', 'e9', 'dead', 'payment-events', 0, 0, 'p1')`, ``},
+	{
+		`INSERT INTO parked VALUES ('order-service', 'e5', 'waiting', 'payment-events', 0, 1, 'p1'), ('order-service', 'e9', 'dead', 'payment-events', 0, 0, 'p2')`,
+		`nothing is retried`,
+	},
+	{ // long after, on a topic that keeps its records for longer than an inbox
+		`UPDATE began SET at = 1400000000000; DELETE FROM inbox; DELETE FROM events`, ``,
+	},
+	{ // nobody's record, dead-lettered under an id made for it
+		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', '', 'OrderCreated', 0, x'09', 1000, 1);
+		INSERT INTO parked SELECT consumer, 'made', 'dead', topic, 0, 99, 'x' FROM subscriptions WHERE type = 'OrderCreated'`,
+		`records come from the outbox`,
+	},
 	{
 		`INSERT INTO deliveries SELECT id || 'again', order_id, type, channel, status, sent_at FROM deliveries LIMIT 1; INSERT INTO messages SELECT channel, id FROM deliveries`,
 		`a message once, customers are told`,
 	},
-	{`DELETE FROM deliveries WHERE order_id = 'o1' AND channel = 'sms' AND type = 'payment'`, `customers are told`},
+	{`DELETE FROM deliveries WHERE order_id = 'o1' AND channel = 'sms' AND type = 'payment_confirmation'`, `customers are told`},
+	{`UPDATE deliveries SET type = 'payment_failed' WHERE order_id = 'o1' AND type = 'payment_confirmation'`, `customers are told`},
+	{ // told of a payment that the order does not take: it is marked
+		`UPDATE orders SET status = 'pending', version = 1, attention = 'amount mismatch' WHERE id = 'o1'; DELETE FROM history WHERE order_id = 'o1' AND version = 2;
+		DELETE FROM events WHERE id = 'e3'; DELETE FROM records WHERE event_id = 'e3'`, `the money is right`,
+	},
 	{`UPDATE deliveries SET status = 'pending' WHERE order_id = 'o1' AND channel = 'sms'`, `deliveries are ended`},
 	{`DELETE FROM messages WHERE delivery_id = 'o1paymentsms'`, `sent messages were received`},
 }
