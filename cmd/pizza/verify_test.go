@@ -56,6 +56,13 @@ func TestVerify(t *testing.T) {
 	if _, report = ask("--skip", "sandbox,topics"); report.Count(verify.NotChecked) == 0 {
 		t.Error("what was to be skipped was looked at")
 	}
+	secure := []string{"--kafka-brokers", "127.0.0.1:1", "--kafka-tls", "--kafka-tls-ca", "nowhere"}
+	if code := run(t.Context(), append([]string{"verify"}, secure...), io.Discard, &stderr); code != exitUsage || !strings.Contains(stderr.String(), "KAFKA_TLS: ") {
+		t.Errorf("of an authority that is not there: exit %d: %s", code, &stderr)
+	}
+	if code, _ = ask(append(secure, "--skip", "topics")...); code != exitDone {
+		t.Errorf("of topics that were to be skipped: exit %d: %s", code, &stderr)
+	}
 	if code, _ = ask("--skip", "sandbox", "--require", "sandbox"); code != exitFailed {
 		t.Errorf("without what was required: exit %d", code)
 	}
