@@ -54,14 +54,23 @@ func (a *api) close() { a.client.CloseIdleConnections() }
 func CheckURL(text string) error {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil:
-		return err
+	case err != nil: // without the text, which may have a password
+		return fmt.Errorf("is no URL: %w", errors.Unwrap(err))
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "":
 		return fmt.Errorf("%q is not http://HOST[:PORT] or https://HOST[:PORT]", u.Redacted())
 	case u.RawQuery != "", u.Fragment != "":
 		return fmt.Errorf("%q has a query or a fragment", u.Redacted())
 	}
 	return nil
+}
+
+// name is address number n without its password.
+func (a *api) name(n int) string {
+	u, err := url.Parse(a.urls[n])
+	if err != nil {
+		return strconv.Itoa(n + 1)
+	}
+	return u.Redacted()
 }
 
 // A reply is a whole answer.
@@ -199,7 +208,7 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 		return nil, err
 	}
 	if rep.status != http.StatusOK {
-		return nil, fmt.Errorf("%s: status %d", a.urls[n], rep.status)
+		return nil, fmt.Errorf("%s: status %d", a.name(n), rep.status)
 	}
 	var menu struct {
 		Pizzas []struct {
@@ -209,7 +218,7 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 		} `json:"pizzas"`
 	}
 	if err := json.Unmarshal(rep.text, &menu); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.urls[n], err)
+		return nil, fmt.Errorf("%s: %w", a.name(n), err)
 	}
 	var items []item
 	for _, p := range menu.Pizzas {
@@ -220,7 +229,7 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 		}
 	}
 	if len(items) == 0 {
-		return nil, fmt.Errorf("%s: nothing can be ordered", a.urls[n])
+		return nil, fmt.Errorf("%s: nothing can be ordered", a.name(n))
 	}
 	return items, nil
 }

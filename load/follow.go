@@ -20,13 +20,21 @@ const (
 )
 
 // follow asks after a placed order until it is final, or its time is up; the
-// last question is asked after that.
+// last question is asked after that, and has the time of one try: behind others
+// that nobody answers it is not asked at all.
 func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
 	end := placed.Add(r.cfg.Follow)
+	ctx, cancel := context.WithDeadline(ctx, end.Add(r.cfg.Timeout))
+	defer cancel()
 	for n, pause := 0, firstPoll; ; n, pause = n+1, min(2*pause, maxPoll) {
 		wait(ctx, min(pause, time.Until(end)))
 		last := !time.Now().Before(end)
-		r.polls <- struct{}{}
+		select {
+		case r.polls <- struct{}{}:
+		case <-ctx.Done():
+			r.tally.followed(statePending, 0)
+			return
+		}
 		order, found, err := r.api.get(ctx, n, id)
 		<-r.polls
 		switch {

@@ -126,6 +126,11 @@ func TestScheduleIsKeptWhileTheServerStalls(t *testing.T) {
 	if err != nil || report.Placed != 100 {
 		t.Fatalf("%v; %+v", err, report)
 	}
+	for what, at := range map[string]time.Time{"appointed": r.appointed(1), "placed": r.tally.last} {
+		if !strings.Contains(at.String(), " m=") { // the only sign of the monotonic clock
+			t.Errorf("%s at %s: a clock that is set would move it", what, at)
+		}
+	}
 	// order n is appointed n·10 ms after the first, and answered 1 s after it
 	if l := report.Latency; l.Max < 990 || l.P50 < 480 || l.P90 < 880 {
 		t.Errorf("latency %+v: not counted from the appointed times", l)
@@ -363,6 +368,31 @@ func TestFollowed(t *testing.T) {
 	}
 }
 
+// Orders that nobody answers for do not queue up for their last question.
+func TestFollowingEndsThoughNobodyAnswers(t *testing.T) {
+	t.Parallel()
+	over := make(chan struct{})
+	s := newShop(t, created, func(http.ResponseWriter, string) { <-over })
+	t.Cleanup(func() { close(over) })
+	cfg := config(s.URL)
+	cfg.Orders, cfg.Timeout, cfg.Follow = 8*maxPolls, 2*time.Second, 200*time.Millisecond
+	r, err := Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the end of the run", func() bool {
+		select {
+		case <-r.Done():
+			return true
+		default:
+			return false
+		}
+	})
+	if report, err := r.Wait(); err != nil || report.Placed != cfg.Orders || report.Followed.Pending != cfg.Orders {
+		t.Errorf("%v; %+v %+v", err, report, report.Followed)
+	}
+}
+
 func TestInterruptedRunSettlesWhatIsUnderWay(t *testing.T) {
 	t.Parallel()
 	release := make(chan struct{})
@@ -396,7 +426,11 @@ func TestNoMenuNoRun(t *testing.T) {
 	if report := place(t, config(gone.URL, s.URL+"/")); report.Refused+report.Placed != 20 || report.Placed == 0 {
 		t.Errorf("%+v: the second address has the menu", report)
 	}
-	if _, err := Start(t.Context(), config(gone.URL)); err == nil || !strings.Contains(err.Error(), "read menu") || !strings.Contains(err.Error(), "404") {
+	secret := strings.Replace(gone.URL, "http://", "http://shop:secret@", 1)
+	if _, err := Start(t.Context(), config(secret)); err == nil || !strings.Contains(err.Error(), "read menu") || !strings.Contains(err.Error(), "404") || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%v", err)
+	}
+	if err := CheckURL("http://shop:secret%zz@host"); err == nil || strings.Contains(err.Error(), "secret") {
 		t.Errorf("%v", err)
 	}
 }

@@ -122,7 +122,9 @@ func (l *Log) Append(line *Line) error {
 	if l == nil {
 		return nil
 	}
-	text, err := json.Marshal(line)
+	stored := *line
+	stored.At = line.At.UTC() // so it has no monotonic clock, which latencies need
+	text, err := json.Marshal(stored)
 	if err != nil {
 		return fmt.Errorf("encode line: %w", err)
 	}

@@ -40,7 +40,7 @@ type Run struct {
 	api  *api
 	menu []item
 
-	start time.Time // the appointed time of the first order
+	start time.Time // the appointed time of the first order; no clock that is set moves it
 	slots chan struct{}
 	polls chan struct{} // bounds the questions asked at once
 	done  chan struct{}
@@ -64,7 +64,7 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 	}
 	scheduled, ending := context.WithCancel(ctx)
 	r.ending = ending
-	r.start = time.Now().UTC().Add(lead)
+	r.start = time.Now().Add(lead)
 	// the orders under way outlive ctx: each ends by its own patience
 	go r.schedule(scheduled, context.WithoutCancel(ctx))
 	return r, nil
@@ -160,7 +160,7 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 	for try := 0; ; try++ {
 		a := r.api.post(ctx, n+try, key, body)
 		r.tally.tried(a.outcome())
-		end.At, end.Status = time.Now().UTC(), a.status
+		end.At, end.Status = time.Now(), a.status
 		switch {
 		case a.placed():
 			end.Kind, end.OrderID, end.OrderNumber = KindPlaced, a.order.ID, a.order.Number
@@ -180,7 +180,7 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 			pause = max(pause, a.retryAfter)
 		}
 		if !wait(ctx, pause) {
-			end.At = time.Now().UTC()
+			end.At = time.Now()
 			return end
 		}
 	}
