@@ -3,6 +3,7 @@ package pizzaflow
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -326,8 +327,12 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 // distrusted reports whether the other side has a certificate that does not
 // verify, which no waiting cures.
 func distrusted(err error) bool {
-	_, is := errors.AsType[*tls.CertificateVerificationError](err)
-	return is
+	if _, is := errors.AsType[*tls.CertificateVerificationError](err); is {
+		return true
+	}
+	_, unknown := errors.AsType[x509.UnknownAuthorityError](err) // what sslmode=verify-ca finds by itself
+	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
+	return unknown || invalid
 }
 
 // withTopics has run wait for the topics: orders are taken before Kafka is

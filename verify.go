@@ -50,7 +50,23 @@ func Verify(ctx context.Context, cfg Config, want VerifyRequest) (_ VerifyReport
 	if slices.Contains(want.Skip, "sandbox") {
 		v.Sandbox = ""
 	}
+	v.Channels = cfg.sandboxChannels(v.Sandbox)
 	return verify.Check(ctx, v, want.Wait)
+}
+
+// sandboxChannels are those by which the messages go to the sandbox: to the
+// machine on which it takes the payments.
+func (c Config) sandboxChannels(sandbox string) (channels []string) {
+	there, err := url.Parse(sandbox)
+	if err != nil || sandbox == "" {
+		return nil
+	}
+	for _, to := range []struct{ channel, url string }{{"email", c.SMTPURL}, {"sms", c.SMSURL}} {
+		if u, err := url.Parse(to.url); to.url == "" || err == nil && u.Hostname() == there.Hostname() {
+			channels = append(channels, to.channel)
+		}
+	}
+	return channels
 }
 
 // sandboxURL is where the sandbox serves what it has charged and received; ""

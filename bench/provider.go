@@ -77,7 +77,7 @@ func (b *bench) payBacklog(ctx context.Context, processes, n int) (perSecond flo
 	behaviour := fmt.Appendf(nil, `{"latency_ms":%d}`, slowProvider.Milliseconds())
 	status, text, err := web("http://"+shop.addresses["SANDBOX_ADDR"], 1)(ctx, http.MethodPut, "/payments/behaviour", behaviour)
 	if err != nil || status != http.StatusOK {
-		return 0, fmt.Errorf("slow the provider down: %d %s: %w", status, text, err)
+		return 0, errors.Join(fmt.Errorf("slow the provider down: answer %d: %.200s", status, text), err)
 	}
 	for range processes {
 		d, err := b.deploy(ctx, "payment", append(env, "SERVICES=payment", "PAYMENT_PROVIDER_URL=sandbox://"+shop.addresses["SANDBOX_ADDR"]), "ADMIN_ADDR")

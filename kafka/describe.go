@@ -162,8 +162,8 @@ func (t *TopicState) warn(brokers int) {
 		switch {
 		case p.Leader < 0:
 			say("partition %d has no leader", p.Partition)
-		case len(p.ISR) < least:
-			say("partition %d has %d replicas in sync and takes no records: %d are needed", p.Partition, len(p.ISR), least)
+		case len(p.ISR) < min(least, len(p.Replicas)): // Kafka asks for no more than there are
+			say("partition %d has %d replicas in sync and takes no records: %d are needed", p.Partition, len(p.ISR), min(least, len(p.Replicas)))
 		case len(p.ISR) < len(p.Replicas):
 			say("partition %d is under-replicated: %d of %d replicas are in sync", p.Partition, len(p.ISR), len(p.Replicas))
 		}

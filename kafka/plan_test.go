@@ -167,6 +167,7 @@ func TestWarnings(t *testing.T) {
 		{2, 3, "2", lagging, "under-replicated: 2 of 3"},
 		{1, 3, "2", stuck, "takes no records: 2 are needed"},
 		{1, 3, "2", dead, "no leader"},
+		{1, 1, "2", []kafka.PartitionState{{Replicas: []int32{1}, ISR: []int32{1}}}, ""},
 	} {
 		state := kafka.TopicState{ReplicationFactor: c.replicas, Settings: map[string]string{"min.insync.replicas": c.least, "cleanup.policy": "delete"}, Partitions: c.partitions}
 		kafka.Warn(&state, c.brokers)

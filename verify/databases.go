@@ -30,7 +30,9 @@ var sources = map[string][]source{
 		{"refunds", 3, `SELECT id, payment_id, status FROM refunds`},
 	},
 	"order": {
-		{"orders", 9, `SELECT id, status, version, total_amount, currency, created_at, paid_at, payment_id, attention_reason FROM orders`},
+		{"orders", 10, `SELECT id, status, version, total_amount, currency, created_at, paid_at, payment_id, attention_reason,
+			CASE WHEN customer_email LIKE '%@load.example' THEN 1 ELSE 0 END FROM orders`},
+		{"keys", 2, `SELECT key, order_id FROM idempotency_keys`},
 		{"items", 2, `SELECT order_id, CAST(SUM(quantity * price) AS BIGINT) FROM order_items GROUP BY order_id`},
 		{"history", 3, `SELECT order_id, version, status FROM order_history`},
 	},

@@ -15,7 +15,8 @@ import (
 var tables = []string{
 	`CREATE TABLE promised (key TEXT, order_id TEXT, total INTEGER)`,
 	`CREATE TABLE orders (id TEXT PRIMARY KEY, status TEXT, version INTEGER, total INTEGER, currency TEXT, created_at INTEGER,
-		paid_at INTEGER, payment_id TEXT, attention TEXT)`,
+		paid_at INTEGER, payment_id TEXT, attention TEXT, loaded INTEGER)`, // loaded: by pizza load, which gives every order a key
+	`CREATE TABLE keys (key TEXT PRIMARY KEY, order_id TEXT)`,
 	`CREATE TABLE items (order_id TEXT PRIMARY KEY, total INTEGER)`,
 	`CREATE TABLE history (order_id TEXT, version INTEGER, status TEXT)`,
 	`CREATE TABLE payments (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, version INTEGER)`,
@@ -32,6 +33,7 @@ var tables = []string{
 	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
 	`CREATE TABLE charges (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, amount INTEGER, currency TEXT, refunded INTEGER)`,
 	`CREATE TABLE messages (channel TEXT, delivery_id TEXT)`,
+	`CREATE TABLE channels (channel TEXT)`, // by which the sandbox receives
 	`CREATE TABLE subscriptions (consumer TEXT, topic TEXT, type TEXT)`,
 	// what is asked about is what was so a while before the evidence was collected
 	`CREATE TABLE began (at INTEGER)`,
@@ -42,6 +44,7 @@ var indexes = []string{
 	`CREATE INDEX history_order ON history (order_id)`, `CREATE INDEX events_id ON events (id)`, `CREATE INDEX events_aggregate ON events (aggregate)`,
 	`CREATE INDEX records_event ON records (event_id)`, `CREATE INDEX records_key ON records (topic, key)`, `CREATE INDEX payments_order ON payments (order_id)`,
 	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
+	`CREATE INDEX keys_order ON keys (order_id)`,
 	`CREATE INDEX parked_place ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
 	// since when a service has all rows of its events, and a minute for clocks that

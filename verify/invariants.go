@@ -42,8 +42,11 @@ var invariants = []invariant{
 		query: `SELECT p.order_id FROM promised p JOIN orders o ON o.id = p.order_id WHERE p.total <> 0 AND o.total <> p.total`,
 	},
 	{
-		name: "one order for a key", says: "an Idempotency-Key stands for one order", needs: needsLog,
-		query: `SELECT key FROM promised GROUP BY key HAVING COUNT(DISTINCT order_id) > 1`,
+		name: "one order for a key", says: "an Idempotency-Key stands for one order, and no order of pizza load is without", // keys live a day
+		query: `SELECT p.key FROM promised p JOIN keys k ON k.key = p.key WHERE k.order_id <> p.order_id
+			UNION SELECT key FROM promised GROUP BY key HAVING COUNT(DISTINCT order_id) > 1
+			UNION SELECT o.id FROM orders o WHERE o.loaded = 1 AND o.created_at > (SELECT at FROM began) - 23 * 3600 * 1000000
+				AND NOT EXISTS (SELECT 1 FROM keys k WHERE k.order_id = o.id)`,
 	},
 	{
 		name: "totals add up", says: "an order costs what its items cost",
@@ -196,7 +199,7 @@ var invariants = []invariant{
 	{
 		name: "sent messages were received", says: "by the sandbox, at least once", needs: needsSandbox,
 		query: `SELECT d.id FROM deliveries d WHERE d.status = 'sent' AND d.sent_at < ` + settledBy + `
-			AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.delivery_id = d.id AND m.channel = d.channel)`,
+			AND d.channel IN (SELECT channel FROM channels) AND NOT EXISTS (SELECT 1 FROM messages m WHERE m.delivery_id = d.id AND m.channel = d.channel)`,
 	},
 }
 

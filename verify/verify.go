@@ -21,6 +21,7 @@ type Config struct {
 	Databases map[string]*sqldb.DB // order, payment, notification
 	Kafka     []kgo.Opt            // how the topics are reached; nil when they are not
 	Sandbox   string               // its URL; "" when the outside world is another
+	Channels  []string             // email, sms: those of which the sandbox receives the messages
 	Log       io.Reader            // what pizza load was promised; nil without
 	Progress  func(string)         // told what is being done; may be nil
 }
@@ -154,6 +155,17 @@ func (cfg Config) check(ctx context.Context, promised []load.Line) (_ Report, er
 		if err := e.copyTopics(ctx, cfg.Kafka, early); err != nil {
 			return Report{}, err
 		}
+	}
+	err = e.fill(ctx, "channels", 1, func(put func(...any) error) error {
+		for _, c := range cfg.Channels {
+			if err := put(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Report{}, err
 	}
 	err = e.fill(ctx, "promised", 3, func(put func(...any) error) error {
 		for _, l := range promised {

@@ -12,7 +12,9 @@ import (
 // which nothing is wrong. The second came before the first in no respect.
 var sound = []string{
 	`INSERT INTO promised VALUES ('k1', 'o1', 100), ('k2', 'o2', 200)`,
-	`INSERT INTO orders VALUES ('o1', 'paid', 2, 100, 'RUB', 1000, 2000, 'p1', NULL), ('o2', 'payment_failed', 2, 200, 'RUB', 1000, NULL, 'p2', NULL)`,
+	`INSERT INTO orders VALUES ('o1', 'paid', 2, 100, 'RUB', 1000, 2000, 'p1', NULL, 1), ('o2', 'payment_failed', 2, 200, 'RUB', 1000, NULL, 'p2', NULL, 0)`,
+	`INSERT INTO keys VALUES ('k1', 'o1')`,
+	`INSERT INTO channels VALUES ('email'), ('sms')`,
 	`INSERT INTO items VALUES ('o1', 100), ('o2', 200)`,
 	`INSERT INTO history VALUES ('o1', 1, 'pending'), ('o1', 2, 'paid'), ('o2', 1, 'pending'), ('o2', 2, 'payment_failed')`,
 	`INSERT INTO payments VALUES ('p1', 'o1', 'completed', 1), ('p2', 'o2', 'failed', 1)`,
@@ -39,9 +41,12 @@ var plant = []struct{ statement, seen string }{
 	{`INSERT INTO promised VALUES ('k3', 'o3', 100)`, `promised orders exist`},
 	{`UPDATE promised SET total = 101 WHERE key = 'k1'`, `promised totals hold`},
 	{`INSERT INTO promised VALUES ('k1', 'o2', 200)`, `one order for a key`},
+	{`UPDATE keys SET order_id = 'o2'`, `one order for a key`},
+	{`DELETE FROM promised; UPDATE orders SET loaded = 1`, `one order for a key`},
+	{`UPDATE orders SET loaded = 1; UPDATE began SET at = at + 24 * 3600 * 1000000`, ``}, // its key has gone
 	{`UPDATE items SET total = 99 WHERE order_id = 'o1'`, `totals add up`},
 	{`DELETE FROM items WHERE order_id = 'o1'`, `totals add up`},
-	{`INSERT INTO orders VALUES ('o3', 'pending', 1, 5, 'RUB', 3000, NULL, NULL, 'overdue'); INSERT INTO items VALUES ('o3', 5);
+	{`INSERT INTO orders VALUES ('o3', 'pending', 1, 5, 'RUB', 3000, NULL, NULL, 'overdue', 0); INSERT INTO items VALUES ('o3', 5);
 		INSERT INTO history VALUES ('o3', 1, 'pending')`, `orders have their event, customers are told`},
 	{`DELETE FROM history WHERE order_id = 'o1' AND version = 1`, `histories are whole`},
 	{`UPDATE history SET status = 'payment_failed' WHERE order_id = 'o1' AND version = 2`, `histories are whole`},
@@ -120,6 +125,7 @@ var plant = []struct{ statement, seen string }{
 	},
 	{`UPDATE deliveries SET status = 'pending' WHERE order_id = 'o1' AND channel = 'sms'`, `deliveries are ended`},
 	{`DELETE FROM messages WHERE delivery_id = 'o1paymentsms'`, `sent messages were received`},
+	{`DELETE FROM channels WHERE channel = 'sms'; DELETE FROM messages WHERE channel = 'sms'`, ``}, // they go elsewhere
 }
 
 // Each invariant sees what is wrong, and only that.
