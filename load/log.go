@@ -35,7 +35,7 @@ type Line struct {
 	OrderNumber string    `json:"order_number,omitempty"` // placed
 	Total       int64     `json:"total,omitempty"`        // placed: minor units
 	OrderStatus string    `json:"order_status,omitempty"` // placed: as answered
-	Status      int       `json:"status,omitempty"`       // the last HTTP status; 0 when there was no answer
+	Status      int       `json:"status,omitempty"`       // the last HTTP status; 0 when there never was one
 	At          time.Time `json:"at"`                     // attempt: the appointed time; else when it was answered, or given up
 }
 

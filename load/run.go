@@ -160,7 +160,10 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 	for try := 0; ; try++ {
 		a := r.api.post(ctx, n+try, key, body)
 		r.tally.tried(a.outcome())
-		end.At, end.Status = time.Now(), a.status
+		end.At = time.Now()
+		if a.status != 0 { // the last try is often cut off by the patience
+			end.Status = a.status
+		}
 		switch {
 		case a.placed():
 			end.Kind, end.OrderID, end.OrderNumber = KindPlaced, a.order.ID, a.order.Number
