@@ -122,6 +122,9 @@ func decodeText(encoding, charset string, body io.Reader) (string, error) {
 
 // decodeCharset knows what browsers know: UTF-8, KOI8-R, Windows-1251 and the rest.
 func decodeCharset(charset string, body io.Reader) (io.Reader, error) {
+	if strings.EqualFold(charset, "utf-8") {
+		return body, nil // what is no UTF-8 in it is replaced later
+	}
 	enc, err := htmlindex.Get(charset)
 	if err != nil {
 		return nil, fmt.Errorf("charset: %w", err)
