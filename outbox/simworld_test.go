@@ -67,6 +67,7 @@ const (
 	looksAway            // twice, the database seems to be away
 	diesBefore           // the process dies, its transaction with it
 	diesAfter            // the process dies, its transaction is still committed
+	hangs                // the database hangs after the transaction, for seconds, and then the process dies
 	wakesTheDead         // the process dies when the dead letter is written
 )
 
@@ -88,7 +89,7 @@ func (s *troubles) next(group, key string, version int64) (t trouble, nth int) {
 	}
 	id := fmt.Sprint(group, " ", key, " ", version)
 	s.seen[id]++
-	kinds := []trouble{fails, failsThrice, incurable, panics, looksAway, looksAway, diesBefore, diesAfter, wakesTheDead}
+	kinds := []trouble{fails, failsThrice, incurable, panics, looksAway, hangs, hangs, diesBefore, diesAfter, wakesTheDead}
 	if n := h.Sum64() >> 7 % 40; n < uint64(len(kinds)) {
 		return kinds[n], s.seen[id]
 	}
@@ -255,6 +256,8 @@ func (p *proc) effect(ctx context.Context, tx *outbox.Tx, group, id, key string,
 func (p *proc) meet(group, key string, version int64) error {
 	t, n := p.u.troubles.next(group, key, version)
 	switch {
+	case t == hangs && n == 1:
+		p.doom(fmt.Sprintf("after %s %d, its database hanging", key, version))
 	case t == incurable:
 		return outbox.Permanent(errors.New("incurable"))
 	case t == failsThrice && n <= 3, t == fails && n == 1:
@@ -315,7 +318,7 @@ func (p *proc) write(ctx context.Context) error {
 			return nil
 		}
 		accounts := []string{fmt.Sprint("account ", d.below(p.u.accounts))}
-		if d.oneIn(5) {
+		if d.oneIn(2) {
 			accounts = append(accounts, fmt.Sprint("account ", d.below(p.u.accounts)))
 			slices.Sort(accounts)
 		}
@@ -367,6 +370,22 @@ func (p *proc) kill(why string) {
 	}
 	_ = p.db.Close() // what is open is closed when it is given back
 	p.cancel()
+}
+
+// doom has the database hang from the end of the transaction on, and the
+// process die seconds later: meanwhile it commits offsets, of records that are
+// done and lie among others that are not.
+func (p *proc) doom(why string) {
+	p.ended.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		conn, err := p.db.Conn(ctx) // there is only one
+		if err == nil {
+			defer func() { _ = conn.Close() }() // back to the pool
+		}
+		time.Sleep(p.u.dice.between(time.Second/2, 3*time.Second)) // virtual
+		p.kill(why)
+	})
 }
 
 // stop ends the process in good order.

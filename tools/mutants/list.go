@@ -12,7 +12,7 @@ var mutants = []mutant{
 		file: "outbox/dispatch.go",
 		old:  `	for n < len(p.window) && p.window[n].done {`,
 		new:  `	for n < len(p.window) && (p.window[n].done || p.window[len(p.window)-1].done) {`,
-		test: "./outbox -run ^TestDispatcher$",
+		test: simulation,
 	},
 	{
 		name: "inbox: every event is new",
