@@ -203,9 +203,25 @@ func (t Topic) differences(is TopicState, repartition bool) []Difference {
 			"replicas are moved with Kafka's own kafka-reassign-partitions")
 	}
 	for _, s := range t.settings() {
-		differ(s.name, is.Settings[s.name], s.value, Change, t.loss(s, is.Settings[s.name]))
+		action, why := Change, t.loss(s, is.Settings[s.name])
+		if s.name == "min.insync.replicas" {
+			action, why = insync(s.value, is.ReplicationFactor)
+		}
+		differ(s.name, is.Settings[s.name], s.value, action, why)
 	}
 	return out
+}
+
+// insync says what becomes of min.insync.replicas where there are so many replicas: it may stop all writing.
+func insync(want string, replicas int) (Action, string) {
+	least, _ := strconv.Atoi(want) // we wrote it
+	switch {
+	case least > replicas:
+		return Leave, fmt.Sprintf("that is more than the %d replicas there are, and older brokers would take no records: add replicas first", replicas)
+	case least == replicas && replicas > 1:
+		return Change, "while one broker is away nothing can be written"
+	}
+	return Change, ""
 }
 
 // loss says which records a changed setting deletes.

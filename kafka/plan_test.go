@@ -39,8 +39,9 @@ func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 	ensure(t, config, topic)
 	wanted, name := topic, topic.Name
 	wanted.Retention, wanted.Partitions, wanted.Replicas = time.Hour, 5, 3
-	partitions := name + " partitions 3→5 leave; " + name + " replication.factor 1→3 leave; "
-	changes := name + " min.insync.replicas 1→2 change; " + name + " retention.ms 604800000→3600000 change; "
+	replicas := name + " replication.factor 1→3 leave; " + name + " min.insync.replicas 1→2 leave" // older brokers would take no records
+	partitions := name + " partitions 3→5 leave; " + replicas + "; "
+	changes := name + " retention.ms 604800000→3600000 change; "
 	creation := missing.Name + " topic →partitions=2, the broker's number of replicas, cleanup.policy=delete create"
 
 	for range 2 { // planning changes nothing
@@ -63,10 +64,10 @@ func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 	}
 
 	plan, err = kafka.ApplyTopics(t.Context(), config, nil, true, wanted, missing)
-	if want := name + " partitions 3→5 extend done; " + name + " replication.factor 1→3 leave"; err != nil || told(plan) != want {
+	if want := name + " partitions 3→5 extend done; " + replicas; err != nil || told(plan) != want {
 		t.Fatalf("apply with leave to add partitions: %s, %v", told(plan), err)
 	}
-	wanted.Partitions, wanted.Replicas, wanted.MinInsync = 5, -1, 2
+	wanted.Partitions, wanted.Replicas, wanted.MinInsync = 5, -1, 1
 	if plan, err := kafka.PlanTopics(t.Context(), config, true, wanted, missing); err != nil || len(plan) > 0 {
 		t.Fatalf("when all is done: %s, %v", told(plan), err)
 	}
@@ -173,6 +174,17 @@ func TestWarnings(t *testing.T) {
 		kafka.Warn(&state, c.brokers)
 		if got := strings.Join(state.Warnings, "; "); c.want == "" && got != "" || !strings.Contains(got, c.want) || len(state.Warnings) > 1 {
 			t.Errorf("%+v: %q, want %q", c, got, c.want)
+		}
+	}
+}
+
+func TestPlanSaysWhenOneBrokerWillStopTheWriting(t *testing.T) {
+	for replicas, want := range map[int]struct {
+		action kafka.Action
+		why    string
+	}{1: {kafka.Leave, "add replicas first"}, 2: {kafka.Change, "nothing can be written"}, 3: {kafka.Change, ""}} {
+		if action, why := kafka.Insync("2", replicas); action != want.action || !strings.Contains(why, want.why) || want.why == "" && why != "" {
+			t.Errorf("2 of %d replicas: %s, %q", replicas, action, why)
 		}
 	}
 }
