@@ -243,6 +243,9 @@ func (p *process) startBroker(context.Context) error {
 
 func (p *process) startServices(ctx context.Context) error {
 	if p.cfg.needsKafka() {
+		if _, err := p.kafka.Options(); err != nil { // its files: the rest is valid
+			return kafkaFault(err)
+		}
 		p.engine.Go("topics", func(ctx context.Context) error {
 			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
@@ -286,7 +289,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return bad("KAFKA_TLS", "%w", err)
+		return kafkaFault(err)
 	}
 	reg := prometheus.WrapRegistererWithPrefix("pizza_", p.registry)
 	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
@@ -310,6 +313,9 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
 	for attempt := 1; ; attempt++ {
 		db, err := openDatabase(ctx, p.cfg, name, schema)
+		if err != nil && ctx.Err() != nil { // the URL has no part in it
+			return nil, fmt.Errorf("%s: told to stop while opening the database: %w", name, ctx.Err())
+		}
 		if err == nil || !sqldb.IsUnavailable(err) || !isPostgres(p.cfg.databaseURL(name)) || distrusted(err) {
 			return db, err
 		}
@@ -379,7 +385,7 @@ func (p *process) startFrontend(context.Context) error {
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return bad("KAFKA_TLS", "%w", err)
+		return kafkaFault(err)
 	}
 	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.registry})
 	if err != nil {

@@ -74,6 +74,8 @@ func kafkaFault(err error) error {
 		return bad("KAFKA_TLS", "%w", err)
 	case "TLS.CAFile":
 		return bad("KAFKA_TLS_CA", "%w", err)
+	case "TLS.CertFile":
+		return bad("KAFKA_TLS_CERT", "%w", err)
 	case "TLS.ServerName":
 		return bad("KAFKA_TLS_SERVER_NAME", "%w", err)
 	case "SASL.Mechanism":

@@ -43,8 +43,8 @@ func Verify(ctx context.Context, cfg Config, want VerifyRequest) (_ VerifyReport
 		v.Databases[s.name] = op.db
 	}
 	if !slices.Contains(want.Skip, "topics") {
-		if v.Kafka, err = cfg.kafka([]string{cfg.KafkaListen}).Options(); err != nil {
-			return VerifyReport{}, bad("KAFKA_TLS", "%w", err) // its files: the rest is valid
+		if v.Kafka, err = cfg.kafka([]string{visible(cfg.KafkaListen)}).Options(); err != nil {
+			return VerifyReport{}, kafkaFault(err)
 		}
 	}
 	if slices.Contains(want.Skip, "sandbox") {

@@ -205,6 +205,14 @@ func (c Config) dialer(secure *tls.Config) func(context.Context, string, string)
 	}
 }
 
+// A fieldError is about the file that a field of Config names.
+type fieldError struct {
+	field string
+	error
+}
+
+func (e fieldError) Unwrap() error { return e.error }
+
 // config returns nil when connections are not encrypted.
 func (t TLS) config() (*tls.Config, error) {
 	if !t.Enabled {
@@ -214,17 +222,17 @@ func (t TLS) config() (*tls.Config, error) {
 	if t.CAFile != "" {
 		pem, err := os.ReadFile(t.CAFile)
 		if err != nil {
-			return nil, fmt.Errorf("TLS: read the authorities: %w", err)
+			return nil, fieldError{"TLS.CAFile", fmt.Errorf("TLS: read the authorities: %w", err)}
 		}
 		cfg.RootCAs = x509.NewCertPool()
 		if !cfg.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("TLS: no certificate in %s", t.CAFile)
+			return nil, fieldError{"TLS.CAFile", fmt.Errorf("TLS: no certificate in %s", t.CAFile)}
 		}
 	}
 	if t.CertFile != "" {
 		pair, err := tls.LoadX509KeyPair(t.CertFile, t.KeyFile)
 		if err != nil {
-			return nil, fmt.Errorf("TLS: load the client's certificate and key: %w", err)
+			return nil, fieldError{"TLS.CertFile", fmt.Errorf("TLS: load the client's certificate and key: %w", err)}
 		}
 		cfg.Certificates = []tls.Certificate{pair}
 	}

@@ -314,15 +314,19 @@ func topicError(topic string, err error, detail *string) error {
 	return fmt.Errorf("topic %s: %w", topic, err)
 }
 
-// Field returns the field of Config that an error of this package is about: "TLS", "TLS.CAFile", "TLS.ServerName",
-// "SASL.Mechanism" or "SASL.Password". No waiting cures such an error; for any other Field returns "".
+// Field returns the field of Config that an error of this package is about: "TLS", "TLS.CAFile", "TLS.CertFile" (and
+// its key), "TLS.ServerName", "SASL.Mechanism" or "SASL.Password". No waiting cures such an error; for any other Field
+// returns "".
 func Field(err error) string {
 	var (
+		file        fieldError
 		record      tls.RecordHeaderError
 		name        x509.HostnameError
 		certificate *tls.CertificateVerificationError
 	)
 	switch {
+	case errors.As(err, &file):
+		return file.field
 	case errors.Is(err, errExposed), errors.As(err, &record): // in clear, or TLS with one who does not speak it
 		return "TLS"
 	case errors.As(err, &name):

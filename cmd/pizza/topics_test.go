@@ -78,6 +78,8 @@ func TestTopicsSaysWhatIsWrong(t *testing.T) {
 		for want, env := range map[string]map[string]string{
 			"KAFKA_BROKERS":         {},
 			"KAFKA_TLS":             {"KAFKA_BROKERS": "192.0.2.1:9092"},
+			"KAFKA_TLS_CA":          {"KAFKA_BROKERS": nobody, "KAFKA_TLS": "true", "KAFKA_TLS_CA": "nowhere"},
+			"KAFKA_TLS_CERT":        {"KAFKA_BROKERS": nobody, "KAFKA_TLS": "true", "KAFKA_TLS_CERT": "nowhere", "KAFKA_TLS_KEY": "nowhere"},
 			"KAFKA_RETENTION":       {"KAFKA_BROKERS": nobody, "KAFKA_RETENTION": "1000h"},
 			"no answer from the br": {"KAFKA_BROKERS": nobody},
 		} {
