@@ -26,7 +26,7 @@ var sources = map[string][]source{
 		{"deliveries", 6, `SELECT id, order_id, type, channel, status, sent_at FROM notification_deliveries`},
 	},
 	"payment": {
-		{"payments", 4, `SELECT id, order_id, status, version FROM payments`},
+		{"payments", 5, `SELECT id, order_id, status, version, completed_at FROM payments`},
 		{"refunds", 3, `SELECT id, payment_id, status FROM refunds`},
 	},
 	"order": {
@@ -44,7 +44,6 @@ func library(service string) []source {
 		{"events", 11, `SELECT '` + service + `', o.seq, o.id, o.aggregate_id, o.aggregate_version, o.event_type, o.topic, CAST(o.event_data AS TEXT),
 			CASE WHEN o.published_at IS NULL THEN 0 ELSE 1 END, CASE WHEN b.seq IS NULL THEN 0 ELSE 1 END, o.created_at
 			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`},
-		{"floors", 2, `SELECT '` + service + `', floor FROM outbox_lease WHERE id = 1`},
 		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`},
 		{"parked", 7, `SELECT consumer, event_id, state, topic, partition, record_offset, key FROM parked_records`},
 	}

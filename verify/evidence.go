@@ -19,13 +19,12 @@ var tables = []string{
 	`CREATE TABLE keys (key TEXT PRIMARY KEY, order_id TEXT)`,
 	`CREATE TABLE items (order_id TEXT PRIMARY KEY, total INTEGER)`,
 	`CREATE TABLE history (order_id TEXT, version INTEGER, status TEXT)`,
-	`CREATE TABLE payments (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, version INTEGER)`,
+	`CREATE TABLE payments (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, version INTEGER, ended_at INTEGER)`,
 	`CREATE TABLE refunds (id TEXT PRIMARY KEY, payment_id TEXT, status TEXT)`,
 	`CREATE TABLE contacts (order_id TEXT PRIMARY KEY)`,
 	`CREATE TABLE deliveries (id TEXT PRIMARY KEY, order_id TEXT, type TEXT, channel TEXT, status TEXT, sent_at INTEGER)`,
 	`CREATE TABLE events (service TEXT, seq INTEGER, id TEXT, aggregate TEXT, version INTEGER, type TEXT, topic TEXT, sum BLOB,
 		published INTEGER, blocked INTEGER, created_at INTEGER)`,
-	`CREATE TABLE floors (service TEXT PRIMARY KEY, floor INTEGER)`, // up to where all events are published, and may have been pruned
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
 	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT, topic TEXT, part INTEGER, pos INTEGER, key TEXT)`,
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
@@ -47,11 +46,12 @@ var indexes = []string{
 	`CREATE INDEX keys_order ON keys (order_id)`,
 	`CREATE INDEX parked_place ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
-	// since when a service has all rows of its events, and a minute for clocks that
-	// differ; rows that are blocked stay behind when those around them go
-	`CREATE TABLE kept AS SELECT f.service, CASE WHEN MIN(e.seq) = 1 OR f.floor = 0 THEN 0
-		ELSE COALESCE(MIN(e.created_at) + 60000000, (SELECT at FROM began)) END AS since
-		FROM floors f LEFT JOIN events e ON e.service = f.service AND e.blocked = 0 GROUP BY f.service`,
+	// since when a service has all rows of its events: those of the last week, and an
+	// hour for what goes meanwhile, and all from its oldest on, and a minute for
+	// clocks that differ; rows that are blocked stay behind when those around them go
+	`CREATE TABLE kept AS SELECT e.service, CASE WHEN MIN(e.seq) = 1 THEN 0
+		ELSE MIN(COALESCE(MIN(e.created_at) + 60000000, b.at), b.at - 7 * 86400000000 + 3600000000) END AS since
+		FROM began b, (SELECT service, seq, created_at FROM events WHERE blocked = 0 UNION ALL VALUES ('order', NULL, NULL), ('payment', NULL, NULL)) e GROUP BY e.service`,
 	`ANALYZE`,
 }
 

@@ -24,8 +24,8 @@ const settledBy = `(SELECT at - 5000000 FROM began)`
 const remembered = `(SELECT at - 14 * 86400000000 FROM began)`
 
 // Rows of published events go after a week, and records of topics when their
-// retention is over. What is older than the first that is left is not asked
-// about.
+// retention is over. What is older than that, and than the first that is left, is
+// not asked about.
 const (
 	keptOf    = `(SELECT since FROM kept WHERE kept.service = `
 	keptTopic = `(SELECT MAX(since) FROM partitions p WHERE p.topic = `
@@ -54,7 +54,7 @@ var invariants = []invariant{
 	},
 	{
 		name: "orders have their event", says: "an order and its OrderCreated are stored together",
-		query: `SELECT o.id FROM orders o WHERE o.created_at >= COALESCE(` + keptOf + `'order'), 0) AND 1 <>
+		query: `SELECT o.id FROM orders o WHERE o.created_at >= ` + keptOf + `'order') AND 1 <>
 			(SELECT COUNT(*) FROM events e WHERE e.aggregate = o.id AND e.type = 'OrderCreated' AND e.service = 'order')`,
 	},
 	// state
@@ -149,7 +149,7 @@ var invariants = []invariant{
 				ON e.aggregate = p.id
 			WHERE (p.status = 'completed' AND e.type <> 'PaymentCompleted') OR (p.status = 'failed' AND e.type <> 'PaymentFailed')
 				OR (p.status IN ('completed', 'failed') AND e.n <> 1) OR (p.status NOT IN ('completed', 'failed') AND e.n IS NOT NULL)
-				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND COALESCE(` + keptOf + `'payment'), 0) = 0)`,
+				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND p.ended_at >= ` + keptOf + `'payment'))`,
 	},
 	{
 		name: "paid orders have their payment", says: "and it is completed",

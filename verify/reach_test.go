@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 )
@@ -20,7 +21,7 @@ func TestSandboxIsReachedThoughNoBrokerAnswers(t *testing.T) {
 	sandbox := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`[]`)) }))
 	defer sandbox.Close()
 	missing := map[string]string{}
-	cfg := Config{Kafka: []kgo.Opt{kgo.SeedBrokers(silent.Addr().String()), kgo.DialTimeout(2 * reachable)}, Sandbox: sandbox.URL}
+	cfg := Config{Kafka: []kgo.Opt{kgo.SeedBrokers(silent.Addr().String()), kgo.DialTimeout(reachable + time.Second)}, Sandbox: sandbox.URL}
 	cfg.reach(t.Context(), missing)
 	if missing[needsTopics] == "" || missing[needsSandbox] != "" {
 		t.Errorf("%q", missing)

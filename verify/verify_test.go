@@ -17,13 +17,12 @@ var sound = []string{
 	`INSERT INTO channels VALUES ('email'), ('sms')`,
 	`INSERT INTO items VALUES ('o1', 100), ('o2', 200)`,
 	`INSERT INTO history VALUES ('o1', 1, 'pending'), ('o1', 2, 'paid'), ('o2', 1, 'pending'), ('o2', 2, 'payment_failed')`,
-	`INSERT INTO payments VALUES ('p1', 'o1', 'completed', 1), ('p2', 'o2', 'failed', 1)`,
+	`INSERT INTO payments VALUES ('p1', 'o1', 'completed', 1, 1000), ('p2', 'o2', 'failed', 1, 1000)`,
 	`INSERT INTO contacts VALUES ('o1'), ('o2')`,
 	`INSERT INTO events VALUES
 		('order', 1, 'e1', 'o1', 1, 'OrderCreated', 'order-events', x'01', 1, 0, 1000), ('order', 2, 'e2', 'o2', 1, 'OrderCreated', 'order-events', x'02', 1, 0, 1000),
 		('order', 3, 'e3', 'o1', 2, 'OrderPaid', 'order-events', x'03', 1, 0, 1000), ('order', 4, 'e4', 'o2', 2, 'OrderPaymentFailed', 'order-events', x'04', 1, 0, 1000),
 		('payment', 1, 'e5', 'p1', 1, 'PaymentCompleted', 'payment-events', x'05', 1, 0, 1000), ('payment', 2, 'e6', 'p2', 1, 'PaymentFailed', 'payment-events', x'06', 1, 0, 1000)`,
-	`INSERT INTO floors VALUES ('order', 4), ('payment', 2)`,
 	`INSERT INTO records SELECT topic, CASE WHEN aggregate LIKE '%1' THEN 0 ELSE 1 END, seq, aggregate, id, type, version, sum, created_at, 1 FROM events`,
 	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, 1 FROM records WHERE event_id = 'e1'`, // it may come again
 	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
@@ -34,6 +33,9 @@ var sound = []string{
 	`INSERT INTO messages SELECT channel, id FROM deliveries`,
 	`INSERT INTO charges VALUES ('c1', 'o1', 'succeeded', 100, 'RUB', 0), ('c2', 'o2', 'declined', 200, 'RUB', 0)`,
 }
+
+// later makes the events old enough to be pruned.
+const later = `UPDATE began SET at = at + 8 * 86400000000`
 
 // plant is what goes wrong, and which invariants must see it: no fewer, no more.
 var plant = []struct{ statement, seen string }{
@@ -63,10 +65,14 @@ var plant = []struct{ statement, seen string }{
 	{`DELETE FROM records WHERE event_id = 'e4'`, `published events are on their topic`},
 	{`UPDATE events SET sum = x'ff' WHERE id = 'e5'`, `published events are on their topic`},
 	{`UPDATE partitions SET first = 5, since = 3000; DELETE FROM records WHERE event_id IN ('e1', 'e2')`, ``}, // retention
-	{`DELETE FROM events`, ``},
-	{`DELETE FROM events WHERE service = 'order' AND seq < 3; UPDATE events SET created_at = 2000`, ``},
-	{`UPDATE events SET blocked = 1, published = 0 WHERE id = 'e1'; DELETE FROM events WHERE id = 'e2'; UPDATE events SET created_at = 2000 WHERE id IN ('e3', 'e4')`, ``},
-	{`DELETE FROM events; UPDATE floors SET floor = 0`, `orders have their event, records come from the outbox, payments tell their end once`},
+	{`DELETE FROM events; ` + later, ``}, // pruned
+	{`DELETE FROM events WHERE service = 'order' AND seq < 3; UPDATE events SET created_at = 2000; ` + later, ``},
+	{later + `; UPDATE events SET blocked = 1, published = 0 WHERE id = 'e1'; DELETE FROM events WHERE id = 'e2'; UPDATE events SET created_at = 2000 WHERE id IN ('e3', 'e4')`, ``},
+	{ // too young for that
+		`DELETE FROM events WHERE seq IN (1, 2) AND service = 'order'`,
+		`orders have their event, records come from the outbox`,
+	},
+	{`DELETE FROM events`, `orders have their event, records come from the outbox, payments tell their end once`},
 	{
 		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'OrderCreated', 1, x'09', 1000, 1); INSERT INTO inbox SELECT consumer, 'e9' FROM subscriptions`,
 		`records come from the outbox`,
@@ -82,7 +88,7 @@ var plant = []struct{ statement, seen string }{
 		`UPDATE partitions SET first = 2, since = 1500 WHERE topic = 'order-events'; DELETE FROM records WHERE event_id = 'e1' AND pos < 10`, ``,
 	},
 	{ // another machine's clock
-		`UPDATE orders SET created_at = 1500 WHERE id = 'o1'; UPDATE records SET at = 1500 WHERE event_id = 'e1'; DELETE FROM events WHERE id = 'e1'`, ``,
+		later + `; UPDATE orders SET created_at = 1500 WHERE id = 'o1'; UPDATE records SET at = 1500 WHERE event_id = 'e1'; DELETE FROM events WHERE id = 'e1'`, ``,
 	},
 	{`UPDATE records SET part = 1 WHERE event_id = 'e3'`, `a key has one partition`},
 	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
@@ -92,7 +98,7 @@ var plant = []struct{ statement, seen string }{
 	{`UPDATE charges SET refunded = 100 WHERE id = 'c1'`, `the money is right`},
 	{`UPDATE charges SET status = 'succeeded' WHERE id = 'c2'`, `the money is right`},
 	{`UPDATE charges SET status = 'succeeded', refunded = 200 WHERE id = 'c2'`, ``},
-	{`INSERT INTO payments VALUES ('p3', 'o3', 'processing', 0)`, `payments are for orders, payments are settled`},
+	{`INSERT INTO payments VALUES ('p3', 'o3', 'processing', 0, NULL)`, `payments are for orders, payments are settled`},
 	{`INSERT INTO events VALUES ('payment', 3, 'e7', 'p1', 2, 'PaymentFailed', 'payment-events', NULL, 1, 0, 1000)`, `payments tell their end once`},
 	{`UPDATE payments SET status = 'failed' WHERE id = 'p1'`, `payments tell their end once, paid orders have their payment, payments reach their order`},
 	{`UPDATE orders SET payment_id = 'p9' WHERE id = 'o1'`, `paid orders have their payment`},
