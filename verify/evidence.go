@@ -28,7 +28,7 @@ var tables = []string{
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
 	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT, topic TEXT, part INTEGER, pos INTEGER, key TEXT)`,
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
-		early INTEGER)`, // early: was there before the databases were read
+		written INTEGER, early INTEGER)`, // at: the event's time; early: was there before the databases were read
 	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
 	`CREATE TABLE charges (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, amount INTEGER, currency TEXT, refunded INTEGER)`,
 	`CREATE TABLE messages (channel TEXT, delivery_id TEXT)`,
@@ -52,6 +52,10 @@ var indexes = []string{
 	`CREATE TABLE kept AS SELECT e.service, CASE WHEN MIN(e.seq) = 1 THEN 0
 		ELSE MIN(COALESCE(MIN(e.created_at) + 60000000, b.at), b.at - 7 * 86400000000 + 3600000000) END AS since
 		FROM began b, (SELECT service, seq, created_at FROM events WHERE blocked = 0 UNION ALL VALUES ('order', NULL, NULL), ('payment', NULL, NULL)) e GROUP BY e.service`,
+	// where a key's first record stands
+	`CREATE TABLE homes AS SELECT topic, key, part FROM
+		(SELECT topic, key, part, ROW_NUMBER() OVER (PARTITION BY topic, key ORDER BY written, pos) AS n FROM records) WHERE n = 1`,
+	`CREATE INDEX homes_key ON homes (topic, key)`,
 	`ANALYZE`,
 }
 

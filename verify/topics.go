@@ -80,7 +80,7 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 	})
 	client.AddConsumePartitions(from)
 	var starts []kgo.Record // of the partitions
-	err = e.fill(ctx, "records", 10, func(put func(...any) error) error {
+	err = e.fill(ctx, "records", 11, func(put func(...any) error) error {
 		for remaining > 0 {
 			fetches, err := poll(ctx, client)
 			if err != nil {
@@ -168,7 +168,7 @@ func describe(r *kgo.Record) []any {
 			version, _ = strconv.ParseInt(string(h.Value), 10, 64) // 0 is no version
 		}
 	}
-	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro()}
+	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro(), r.Timestamp.UnixMicro()}
 }
 
 func boolean(b bool) int {

@@ -23,8 +23,8 @@ var sound = []string{
 		('order', 1, 'e1', 'o1', 1, 'OrderCreated', 'order-events', x'01', 1, 0, 1000), ('order', 2, 'e2', 'o2', 1, 'OrderCreated', 'order-events', x'02', 1, 0, 1000),
 		('order', 3, 'e3', 'o1', 2, 'OrderPaid', 'order-events', x'03', 1, 0, 1000), ('order', 4, 'e4', 'o2', 2, 'OrderPaymentFailed', 'order-events', x'04', 1, 0, 1000),
 		('payment', 1, 'e5', 'p1', 1, 'PaymentCompleted', 'payment-events', x'05', 1, 0, 1000), ('payment', 2, 'e6', 'p2', 1, 'PaymentFailed', 'payment-events', x'06', 1, 0, 1000)`,
-	`INSERT INTO records SELECT topic, CASE WHEN aggregate LIKE '%1' THEN 0 ELSE 1 END, seq, aggregate, id, type, version, sum, created_at, 1 FROM events`,
-	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, 1 FROM records WHERE event_id = 'e1'`, // it may come again
+	`INSERT INTO records SELECT topic, CASE WHEN aggregate LIKE '%1' THEN 0 ELSE 1 END, seq, aggregate, id, type, version, sum, created_at, created_at + seq, 1 FROM events`,
+	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, written + 10, 1 FROM records WHERE event_id = 'e1'`, // it may come again
 	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
 	`INSERT INTO inbox SELECT DISTINCT s.consumer, r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type`,
 	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id,
@@ -74,10 +74,10 @@ var plant = []struct{ statement, seen string }{
 	},
 	{`DELETE FROM events`, `orders have their event, records come from the outbox, payments tell their end once`},
 	{
-		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'OrderCreated', 1, x'09', 1000, 1); INSERT INTO inbox SELECT consumer, 'e9' FROM subscriptions`,
+		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'OrderCreated', 1, x'09', 1000, 1000, 1); INSERT INTO inbox SELECT consumer, 'e9' FROM subscriptions`,
 		`records come from the outbox`,
 	},
-	{`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'Later', 1, x'09', 1000, 0)`, ``}, // its row was read before it was written
+	{`INSERT INTO records VALUES ('order-events', 0, 99, 'x', 'e9', 'Later', 1, x'09', 1000, 1000, 0)`, ``}, // its row was read before it was written
 	{`UPDATE records SET pos = 0 WHERE event_id = 'e3'`, `first occurrences are in order`},
 	{`UPDATE records SET pos = 0 WHERE event_id = 'e3'; UPDATE records SET pos = pos - 20 WHERE event_id = 'e1' AND pos > 10`, ``},
 	{`DELETE FROM records WHERE event_id = 'e1'`, `published events are on their topic, first occurrences are in order`},
@@ -91,6 +91,10 @@ var plant = []struct{ statement, seen string }{
 		later + `; UPDATE orders SET created_at = 1500 WHERE id = 'o1'; UPDATE records SET at = 1500 WHERE event_id = 'e1'; DELETE FROM events WHERE id = 'e1'`, ``,
 	},
 	{`UPDATE records SET part = 1 WHERE event_id = 'e3'`, `a key has one partition`},
+	{ // all was published again when the topic had more partitions, and nobody's records have no key
+		`INSERT INTO records SELECT topic, part + 2, pos - 4, key, event_id, type, version, sum, at, 5000, 1 FROM records WHERE event_id IN ('e3', 'e4');
+		INSERT INTO records SELECT topic, part, 50, '', event_id, type, 0, sum, at, 6000, 1 FROM records WHERE event_id IN ('e3')`, ``,
+	},
 	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
 	{`INSERT INTO charges VALUES ('c3', 'o1', 'succeeded', 100, 'RUB', 100)`, `one charge for an order`},
 	{`UPDATE charges SET amount = 99, refunded = -1 WHERE id = 'c1'`, `charges are for orders`},
@@ -115,7 +119,7 @@ var plant = []struct{ statement, seen string }{
 		`UPDATE began SET at = 1400000000000; DELETE FROM inbox; DELETE FROM events`, ``,
 	},
 	{ // nobody's record, dead-lettered under an id made for it
-		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', '', 'OrderCreated', 0, x'09', 1000, 1);
+		`INSERT INTO records VALUES ('order-events', 0, 99, 'x', '', 'OrderCreated', 0, x'09', 1000, 1000, 1);
 		INSERT INTO parked SELECT consumer, 'made', 'dead', topic, 0, 99, 'x' FROM subscriptions WHERE type = 'OrderCreated'`,
 		`records come from the outbox`,
 	},
