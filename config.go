@@ -112,9 +112,21 @@ func blot(value, kind string) string {
 	case "":
 		return value
 	case "url":
-		if u, err := url.Parse(value); err == nil {
-			return u.Redacted()
+		u, err := url.Parse(value)
+		if err != nil {
+			break
 		}
+		query, err := url.ParseQuery(u.RawQuery)
+		if err != nil {
+			break
+		}
+		for name := range query { // PostgreSQL takes password and sslpassword there
+			if strings.Contains(strings.ToLower(name), "password") {
+				query.Set(name, "xxxxx")
+				u.RawQuery = query.Encode()
+			}
+		}
+		return u.Redacted()
 	}
 	return "xxxxx"
 }

@@ -153,6 +153,7 @@ func TestWhatMayBeInClear(t *testing.T) {
 func TestSecretsAreBlottedOut(t *testing.T) {
 	c := usable()
 	c.DatabaseURL, c.SMTPURL, c.KafkaSASLPassword = "postgres://u:hunter2@db/x", "smtp://u:hunter2@mail:25", "hunter2"
+	c.OrderDatabaseURL, c.PaymentDatabaseURL = "postgres://db/x?user=u&password=hunter2&sslpassword=hunter2", "postgres://db/x?a=%zz&password=hunter2"
 	c.OpsToken = "hunter2hunter2hunter2"
 	for _, o := range c.Options() {
 		if strings.Contains(o.Value, "hunter2") {

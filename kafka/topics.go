@@ -333,7 +333,7 @@ func Field(err error) string {
 		return "TLS.ServerName"
 	case errors.As(err, &certificate):
 		return "TLS.CAFile"
-	case errors.Is(err, kerr.UnsupportedSaslMechanism):
+	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState): // the latter from one who wants none
 		return "SASL.Mechanism"
 	case errors.Is(err, kerr.SaslAuthenticationFailed):
 		return "SASL.Password"
