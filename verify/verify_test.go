@@ -65,7 +65,8 @@ var plant = []struct{ statement, seen string }{
 	{`DELETE FROM records WHERE event_id = 'e4'`, `published events are on their topic`},
 	{`UPDATE events SET sum = x'ff' WHERE id = 'e5'`, `published events are on their topic`},
 	{`UPDATE partitions SET first = 5, since = 3000; DELETE FROM records WHERE event_id IN ('e1', 'e2')`, ``}, // retention
-	{`DELETE FROM events; ` + later, ``},                                                                      // pruned
+	// pruned
+	{`DELETE FROM events; ` + later, ``},
 	{`DELETE FROM events WHERE service = 'order' AND seq < 3; UPDATE events SET created_at = 2000; ` + later, ``},
 	{later + `; UPDATE events SET blocked = 1, published = 0 WHERE id = 'e1'; DELETE FROM events WHERE id = 'e2'; UPDATE events SET created_at = 2000 WHERE id IN ('e3', 'e4')`, ``},
 	{ // too young for that
