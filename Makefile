@@ -24,7 +24,7 @@ test: ## the whole check: format, vet, lint, and every test with the race detect
 deploy: build ## try image, package, units, chart and Compose file with the tools that they are for
 	@tools/deploy/check bin/pizza
 
-# BENCH=quick takes 3 minutes instead of 15; PARTS=relay,latency,intake,consumer,chain,flow,provider picks parts. Only a full run writes the file.
+# BENCH=quick takes 6 minutes instead of 17; PARTS=relay,latency,intake,consumer,chain,flow,provider picks parts. Only a full run writes the file.
 bench: ## measure everything beside what others use, and write docs/benchmarks.md
 	@cd bench && go build -o ../bin/bench .
 	@exec bin/bench -size "$(or $(BENCH),full)" -run "$(PARTS)" -out "$(if $(BENCH)$(PARTS),,docs/benchmarks.md)"

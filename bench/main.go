@@ -47,7 +47,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := flags.String("root", ".", "the root of the repository")
 	out := flags.String("out", "docs/benchmarks.md", "the report, from the root; empty writes none")
 	which := flags.String("run", "", "the parts to run, by commas: "+strings.Join(partNames(), ", ")+"; all when empty")
-	size := flags.String("size", "full", "full (about 15 minutes), quick (about 3) or tiny (to try the program itself)")
+	size := flags.String("size", "full", "full (about 17 minutes), quick (about 6) or tiny (to try the program itself)")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}

@@ -298,6 +298,43 @@ func TestSMTPTooManyConnections(t *testing.T) {
 	}
 }
 
+// A server that answers 421 to everybody, as one does that is shutting down,
+// is asked again by the next mail, at once.
+func TestSMTPNotServing(t *testing.T) {
+	server := newMailServer(t)
+	address := strings.TrimPrefix(server.url, "smtp://")
+	ln := listen(t)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for n := 1; ; n++ {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			if n == 1 {
+				_, _ = io.WriteString(conn, "421 4.3.2 mail.test shutting down\r\n") // who has gone needs no answer
+				_ = conn.Close()
+				continue
+			}
+			serving.Go(func() { relay(t, conn, address) })
+		}
+	})
+	sender := newTestSMTP(t, "smtp://"+ln.Addr().String())
+	if r := sender.Send(t.Context(), testMail("id-1")); r.Outcome != Temporary || r.Code != 421 {
+		t.Errorf("Send = %+v, want it put off", r)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), sendTimeout)
+	defer cancel()
+	if r := sender.Send(ctx, testMail("id-1")); r.Outcome != Accepted {
+		t.Errorf("Send = %+v, want it accepted", r)
+	}
+	sender.pool.close()
+	if err := ln.Close(); err != nil {
+		t.Error(err)
+	}
+	serving.Wait()
+}
+
 // relay passes on what is said on conn and at the address until either hangs up.
 func relay(t *testing.T, conn net.Conn, address string) {
 	to, err := net.Dial("tcp", address)

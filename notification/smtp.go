@@ -2,7 +2,6 @@ package notification
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -111,8 +110,11 @@ func (p *smtpPool) refused(err error) bool {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.open == 0 {
+		return false // it serves nobody just now: how many it would take is not known
+	}
 	p.most, p.until = p.open, time.Now().Add(mostFor)
-	return p.open > 0
+	return true
 }
 
 // free wakes those who wait for a connection; the caller has locked mu.
@@ -223,8 +225,9 @@ func (c *smtpConn) alive(ctx context.Context) bool {
 
 // quit says good-bye and hangs up.
 func (c *smtpConn) quit() {
-	err := c.raw.SetDeadline(time.Now().Add(quitTimeout))
-	_ = errors.Join(err, c.client.Quit()) // a polite end is all that may be missing
+	if c.raw.SetDeadline(time.Now().Add(quitTimeout)) == nil {
+		_ = c.client.Quit() // a polite end is all that may be missing
+	}
 	c.drop()
 }
 
