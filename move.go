@@ -67,9 +67,6 @@ func (m Move) Migrate(ctx context.Context, log *slog.Logger) (tables []MovedTabl
 		if err != nil {
 			return nil, fmt.Errorf("move %s: %w", p.service, err)
 		}
-		if err := markMoved(p.file); err != nil {
-			return nil, fmt.Errorf("move %s: %w", p.service, err)
-		}
 		for _, t := range copied {
 			tables = append(tables, MovedTable{p.service, t})
 		}
@@ -156,7 +153,7 @@ func markMoved(file string) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(f, "moved to PostgreSQL at %s\n", time.Now().UTC().Format(time.RFC3339))
+	_, err = fmt.Fprintf(f, "moved to PostgreSQL, or nearly so, at %s\n", time.Now().UTC().Format(time.RFC3339))
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
@@ -169,7 +166,8 @@ func notMoved(file string) error {
 	case err != nil:
 		return err
 	default:
-		return fmt.Errorf("it was %s, and started here as well it would charge customers twice: set DATABASE_URL, or delete %s to give the move up",
+		return fmt.Errorf("it was %s, and started here as well it would charge customers twice: set DATABASE_URL (after pizza migrate has said that all is moved),"+
+			" or delete %s to give the move up",
 			strings.TrimSpace(string(said)), file+movedFile)
 	}
 }
@@ -187,7 +185,7 @@ func (p moving) run(ctx context.Context, log *slog.Logger) (tables []sqldb.Copie
 	defer func() { err = errors.Join(err, to.Close()) }()
 	tables, done, err := sqldb.Copy(ctx, from, to, outbox.Seeds, func(t sqldb.Copied) {
 		log.Info("table compared", "table", t.Table, "rows", t.Rows)
-	})
+	}, func() error { return markMoved(p.file) }) // before PostgreSQL commits: nothing may start on both sides, whenever this process dies
 	switch {
 	case err != nil:
 		return nil, err

@@ -136,7 +136,7 @@ func administer(ctx context.Context, c Config, fn func(context.Context, *kadm.Cl
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, planTimeout)
 	defer cancel()
-	if err := client.Ping(ctx); err != nil {
+	if _, err := kadm.NewClient(client).BrokerMetadata(ctx); err != nil { // Ping shares one request among its tries
 		return noAnswer(strings.Join(c.Brokers, ","), err)
 	}
 	return fn(ctx, kadm.NewClient(client))

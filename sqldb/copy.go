@@ -39,8 +39,9 @@ type Copied struct {
 //
 // When the target holds exactly what the source holds, as after a Copy whose
 // end nobody heard of, nothing is changed and done is true. When it holds
-// anything else, the error is ErrNotEmpty. told is called after each table.
-func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(Copied)) (tables []Copied, done bool, err error) {
+// anything else, the error is ErrNotEmpty. told is called after each table,
+// and last before the target commits: its error takes everything back.
+func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(Copied), last func() error) (tables []Copied, done bool, err error) {
 	if from.Engine != SQLite || to.Engine != Postgres {
 		return nil, false, fmt.Errorf("copy from %s to %s: only from sqlite to postgres", from.Engine, to.Engine)
 	}
@@ -58,6 +59,9 @@ func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(
 		c := raw.(*stdlib.Conn).Conn() //nolint:forcetypeassert // this package opened it
 		return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 			tables, done, err = (&copying{src: src, dst: tx, seeds: seeds, told: told}).run(ctx)
+			if err == nil {
+				err = last()
+			}
 			return err
 		})
 	})

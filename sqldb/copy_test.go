@@ -51,10 +51,12 @@ func openShop(t *testing.T) (from, to *sqldb.DB) {
 
 func quiet(sqldb.Copied) {}
 
+func agreed() error { return nil }
+
 func TestCopy(t *testing.T) {
 	from, to := openShop(t)
 	var told []sqldb.Copied
-	got, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, func(c sqldb.Copied) { told = append(told, c) })
+	got, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, func(c sqldb.Copied) { told = append(told, c) }, agreed)
 	want := []sqldb.Copied{{Table: "lease", Rows: 1}, {Table: "orders", Rows: shopOrders + 1}, {Table: "events", Rows: shopOrders - 50}}
 	if err != nil || done || !slices.Equal(got, want) || !slices.Equal(told, want) {
 		t.Fatalf("copied %v, told %v, done before: %v (%v)", got, told, done, err)
@@ -78,7 +80,7 @@ func TestCopy(t *testing.T) {
 func TestCopyAgain(t *testing.T) {
 	from, to := openShop(t)
 	for _, want := range []bool{false, true, true} {
-		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet); err != nil || done != want {
+		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || done != want {
 			t.Fatalf("done before: %v, want %v (%v)", done, want, err)
 		}
 	}
@@ -91,13 +93,28 @@ func TestCopyAgain(t *testing.T) {
 		{from, `INSERT INTO orders (id, total) VALUES ('0198a7f0-0000-7000-9000-000000000001', 0)`, `DELETE FROM orders WHERE id = '0198a7f0-0000-7000-9000-000000000001'`},
 	} {
 		mustExec(t, change.db, change.statement)
-		if _, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet); !errors.Is(err, sqldb.ErrNotEmpty) {
+		if _, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); !errors.Is(err, sqldb.ErrNotEmpty) {
 			t.Errorf("after %s: %v, want %v", change.statement, err, sqldb.ErrNotEmpty)
 		}
 		mustExec(t, change.db, change.again)
-		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet); err != nil || !done {
+		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || !done {
 			t.Errorf("after %s: done before: %v (%v)", change.again, done, err)
 		}
+	}
+}
+
+func TestCopyTakenBack(t *testing.T) {
+	from, to := openShop(t)
+	no := errors.New("no")
+	if _, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, func() error { return no }); !errors.Is(err, no) {
+		t.Errorf("copied: %v, want %v", err, no)
+	}
+	var orders int
+	if err := to.QueryRow(`SELECT COUNT(*) FROM orders`).Scan(&orders); err != nil || orders > 0 {
+		t.Errorf("%d orders are there all the same (%v)", orders, err)
+	}
+	if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || done {
+		t.Errorf("after that: done before: %v (%v)", done, err)
 	}
 }
 
@@ -119,7 +136,7 @@ func TestCopyIsAllOrNothing(t *testing.T) {
 			} else {
 				mustExec(t, to, spoil.toSQL)
 			}
-			_, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet)
+			_, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed)
 			if err == nil || errors.Is(err, sqldb.ErrNotEmpty) != (spoil.toSQL != "") {
 				t.Fatalf("copied: %v", err)
 			}

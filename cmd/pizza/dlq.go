@@ -105,9 +105,7 @@ func (c dlqShowCmd) Run(ctx context.Context, p *program) error {
 			return fmt.Errorf("no parked record has the event id %s", c.EventID)
 		}
 		if p.json {
-			enc := json.NewEncoder(p.stdout)
-			enc.SetIndent("", "  ")
-			return enc.Encode(letters)
+			return printJSON(p, letters)
 		}
 		for _, l := range letters {
 			if _, err := fmt.Fprintln(p.stdout, describe(l)); err != nil {

@@ -51,12 +51,17 @@ func (versionCmd) Run(p *program) error {
 	return err
 }
 
+// printJSON prints what -o json asks for.
+func printJSON(p *program, v any) error {
+	enc := json.NewEncoder(p.stdout)
+	enc.SetIndent("", "  ")
+	return enc.Encode(v)
+}
+
 // show prints a list, as a table or as JSON.
 func show[T any](p *program, list []T, header string, columns func(T) []any) error {
 	if p.json {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(list)
+		return printJSON(p, list)
 	}
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, header)

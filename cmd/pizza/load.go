@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -132,9 +131,7 @@ func verdict(r *load.Report) error {
 
 func printLoad(p *program, r *load.Report) error {
 	if p.json {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(r)
+		return printJSON(p, r)
 	}
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ORDERS\tPLACED\tREFUSED\tUNKNOWN\tNOT SENT\tTRIES\tWANTED/S\tREACHED/S")

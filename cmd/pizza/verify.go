@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -72,9 +71,7 @@ func (c verifyCmd) Run(ctx context.Context, p *program) error {
 
 func printReport(p *program, r pizzaflow.VerifyReport) error {
 	if p.json {
-		enc := json.NewEncoder(p.stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(r)
+		return printJSON(p, r)
 	}
 	w := tabwriter.NewWriter(p.stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "INVARIANT\tSTATE\tWRONG\t")
