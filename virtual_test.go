@@ -8,11 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/sqldb"
 )
 
@@ -20,7 +20,7 @@ import (
 func virtually(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
 	t.Parallel()
-	synctest.Test(t, fn)
+	kafkatest.Bubble(t, fn)
 }
 
 // The whole system in one bubble: everything that stands in the README, with
@@ -140,14 +140,14 @@ func TestVirtualDuplicates(t *testing.T) {
 func TestVirtualEitherTopicFirst(t *testing.T) {
 	t.Parallel()
 	var records []*kgo.Record
-	synctest.Test(t, func(t *testing.T) {
+	kafkatest.Bubble(t, func(t *testing.T) {
 		w := open(t, nil)
 		w.ends(w.place("anna@example.com"), "paid", time.Minute)
 		w.ends(w.place("boris+declined@example.com"), "payment_failed", time.Minute)
 		records = w.records()
 	})
 	for _, first := range []string{"order-events", "payment-events"} {
-		synctest.Test(t, func(t *testing.T) {
+		kafkatest.Bubble(t, func(t *testing.T) {
 			w := open(t, func(c *Config) { c.Services = "notification,broker,sandbox" })
 			slices.SortStableFunc(records, func(a, b *kgo.Record) int {
 				switch a.Topic {

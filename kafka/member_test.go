@@ -7,7 +7,6 @@ import (
 	"net"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -22,7 +21,7 @@ import (
 // read by nobody for ever. It does not always happen, so it is tried often.
 func TestMemberThatDiesWhileItJoins(t *testing.T) {
 	for range 12 {
-		synctest.Test(t, memberDies)
+		kafkatest.Bubble(t, memberDies)
 	}
 }
 

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -29,8 +28,8 @@ func TestPoisonDelaysNobodyElse(t *testing.T) {
 	for name, many := range map[string]bool{"On": false, "OnBatch": true} {
 		t.Run(name, func(t *testing.T) {
 			var without, with []time.Duration
-			synctest.Test(t, func(t *testing.T) { without = delays(t, many, false) })
-			synctest.Test(t, func(t *testing.T) { with = delays(t, many, true) })
+			kafkatest.Bubble(t, func(t *testing.T) { without = delays(t, many, false) })
+			kafkatest.Bubble(t, func(t *testing.T) { with = delays(t, many, true) })
 			median := func(d []time.Duration) time.Duration { return d[len(d)/2] }
 			t.Logf("median %v and longest %v without, %v and %v with poison", median(without), without[len(without)-1], median(with), with[len(with)-1])
 			const unchanged = 20 * time.Millisecond // the network and the database take no time here

@@ -14,7 +14,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -57,7 +56,7 @@ func TestSimulation(t *testing.T) {
 					t.Logf("again: go test -tags synctests ./outbox -run 'TestSimulation$' -seed %d -count 10 -failfast", s)
 				}
 			}()
-			synctest.Test(t, func(t *testing.T) { simulate(t, s) })
+			kafkatest.Bubble(t, func(t *testing.T) { simulate(t, s) })
 		})
 	}
 }

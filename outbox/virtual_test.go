@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,7 +21,7 @@ import (
 // Three attempts, 5 and 10 seconds apart with up to 20 % more, then the dead
 // letter; meanwhile another key is handled at once.
 func TestRetriesKeepTheirDelays(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	kafkatest.Bubble(t, func(t *testing.T) {
 		db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 		f := newFixture(t, db, kafkatest.Virtual(t, topics()...))
 		var attempts []time.Time
@@ -69,7 +68,7 @@ func TestRebalanceInMidHandler(t *testing.T) {
 	for n, takes := range []time.Duration{3 * time.Second, 3 * time.Second, 3 * time.Second, 3 * time.Second, 15 * time.Second, 15 * time.Second} {
 		slow := fmt.Sprint("slow-", n)
 		t.Run(fmt.Sprint(slow, " ", takes), func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			kafkatest.Bubble(t, func(t *testing.T) {
 				db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 				f := newFixture(t, db, kafkatest.Virtual(t, topics()...))
 				begun, calls, handled := make(chan struct{}, 100), map[string]int{}, map[string]int{}
