@@ -7,7 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -144,21 +143,6 @@ func newUniverse(t *testing.T, seed uint64) *universe {
 	}
 	u.tail = newTail(t, cfg)
 	return u
-}
-
-// memory is a folder for the run, where syncing costs nothing if the machine
-// has such a place: what survives a power cut is not the question here.
-func memory(t *testing.T) string {
-	dir, err := os.MkdirTemp("/dev/shm", "pizzaflow-simulation-")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
 }
 
 func simTopics() (all []kafka.Topic) {
