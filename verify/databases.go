@@ -13,28 +13,29 @@ import (
 )
 
 // A source is a table of a service's database: a query, and how many columns it
-// has. They are the evidence's, in their order.
+// has. They are the evidence's, in their order, once finish has done with them.
 type source struct {
 	table   string
 	columns int
 	query   string
+	finish  func(cells []any) // may be nil
 }
 
 var sources = map[string][]source{
 	"notification": {
-		{"contacts", 1, `SELECT order_id FROM order_contacts WHERE order_number IS NOT NULL`},
-		{"deliveries", 6, `SELECT id, order_id, type, channel, status, sent_at FROM notification_deliveries`},
+		{"contacts", 1, `SELECT order_id FROM order_contacts WHERE order_number IS NOT NULL`, nil},
+		{"deliveries", 6, `SELECT id, order_id, type, channel, status, sent_at FROM notification_deliveries`, nil},
 	},
 	"payment": {
-		{"payments", 5, `SELECT id, order_id, status, version, completed_at FROM payments`},
-		{"refunds", 3, `SELECT id, payment_id, status FROM refunds`},
+		{"payments", 5, `SELECT id, order_id, status, version, completed_at FROM payments`, nil},
+		{"refunds", 3, `SELECT id, payment_id, status FROM refunds`, nil},
 	},
 	"order": {
 		{"orders", 10, `SELECT id, status, version, total_amount, currency, created_at, paid_at, payment_id, attention_reason,
-			CASE WHEN customer_email LIKE '%@load.example' THEN 1 ELSE 0 END FROM orders`},
-		{"keys", 2, `SELECT key, order_id FROM idempotency_keys`},
-		{"items", 2, `SELECT order_id, CAST(SUM(quantity * price) AS BIGINT) FROM order_items GROUP BY order_id`},
-		{"history", 3, `SELECT order_id, version, status FROM order_history`},
+			CASE WHEN customer_email LIKE '%@load.example' THEN 1 ELSE 0 END FROM orders`, nil},
+		{"keys", 2, `SELECT key, order_id FROM idempotency_keys`, nil},
+		{"items", 2, `SELECT order_id, CAST(SUM(quantity * price) AS BIGINT) FROM order_items GROUP BY order_id`, nil},
+		{"history", 3, `SELECT order_id, version, status FROM order_history`, nil},
 	},
 }
 
@@ -43,9 +44,13 @@ func library(service string) []source {
 	return []source{
 		{"events", 11, `SELECT '` + service + `', o.seq, o.id, o.aggregate_id, o.aggregate_version, o.event_type, o.topic, CAST(o.event_data AS TEXT),
 			CASE WHEN o.published_at IS NULL THEN 0 ELSE 1 END, CASE WHEN b.seq IS NULL THEN 0 ELSE 1 END, o.created_at
-			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`},
-		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`},
-		{"parked", 7, `SELECT consumer, event_id, state, topic, partition, record_offset, key FROM parked_records`},
+			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`, finishEvent},
+		{"letters", 8, `SELECT '` + service + `', topic, value, key, CAST(headers AS TEXT), '', CASE WHEN published_at IS NULL THEN 0 ELSE 1 END, created_at
+			FROM outbox WHERE event_data IS NULL`, finishLetter},
+		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`, nil},
+		{"parked", 7, `SELECT consumer, event_id, state, topic, partition, record_offset, key FROM parked_records`, nil},
+		{"dead", 6, `SELECT '` + service + `', consumer, event_id, topic, topic || '/' || partition || '/' || record_offset, last_failed_at
+			FROM parked_records WHERE state = 'dead'`, nil},
 	}
 }
 
@@ -95,8 +100,8 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 					cells[i] = string(v)
 				}
 			}
-			if s.table == "events" {
-				cells[7] = sumOf(cells[7])
+			if s.finish != nil {
+				s.finish(cells)
 			}
 			if err := put(cells...); err != nil {
 				return err
@@ -106,15 +111,13 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 	})
 }
 
-// sumOf is what an event's data is known by; nil for a dead letter, which has
-// none.
-func sumOf(data any) any {
-	text, ok := data.(string)
-	if !ok {
-		return nil
+// finishEvent puts what an event's data is known by in place of the data, of
+// which a dead letter has none.
+func finishEvent(cells []any) {
+	if data, ok := cells[7].(string); ok {
+		sum := sha256.Sum256([]byte(data))
+		cells[7] = sum[:16]
 	}
-	sum := sha256.Sum256([]byte(text))
-	return sum[:16]
 }
 
 func closing(err error, c io.Closer) error { return errors.Join(err, c.Close()) }

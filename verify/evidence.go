@@ -27,6 +27,9 @@ var tables = []string{
 		published INTEGER, blocked INTEGER, created_at INTEGER)`,
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
 	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT, topic TEXT, part INTEGER, pos INTEGER, key TEXT)`,
+	`CREATE TABLE dead (service TEXT, consumer TEXT, event_id TEXT, topic TEXT, place TEXT, failed_at INTEGER)`, // place: of the record, topic/partition/offset
+	`CREATE TABLE letters (service TEXT, topic TEXT, consumer TEXT, place TEXT, failed_at INTEGER, sum BLOB, published INTEGER, created_at INTEGER)`,
+	`CREATE TABLE posted (topic TEXT, sum BLOB)`, // the letters on the topics
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
 		written INTEGER, early INTEGER)`, // at: the event's time; early: was there before the databases were read
 	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
@@ -45,13 +48,14 @@ var indexes = []string{
 	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
 	`CREATE INDEX keys_order ON keys (order_id)`,
 	`CREATE INDEX parked_place ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
+	`CREATE INDEX letters_place ON letters (place)`, `CREATE INDEX posted_sum ON posted (sum)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
 	// since when a service has all rows of its events: those of the last week, and an
 	// hour for what goes meanwhile, and all from its oldest on, and a minute for
 	// clocks that differ; rows that are blocked stay behind when those around them go
 	`CREATE TABLE kept AS SELECT e.service, CASE WHEN MIN(e.seq) = 1 THEN 0
 		ELSE MIN(COALESCE(MIN(e.created_at) + 60000000, b.at), b.at - 7 * 86400000000 + 3600000000) END AS since
-		FROM began b, (SELECT service, seq, created_at FROM events WHERE blocked = 0 UNION ALL VALUES ('order', NULL, NULL), ('payment', NULL, NULL)) e GROUP BY e.service`,
+		FROM began b, (SELECT service, seq, created_at FROM events WHERE blocked = 0 UNION ALL VALUES ('order', NULL, NULL), ('payment', NULL, NULL), ('notification', NULL, NULL)) e GROUP BY e.service`,
 	// where a key's first record stands
 	`CREATE TABLE homes AS SELECT topic, key, part FROM
 		(SELECT topic, key, part, ROW_NUMBER() OVER (PARTITION BY topic, key ORDER BY written, pos) AS n FROM records) WHERE n = 1`,

@@ -4,6 +4,7 @@ package verify
 const (
 	needsLog     = "the log of pizza load"
 	needsTopics  = "the topics"
+	needsLetters = "the dead-letter topics"
 	needsSandbox = "the sandbox"
 )
 
@@ -181,6 +182,18 @@ var invariants = []invariant{
 		name: "nothing is retried", says: "what failed was handled, dead-lettered or given up since", atRest: true,
 		query: `SELECT p.event_id FROM parked p WHERE p.state = 'retrying' OR (p.state = 'waiting' AND NOT EXISTS
 			(SELECT 1 FROM parked d WHERE d.state = 'dead' AND d.consumer = p.consumer AND d.topic = p.topic AND d.key = p.key))`,
+	},
+	{
+		name: "dead records have their letter", says: "stored together with what makes them dead",
+		query: `SELECT d.consumer || ' ' || d.event_id FROM dead d WHERE d.failed_at >= ` + keptOf + `d.service)
+			AND NOT EXISTS (SELECT 1 FROM letters l WHERE l.place = d.place AND l.consumer = d.consumer AND l.failed_at = d.failed_at
+				AND l.service = d.service AND l.topic = d.topic || '-dlq')`,
+	},
+	{
+		name: "dead letters are on their topic", says: "with the key, the headers and the value they were written with", needs: needsLetters,
+		// Several services write there, and their clocks differ.
+		query: `SELECT l.consumer || ' ' || l.place FROM letters l WHERE l.published = 1 AND l.created_at > ` + keptTopic + `l.topic) + 60000000
+			AND NOT EXISTS (SELECT 1 FROM posted p WHERE p.topic = l.topic AND p.sum = l.sum)`,
 	},
 	// deliveries
 	{

@@ -22,7 +22,7 @@ func TestSandboxIsReachedThoughNoBrokerAnswers(t *testing.T) {
 	missing := map[string]string{}
 	cfg := Config{Kafka: []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1"), kgo.Dialer(silence)}, Sandbox: sandbox.URL}
 	cfg.reach(t.Context(), missing)
-	if missing[needsTopics] == "" || missing[needsSandbox] != "" {
+	if missing[needsTopics] == "" || missing[needsLetters] == "" || missing[needsSandbox] != "" {
 		t.Errorf("%q", missing)
 	}
 }

@@ -20,7 +20,18 @@ import (
 // stalled is how long a broker may be silent about records that it has.
 const stalled = time.Minute
 
-var topics = []string{event.OrderTopic, event.PaymentTopic}
+// A shelf is topics whose records are kept in one table.
+type shelf struct {
+	topics   []string
+	table    string
+	columns  int
+	describe func(r *kgo.Record, early bool) []any
+}
+
+var (
+	events  = shelf{event.Topics(), "records", 11, describe}
+	letters = shelf{letterTopics(), "posted", 2, describeLetter}
+)
 
 // subscriptions are who handles which events, each with an inbox.
 var subscriptions = []struct{ consumer, topic, eventType string }{
@@ -33,8 +44,8 @@ var subscriptions = []struct{ consumer, topic, eventType string }{
 }
 
 // ends are the offsets at which the partitions end.
-func ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
-	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, topics...)
+func (s shelf) ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
+	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, s.topics...)
 	if err == nil {
 		err = listed.Error()
 	}
@@ -46,18 +57,18 @@ func ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
 
 // copyTopics copies the records up to where the topics end now. What lies
 // before early was there when nothing else had been read.
-func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm.ListedOffsets) error {
+func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, s shelf, early kadm.ListedOffsets) error {
 	// a control record may be the last of a partition, which would not end without it
 	client, err := kgo.NewClient(slices.Concat(options, []kgo.Opt{kgo.KeepControlRecords()})...)
 	if err != nil {
 		return fmt.Errorf("read the topics: %w", err)
 	}
 	defer client.Close()
-	last, err := ends(ctx, client)
+	last, err := s.ends(ctx, client)
 	if err != nil {
 		return err
 	}
-	first, err := kadm.NewClient(client).ListStartOffsets(ctx, topics...)
+	first, err := kadm.NewClient(client).ListStartOffsets(ctx, s.topics...)
 	if err == nil {
 		err = first.Error()
 	}
@@ -80,7 +91,7 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 	})
 	client.AddConsumePartitions(from)
 	var starts []kgo.Record // of the partitions
-	err = e.fill(ctx, "records", 11, func(put func(...any) error) error {
+	err = e.fill(ctx, s.table, s.columns, func(put func(...any) error) error {
 		for remaining > 0 {
 			fetches, err := poll(ctx, client)
 			if err != nil {
@@ -101,7 +112,7 @@ func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, early kadm
 						continue
 					}
 					before, _ := early.Lookup(r.Topic, r.Partition)
-					failed = errors.Join(failed, put(append(describe(r), boolean(r.Offset < before.Offset))...))
+					failed = errors.Join(failed, put(s.describe(r, r.Offset < before.Offset)...))
 				}
 				if n := len(p.Records); wanted && n > 0 && p.Records[n-1].Offset >= end-1 {
 					delete(left[p.Topic], p.Partition)
@@ -146,7 +157,7 @@ func poll(ctx context.Context, client *kgo.Client) (kgo.Fetches, error) {
 
 // describe is a record as evidence. Of one that is no envelope there is only
 // where it is.
-func describe(r *kgo.Record) []any {
+func describe(r *kgo.Record, early bool) []any {
 	var m struct {
 		EventID     string          `json:"event_id"`
 		EventType   string          `json:"event_type"`
@@ -168,7 +179,7 @@ func describe(r *kgo.Record) []any {
 			version, _ = strconv.ParseInt(string(h.Value), 10, 64) // 0 is no version
 		}
 	}
-	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro(), r.Timestamp.UnixMicro()}
+	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro(), r.Timestamp.UnixMicro(), boolean(early)}
 }
 
 func boolean(b bool) int {

@@ -39,9 +39,9 @@ func TestTopicsAreReadToTheirEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.db.Close()
-	early, err := ends(t.Context(), client)
+	early, err := events.ends(t.Context(), client)
 	if err == nil {
-		err = e.copyTopics(t.Context(), options, early)
+		err = e.copyTopics(t.Context(), options, events, early)
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -152,8 +152,12 @@ func (cfg Config) check(ctx context.Context, promised []load.Line) (_ Report, er
 	}
 	if missing[needsTopics] == "" {
 		cfg.Progress("reading the topics")
-		if err := e.copyTopics(ctx, cfg.Kafka, early); err != nil {
+		if err := e.copyTopics(ctx, cfg.Kafka, events, early); err != nil {
 			return Report{}, err
+		}
+		// who may write a dead-letter topic need not be allowed to read it
+		if err := e.copyTopics(ctx, cfg.Kafka, letters, nil); err != nil {
+			missing[needsLetters] = err.Error()
 		}
 	}
 	err = e.fill(ctx, "channels", 1, func(put func(...any) error) error {
@@ -191,6 +195,9 @@ func (cfg Config) reach(ctx context.Context, missing map[string]string) (early k
 	} else {
 		early = listed
 	}
+	if why := missing[needsTopics]; why != "" {
+		missing[needsLetters] = why
+	}
 	ctx, cancel := context.WithTimeout(ctx, reachable)
 	defer cancel()
 	if cfg.Sandbox == "" {
@@ -210,7 +217,7 @@ func (cfg Config) ends(ctx context.Context) (kadm.ListedOffsets, error) {
 		return nil, err
 	}
 	defer client.Close()
-	return ends(ctx, client)
+	return events.ends(ctx, client)
 }
 
 // ask asks about every invariant.

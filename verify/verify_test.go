@@ -26,6 +26,10 @@ var sound = []string{
 	`INSERT INTO records SELECT topic, CASE WHEN aggregate LIKE '%1' THEN 0 ELSE 1 END, seq, aggregate, id, type, version, sum, created_at, created_at + seq, 1 FROM events`,
 	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, written + 10, 1 FROM records WHERE event_id = 'e1'`, // it may come again
 	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
+	`INSERT INTO dead VALUES ('payment', 'payment-service', 'e8', 'order-events', 'order-events/0/5', 900)`,
+	`INSERT INTO letters VALUES ('payment', 'order-events-dlq', 'payment-service', 'order-events/0/5', 900, x'0a', 1, 70000000)`,
+	`INSERT INTO posted VALUES ('order-events-dlq', x'0a'), ('order-events-dlq', x'0a'), ('order-events-dlq', x'0b')`, // again, and somebody's
+	`INSERT INTO partitions VALUES ('order-events-dlq', 0, 0, 0), ('payment-events-dlq', 0, 0, 0)`,
 	`INSERT INTO inbox SELECT DISTINCT s.consumer, r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type`,
 	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id,
 		CASE t.type WHEN 'payment' THEN CASE o.status WHEN 'paid' THEN 'payment_confirmation' ELSE 'payment_failed' END ELSE t.type END, c.channel, 'sent', 1000
@@ -116,6 +120,22 @@ var plant = []struct{ statement, seen string }{
 		`INSERT INTO parked VALUES ('order-service', 'e5', 'waiting', 'payment-events', 0, 1, 'p1'), ('order-service', 'e9', 'dead', 'payment-events', 0, 0, 'p2')`,
 		`nothing is retried`,
 	},
+	// dead letters
+	{`DELETE FROM letters`, `dead records have their letter`},
+	{`UPDATE letters SET consumer = 'notification-service'`, `dead records have their letter`},
+	{`UPDATE letters SET place = 'order-events/0/6'`, `dead records have their letter`},
+	{`UPDATE letters SET service = 'notification'`, `dead records have their letter`},
+	{`UPDATE letters SET topic = 'payment-events-dlq'`, `dead records have their letter, dead letters are on their topic`},
+	{`UPDATE dead SET failed_at = 950`, `dead records have their letter`}, // it was replayed and died again
+	{`UPDATE dead SET service = 'notification'; DELETE FROM letters`, `dead records have their letter`},
+	{`UPDATE dead SET service = 'notification'; DELETE FROM letters; UPDATE began SET at = at + 8 * 86400000000`, ``}, // pruned
+	{`UPDATE letters SET published = 0; DELETE FROM posted`, ``},
+	{`DELETE FROM posted WHERE sum = x'0a'`, `dead letters are on their topic`},
+	{`UPDATE posted SET topic = 'payment-events-dlq'`, `dead letters are on their topic`},
+	{`DELETE FROM dead; DELETE FROM posted`, `dead letters are on their topic`}, // it was replayed and handled
+	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 80000000 WHERE topic = 'order-events-dlq'`, ``},
+	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 10000000 WHERE topic = 'order-events-dlq'`, ``}, // by another clock
+	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 9999999 WHERE topic = 'order-events-dlq'`, `dead letters are on their topic`},
 	{ // long after, on a topic that keeps its records for longer than an inbox
 		`UPDATE began SET at = 1400000000000; DELETE FROM inbox; DELETE FROM events`, ``,
 	},
@@ -187,7 +207,7 @@ func TestNotChecked(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.db.Close()
-	r, err := e.ask(t.Context(), map[string]string{needsTopics: "away", needsSandbox: "away", needsLog: "none"})
+	r, err := e.ask(t.Context(), map[string]string{needsTopics: "away", needsLetters: "away", needsSandbox: "away", needsLog: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,16 +2,22 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
 	"pizzaflow"
 	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
 	"pizzaflow/verify"
 )
 
@@ -85,6 +91,72 @@ func TestVerify(t *testing.T) {
 			t.Errorf("%v: exit %d: %s", args, code, &stderr)
 		}
 	}
+}
+
+// Every dead record has its letter, stored and on its topic, whatever the record
+// was, and that one is lost is seen.
+func TestVerifyDeadLetters(t *testing.T) {
+	onBothEngines(t, nil, func(t *testing.T) {
+		s := startSystem(t)
+		s.spoil("burnt", "not JSON \xff")
+		client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer client.Close()
+		r := &kgo.Record{Topic: "order-events", Value: []byte(`{}`), Headers: []kgo.RecordHeader{{Key: "b\xff\xfed", Value: []byte{0xff, 0}}, {Key: "none"}}}
+		if err := client.ProduceSync(t.Context(), r).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		dead := awaitRecords(t, "dead", 2)
+		command(t, exitDone, "dlq", "replay", dead[0].EventID, "--service", "payment")
+		await(t, "it is dead again", func() bool {
+			list := records(t, "dead")
+			return len(list) == 2 && list[0].LastFailedAt.After(dead[0].LastFailedAt)
+		})
+		violated := func(want string, args ...string) pizzaflow.VerifyReport {
+			t.Helper()
+			args = append([]string{"verify", "-o", "json", "--skip", "sandbox", "--kafka-listen", s.kafka}, args...)
+			stdout, stderr := command(t, exitFailed, args...)
+			var r pizzaflow.VerifyReport
+			if err := json.Unmarshal([]byte(stdout), &r); err != nil {
+				t.Fatal(err)
+			}
+			var seen []string
+			for _, f := range r.Findings {
+				if f.State == verify.Violated {
+					seen = append(seen, f.Name)
+				}
+			}
+			if got := strings.Join(seen, ", "); got != want {
+				t.Errorf("%v: violated: %s\n want: %s\n%s\n%s", args, got, want, stdout, stderr)
+			}
+			return r
+		}
+		violated("records come from the outbox", "--wait", "30s")
+		db := sqltest.Connect(t, cmp.Or(os.Getenv("PAYMENT_DATABASE_URL"), "sqlite:"+filepath.Join("pizza-data", "payment.db")))
+		spoil := func(statement string) {
+			t.Helper()
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		spoil(`UPDATE outbox_events SET headers = '[{"key":"smell","value":"sweet"}]' WHERE key IS NOT NULL`)
+		violated("records come from the outbox, dead letters are on their topic")
+		spoil(`DELETE FROM outbox_events`)
+		violated("records come from the outbox, dead records have their letter")
+		violated("dead records have their letter", "--skip", "topics")
+
+		// the topic need not be there for the rest to be checked
+		if _, err := kadm.NewClient(client).DeleteTopic(t.Context(), "payment-events-dlq"); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range violated("records come from the outbox, dead records have their letter", "--require", "topics").Findings {
+			if f.Needs == "the dead-letter topics" && (f.State != verify.NotChecked || f.Why == "") || f.Needs == "the topics" && f.State == verify.NotChecked {
+				t.Errorf("without the topic: %+v", f)
+			}
+		}
+	})
 }
 
 func closeBoth(err error, c io.Closer) error {
