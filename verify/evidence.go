@@ -60,6 +60,13 @@ var indexes = []string{
 	`CREATE TABLE homes AS SELECT topic, key, part FROM
 		(SELECT topic, key, part, ROW_NUMBER() OVER (PARTITION BY topic, key ORDER BY written, pos) AS n FROM records) WHERE n = 1`,
 	`CREATE INDEX homes_key ON homes (topic, key)`,
+	// keys of which an event first came in another partition; repetitions may stand
+	// elsewhere: the topic has more partitions than it had
+	`CREATE TABLE crossed AS SELECT r.topic, r.key, MIN(r.at) AS since, h.part AS home, MIN(r.part) FILTER (WHERE r.part <> h.part) AS lowest,
+		MAX(r.part) FILTER (WHERE r.part <> h.part) AS highest, MAX(r.written) FILTER (WHERE r.part = h.part) AS stayed,
+		MIN(r.written) FILTER (WHERE r.part <> h.part) AS went, 0 AS raised
+		FROM (SELECT topic, key, part, at, written, ROW_NUMBER() OVER (PARTITION BY topic, key, event_id ORDER BY written) AS n FROM records WHERE key <> '') r
+		JOIN homes h ON h.topic = r.topic AND h.key = r.key GROUP BY r.topic, r.key HAVING COUNT(*) FILTER (WHERE r.n = 1 AND r.part <> h.part) > 0`,
 	`ANALYZE`,
 }
 
@@ -118,5 +125,5 @@ func (e *evidence) complete(ctx context.Context) error {
 			return fmt.Errorf("keep evidence: %w", err)
 		}
 	}
-	return nil
+	return e.tellRaised(ctx)
 }

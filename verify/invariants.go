@@ -119,10 +119,7 @@ var invariants = []invariant{
 	},
 	{
 		name: "a key has one partition", says: "or its order would be nobody's", needs: needsTopics,
-		// Repetitions may stand elsewhere: the topic has more partitions than it had.
-		query: `SELECT DISTINCT r.key FROM (SELECT topic, key, part, ROW_NUMBER() OVER (PARTITION BY topic, key, event_id ORDER BY written) AS n,
-				MIN(at) OVER (PARTITION BY topic, key) AS since FROM records WHERE key <> '') r JOIN homes h ON h.topic = r.topic AND h.key = r.key
-			WHERE r.n = 1 AND r.part <> h.part AND r.since > ` + keptTopic + `r.topic)`,
+		query: `SELECT DISTINCT c.key FROM crossed c WHERE c.raised = 0 AND c.since > ` + keptTopic + `c.topic)`,
 	},
 	{
 		name: "repetitions are identical", says: "a record that comes again is the same", needs: needsTopics,

@@ -41,6 +41,13 @@ var sound = []string{
 // later makes the events old enough to be pruned.
 const later = `UPDATE began SET at = at + 8 * 86400000000`
 
+// raised has order-events get a third partition, and of a key an event from
+// before in partition 0, where it belongs of two, and one from after in
+// partition 1, where it belongs of three.
+const raised = `INSERT INTO partitions VALUES ('order-events', 2, 0, 0);
+	INSERT INTO events VALUES ('order', 5, 'e8', 'k3', 1, 'Before', 'order-events', x'08', 1, 0, 1000), ('order', 6, 'e9', 'k3', 2, 'After', 'order-events', x'09', 1, 0, 1000);
+	INSERT INTO records VALUES ('order-events', 0, 50, 'k3', 'e8', 'Before', 1, x'08', 1000, 2000, 1), ('order-events', 1, 50, 'k3', 'e9', 'After', 2, x'09', 1000, 3000, 1)`
+
 // plant is what goes wrong, and which invariants must see it: no fewer, no more.
 var plant = []struct{ statement, seen string }{
 	{`DELETE FROM orders WHERE id = 'o3'`, ``},
@@ -99,6 +106,21 @@ var plant = []struct{ statement, seen string }{
 	{ // all was published again when the topic had more partitions, and nobody's records have no key
 		`INSERT INTO records SELECT topic, part + 2, pos - 4, key, event_id, type, version, sum, at, 5000, 1 FROM records WHERE event_id IN ('e3', 'e4');
 		INSERT INTO records SELECT topic, part, 50, '', event_id, type, 0, sum, at, 6000, 1 FROM records WHERE event_id IN ('e3')`, ``,
+	},
+	{raised, ``},
+	{raised + `; UPDATE records SET part = 2 WHERE event_id = 'e9'`, `a key has one partition`}, // it does not belong there
+	{raised + `; UPDATE records SET part = 2 WHERE event_id = 'e8'`, `a key has one partition`}, // nor did it there
+	{ // there were three before
+		raised + `; INSERT INTO records SELECT topic, 2, 1, key, event_id, type, version, sum, at, 1900, 1 FROM records WHERE event_id = 'e2'`,
+		`a key has one partition`,
+	},
+	{ // and back
+		raised + `; INSERT INTO records SELECT topic, part, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
+		`a key has one partition`,
+	},
+	{ // and on
+		raised + `; INSERT INTO records SELECT topic, 2, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
+		`a key has one partition`,
 	},
 	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
 	{`INSERT INTO charges VALUES ('c3', 'o1', 'succeeded', 100, 'RUB', 100)`, `one charge for an order`},
