@@ -68,8 +68,8 @@ func TestLongLaneIsClosedQuickly(t *testing.T) {
 		tried := append([]int64(nil), l.seqs[:roundRows]...)
 		term.closeLane(l, tried, map[int64]bool{tried[7]: true}, nil)
 	}
-	t.Log(time.Since(began) / 100)
-	if d := time.Since(began) / 100; d > 5*time.Millisecond {
+	// it takes less than a millisecond; to look at every row takes hundreds
+	if d := time.Since(began) / 100; d > 20*time.Millisecond {
 		t.Errorf("%v", d)
 	}
 	if l.first() != 197908 || len(l.seqs) != 1_800_100 {
