@@ -227,7 +227,7 @@ func TestStoppedRelaysUnderLoad(t *testing.T) {
 // takesOver waits until the child leads. On SQLite it cannot when the other was
 // stopped with the one writer in its hands; then nobody else writes either.
 func (w *world) takesOver(c *child) bool {
-	patience := time.After(map[sqldb.Engine]time.Duration{sqldb.Postgres: 10 * time.Second, sqldb.SQLite: 2 * time.Second}[w.db.Engine])
+	patience := time.After(map[sqldb.Engine]time.Duration{sqldb.Postgres: 30 * time.Second, sqldb.SQLite: 2 * time.Second}[w.db.Engine])
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !w.leads(c) {
