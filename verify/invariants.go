@@ -21,6 +21,11 @@ type invariant struct {
 // source, whichever was read first.
 const settledBy = `(SELECT at - 5000000 FROM began)`
 
+// young is how much was too young to be asked about: it came since then, until
+// the time $1. What has a later time is of a clock that is ahead.
+const young = `SELECT (SELECT COUNT(*) FROM orders WHERE paid_at BETWEEN ` + settledBy + ` AND $1)
+	+ (SELECT COUNT(*) FROM deliveries WHERE sent_at BETWEEN ` + settledBy + ` AND $1)`
+
 // An inbox forgets after 15 days what was handled, however long a topic keeps it.
 const remembered = `(SELECT at - 14 * 86400000000 FROM began)`
 

@@ -55,6 +55,8 @@ type Figure struct {
 type Report struct {
 	Findings []Finding `json:"findings"`
 	Figures  []Figure  `json:"figures"`
+
+	young int // payments and messages that came too late to be asked about
 }
 
 // Count is how many invariants are in the state.
@@ -74,8 +76,9 @@ const (
 )
 
 // Check collects the evidence and asks it about every invariant. With a wait it
-// does so again, for that long, until nothing is in flight; what is in flight at
-// the last is a violation then, because the system had the time to come to rest.
+// does so again, for that long, until nothing is in flight and nothing too young
+// to be asked about; what is in flight at the last is a violation then, because
+// the system had the time to come to rest.
 func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) {
 	if cfg.Progress == nil {
 		cfg.Progress = func(string) {}
@@ -94,7 +97,7 @@ func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) 
 	}
 	for until := time.Now().Add(wait); ; {
 		r, err := cfg.check(ctx, promised)
-		if err != nil || wait == 0 || r.Count(InFlight) == 0 {
+		if err != nil || wait == 0 || r.Count(InFlight) == 0 && r.young == 0 {
 			return r, err
 		}
 		if time.Now().After(until) {
@@ -105,7 +108,7 @@ func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) 
 			}
 			return r, nil
 		}
-		cfg.Progress(fmt.Sprintf("%d invariants are in flight: once more", r.Count(InFlight)))
+		cfg.Progress(fmt.Sprintf("%d invariants are in flight, %d payments and messages are too young: once more", r.Count(InFlight), r.young))
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
@@ -240,6 +243,9 @@ func (e *evidence) ask(ctx context.Context, missing map[string]string) (r Report
 			return r, fmt.Errorf("count %s: %w", c.name, err)
 		}
 		r.Figures = append(r.Figures, f)
+	}
+	if err := e.db.QueryRowContext(ctx, young, time.Now().UnixMicro()).Scan(&r.young); err != nil {
+		return r, fmt.Errorf("count what is too young: %w", err)
 	}
 	return r, nil
 }

@@ -239,3 +239,30 @@ func TestNotChecked(t *testing.T) {
 		}
 	}
 }
+
+// What came as the evidence was collected, or a moment before, is counted, and
+// not what a clock that is ahead has noted.
+func TestTooYoungToBeAskedAbout(t *testing.T) {
+	e, err := newEvidence(t.Context(), t.TempDir(), time.UnixMicro(10_000_000))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer e.db.Close()
+	for _, statement := range append(slices.Clone(sound),
+		`UPDATE orders SET paid_at = 5000000 WHERE id = 'o1'`,
+		`UPDATE deliveries SET sent_at = 11000000 WHERE id IN ('o1paymentemail', 'o2paymentsms')`,
+		`UPDATE deliveries SET sent_at = 4999999 WHERE id = 'o1paymentsms'`,
+		`UPDATE deliveries SET sent_at = 1000000 * (strftime('%s') + 3600) WHERE id = 'o2paymentemail'`,
+	) {
+		if _, err := e.db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := e.ask(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.young != 3 {
+		t.Errorf("%d are too young, want 3", r.young)
+	}
+}

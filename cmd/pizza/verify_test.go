@@ -60,6 +60,13 @@ func TestVerify(t *testing.T) {
 	if code != exitDone || report.Count(verify.Holds) != len(report.Findings) || report.Figures[0].Count != 20 {
 		t.Errorf("of a sound system: exit %d\n%s\n%s", code, &stdout, &stderr)
 	}
+	figures := map[string]int64{}
+	for _, f := range report.Figures {
+		figures[f.Name] = f.Count
+	}
+	if figures["deliveries"] != 80 || figures["messages"] < 80 {
+		t.Errorf("it was not at rest: %v", figures)
+	}
 	if _, report = ask("--skip", "sandbox,topics"); report.Count(verify.NotChecked) == 0 {
 		t.Error("what was to be skipped was looked at")
 	}
@@ -76,6 +83,12 @@ func TestVerify(t *testing.T) {
 	db, err := sqldb.Open(t.Context(), "sqlite:"+filepath.Join("pizza-data", "order.db"))
 	if err != nil {
 		t.Fatal(err)
+	}
+	if _, err := db.Exec(`UPDATE orders SET paid_at = $1`, sqldb.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if code, _ = ask("--wait", "30s"); code != exitDone || !strings.Contains(stderr.String(), "0 invariants are in flight, 20 payments and messages are too young") {
+		t.Errorf("of orders that were paid just now: exit %d: %s", code, &stderr)
 	}
 	_, err = db.Exec(`UPDATE orders SET total_amount = total_amount + 1 WHERE id = (SELECT MIN(id) FROM orders)`)
 	if err = closeBoth(err, db); err != nil {
