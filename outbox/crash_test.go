@@ -266,7 +266,7 @@ func (w *world) bytes() string {
 // until waits until wrong returns "".
 func (w *world) until(wrong func() string) {
 	w.t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {

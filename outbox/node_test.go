@@ -304,7 +304,7 @@ func (c *child) awaitCrash() {
 	c.t.Helper()
 	select {
 	case <-c.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		c.kill()
 		c.t.Fatalf("the node never came to the point\n%s", c.log)
 	}

@@ -39,9 +39,9 @@ func TestOperatorMendsABlockedKey(t *testing.T) {
 			if s, err = op.Status(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			return s.Blocked == 2
+			return s.Blocked == 2 && s.Unpublished == 0 // what is on the topic is not marked at once
 		})
-		if s.Unpublished != 0 || s.Holder == "" {
+		if s.Holder == "" {
 			t.Errorf("status %+v", s)
 		}
 		by := outbox.Action{By: "test", Why: "to see", DryRun: true}

@@ -239,10 +239,10 @@ func TestOperatorsUnderLoad(t *testing.T) {
 			s := f.status()
 			return s.Unpublished == 0 && s.Blocked == 6 && s.Floor == accounts*moves+6
 		})
-		// the topic has repetitions: read on until all versions were there
-		for n := accounts * moves; ; n++ {
-			if last := f.inOrder(f.consume("moves", n)); last["account-0"] == moves && len(last) == accounts {
-				break
+		last := f.inOrder(f.consumeAll("moves"))
+		for account, v := range last {
+			if v != moves || len(last) != accounts {
+				t.Errorf("of %d accounts, %s is published up to %d, want %d", len(last), account, v, moves)
 			}
 		}
 	})

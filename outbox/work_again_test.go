@@ -116,7 +116,7 @@ func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	jobs(t, db, 3)
 	begun, finish := make(chan struct{}, 10), make(chan struct{})
-	w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: 300 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+	w := outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: time.Second, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
 		begun <- struct{}{}
 		<-finish
 		_, err := settleJob(ctx, db, c)
@@ -133,7 +133,7 @@ func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	renewals(t, db, "job-2", 5)
+	renewals(t, db, "job-2", 3)
 	var due time.Time
 	if err := db.QueryRow(`SELECT due_at FROM jobs WHERE id = 'job-2'`).Scan(sqldb.Time(&due)); err != nil {
 		t.Fatal(err)
