@@ -56,11 +56,12 @@ func TestKilledBetweenSendingAndRecording(t *testing.T) {
 		t.Run(string(engine), func(t *testing.T) {
 			at := sqltest.URL(t, engine)
 			w := newWorld(t, sqltest.Connect(t, at, sqltest.Schema{Name: "outbox", FS: outbox.Schema}, sqltest.Schema{Name: "notification", FS: Schema}))
+			w.edit = briefly
 			second := w.service()
 			o := newOrder("")
 			w.handle(second, o.created())
 
-			first := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledBetweenSendingAndRecording$", "-test.timeout=60s")
+			first := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledBetweenSendingAndRecording$", "-test.timeout=120s")
 			first.Env = append(os.Environ(), doomedService+"="+strings.Join([]string{at, w.mail.addr, w.sms.addr}, "\n"))
 			var said bytes.Buffer
 			first.Stdout, first.Stderr = &said, &said

@@ -54,7 +54,7 @@ func newWorld(t *testing.T, db *sqldb.DB) *world {
 	done := make(chan error, 1)
 	go func() { done <- box.Run(ctx, web, mail) }()
 	w := &world{t: t, db: db, ob: outbox.New(db, "/notification-service"), web: "http://" + web.Addr().String()}
-	w.http = &http.Client{Transport: &http.Transport{}, Timeout: 10 * time.Second}
+	w.http = &http.Client{Transport: &http.Transport{}, Timeout: time.Minute}
 	t.Cleanup(func() {
 		w.http.CloseIdleConnections()
 		cancel()
@@ -65,6 +65,9 @@ func newWorld(t *testing.T, db *sqldb.DB) *world {
 	w.mail, w.sms = newGate(t, mail.Addr().String()), newGate(t, web.Addr().String())
 	return w
 }
+
+// briefly has services wait a second only for what the dead had in hand.
+func briefly(c *Config) { c.lease = time.Second }
 
 // service makes a service that sends to the sandbox.
 func (w *world) service() *Service {
@@ -84,7 +87,7 @@ func (w *world) serviceWith(email, sms Sender) *Service {
 	w.t.Helper()
 	cfg := Config{
 		Outbox: w.ob, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
-		Email: email, SMS: sms, PublicURL: "http://127.0.0.1:8080", lease: time.Second,
+		Email: email, SMS: sms, PublicURL: "http://127.0.0.1:8080",
 	}
 	if w.edit != nil {
 		w.edit(&cfg)
@@ -262,7 +265,7 @@ func (w *world) eventually(what string, done func() bool) {
 	w.t.Helper()
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
-	end := time.NewTimer(30 * time.Second)
+	end := time.NewTimer(time.Minute)
 	defer end.Stop()
 	for !done() {
 		select {

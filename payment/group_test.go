@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -96,6 +97,7 @@ func TestDatabaseCutOffUnderLoad(t *testing.T) {
 	s := newService(t, db, b.provider(), nil)
 	run(t, s)
 	orders := make([]event.OrderCreated, 300)
+	var stored atomic.Int64
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -108,14 +110,23 @@ func TestDatabaseCutOffUnderLoad(t *testing.T) {
 				}
 				return ""
 			})
+			stored.Add(1)
 		}
 	}()
 	cuts := 0
+	const shortest = 20 * time.Millisecond
+	pause, before := shortest, int64(0)
 	for running := true; running; cuts++ {
 		select {
 		case <-done:
 			running = false
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
+		}
+		// where nothing gets done between two cuts they come more seldom
+		if now := stored.Load(); now > before {
+			pause, before = shortest, now
+		} else {
+			pause = min(2*pause, 4*time.Second)
 		}
 		_, err := killer.ExecContext(t.Context(), `
 			SELECT pg_terminate_backend(pid) FROM pg_stat_activity

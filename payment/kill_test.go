@@ -43,7 +43,7 @@ func (s suicidal) Charge(ctx context.Context, c Charge) Answer {
 func TestKilledAroundTheCharge(t *testing.T) {
 	if doom := os.Getenv(doomedService); doom != "" {
 		at := strings.Split(doom, "\n")
-		run(t, newService(t, sqltest.Connect(t, at[0]), suicidal{providerAt(t, at[1], time.Minute), at[2] == "after"}, nil))
+		run(t, newService(t, sqltest.Connect(t, at[0]), suicidal{providerAt(t, at[1], time.Minute), at[2] == "after"}, unhurried))
 		<-t.Context().Done() // it dies before
 	}
 	t.Parallel()
@@ -61,11 +61,11 @@ func TestKilledAroundTheCharge(t *testing.T) {
 				url := sqltest.URL(t, engine)
 				db := sqltest.Connect(t, url, schemas...)
 				b := openBank(t)
-				second := newService(t, db, b.provider(), nil)
+				second := newService(t, db, b.provider(), unhurried)
 				o := order("")
 				accept(t, second, o)
 
-				first := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledAroundTheCharge$", "-test.timeout=60s")
+				first := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestKilledAroundTheCharge$", "-test.timeout=120s")
 				first.Env = append(os.Environ(), doomedService+"="+strings.Join([]string{url, b.addr, c.when}, "\n"))
 				var said bytes.Buffer
 				first.Stdout, first.Stderr = &said, &said

@@ -22,7 +22,7 @@ func provide(t *testing.T, h http.HandlerFunc) Provider {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
-	return providerAt(t, srv.Listener.Addr().String(), 2*time.Second)
+	return providerAt(t, srv.Listener.Addr().String(), 30*time.Second)
 }
 
 func providerAt(t *testing.T, addr string, timeout time.Duration) Provider {
