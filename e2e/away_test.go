@@ -46,6 +46,7 @@ func testOutsideAway(t *testing.T, s setup) {
 	d.checkServed(t, first, 1)
 
 	if !s.realKafka {
+		d.awaitPublished(t, paidLimit) // what comes now waits alone
 		d.kill("broker")
 		second := d.place(t, customer(2, ""))
 		if n := d.value(t, "order", `SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`); n != "1" {

@@ -165,7 +165,7 @@ func openTab(chromium context.Context, t *testing.T, d *deployment, width int64)
 	tab := &tab{t: t, width: width, host: d.address("HTTP_ADDR")}
 	ctx, cancel := chromedp.NewContext(chromium, chromedp.WithNewBrowserContext(), chromedp.WithListener(tab.listen))
 	t.Cleanup(cancel)
-	tab.ctx, cancel = context.WithTimeout(ctx, startLimit)
+	tab.ctx, cancel = context.WithTimeout(ctx, 4*time.Minute)
 	t.Cleanup(cancel)
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -295,7 +295,7 @@ func (tab *tab) shoot(what string) {
 	if folder == "" {
 		folder = tab.t.ArtifactDir()
 	}
-	ctx, cancel := context.WithTimeout(tab.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(tab.ctx, time.Minute)
 	defer cancel()
 	picture, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
 	if err == nil {

@@ -16,7 +16,7 @@ import (
 
 // client neither keeps connections over a kill nor follows redirects.
 var client = &http.Client{
-	Timeout:       20 * time.Second,
+	Timeout:       45 * time.Second,
 	Transport:     &http.Transport{DisableKeepAlives: true},
 	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 }

@@ -16,7 +16,7 @@ import (
 
 // rejoinLimit is how long a broker that is back may take until it has every
 // record again.
-const rejoinLimit = 60 * time.Second
+const rejoinLimit = 3 * time.Minute
 
 // TestCluster kills each of three brokers in turn, and has the one before it
 // come back: orders are paid all the time, and what is wrong can be seen.

@@ -133,7 +133,7 @@ func (d *deployment) broker() []string {
 // records reads a topic from its beginning to its present end.
 func (d *deployment) records(t *testing.T, topic string) []*kgo.Record {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	records, err := d.read(ctx, topic)
 	if err != nil {
@@ -189,7 +189,7 @@ func (d *deployment) produce(t *testing.T, r *kgo.Record) *kgo.Record {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := client.ProduceSync(ctx, r).FirstErr(); err != nil {
 		t.Fatal(err)

@@ -20,14 +20,18 @@ const (
 
 // settleLimit is how long after the last kill everything may take to come to
 // its end: what was on its way to a mail server is taken up again 45 s later.
-const settleLimit = 2 * time.Minute
+const settleLimit = 3 * time.Minute
+
+// loadLimit is for a load with all that is done to the system meanwhile: several
+// starts, each of which may take its time.
+const loadLimit = 8 * time.Minute
 
 // testKill kills processes with SIGKILL in the middle of 200 orders and starts
 // them again: together all at once, apart one by one.
 func testKill(t *testing.T, s setup) {
 	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
 	random := chance(t)
-	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	victims := [][]string{d.setup.processes, d.setup.processes, d.setup.processes}
 	if len(s.processes) > 0 {
@@ -135,7 +139,7 @@ func column(rows [][]string) []string {
 func testTerminate(t *testing.T, s setup) {
 	d := deploy(t, s)
 	random := chance(t)
-	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	requests := make([]orderRequest, loadOrders)
 	for i := range requests {

@@ -25,7 +25,7 @@ const (
 // nobody be charged or told twice.
 func testLost(t *testing.T, s setup, lose func(d *deployment)) {
 	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
-	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	requests := guests(0, lostBefore+lostDuring+lostAfter)
 	orders := d.startLoad(ctx, requests[:lostBefore], loadClients).wait(t)

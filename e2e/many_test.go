@@ -36,7 +36,7 @@ var many = func() setup {
 // clean nothing is done twice either, down to the records on the topics.
 func testRollingRestart(t *testing.T, s setup) {
 	d := deploy(t, s)
-	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	ours := slices.DeleteFunc(slices.Clone(s.processes), func(name string) bool { return name == "sandbox" })
 	requests := make([]orderRequest, 30*len(ours))

@@ -27,7 +27,7 @@ func TestMove(t *testing.T) {
 	databaseServer(t)
 	kafkaBrokers(t)
 	d := deploy(t, embedded.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
-	ctx, cancel := context.WithTimeout(t.Context(), settleLimit)
+	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	requests := make([]orderRequest, 2*movedOrders+5)
 	for i := range requests {
@@ -138,7 +138,7 @@ func (d *deployment) behave(t *testing.T, behaviour string) {
 // returns its exit code and what it said.
 func (d *deployment) tool(t *testing.T, args ...string) (code int, said string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, pizza, args...)
 	cmd.Dir, cmd.Env = filepath.Dir(d.dir), []string{"PATH=" + os.Getenv("PATH"), "LOG_FORMAT=json"}

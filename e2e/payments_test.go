@@ -25,7 +25,7 @@ var endings = []ending{
 	{tag: "timeout", status: "paid", charges: 1},
 	{tag: "hang", status: "paid", charges: 1},
 	{tag: "slow", status: "paid", charges: 1},
-	{tag: "late", status: "paid", charges: 1, within: time.Minute},
+	{tag: "late", status: "paid", charges: 1, within: 2 * time.Minute},
 }
 
 // testPayments tries everything that a provider can do to a charge. On real

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	startLimit = 60 * time.Second // generous: two cores may build and test everything else meanwhile
+	startLimit = 2 * time.Minute // generous: two cores may build and test everything else meanwhile
 	stopLimit  = 30 * time.Second
 )
 

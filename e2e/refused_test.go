@@ -109,6 +109,18 @@ func (d *deployment) testOversized(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, paidLimit, func() string { // the broker learns of it from its controller
+			described, err := admin.DescribeTopicConfigs(t.Context(), "order-events")
+			if err != nil {
+				return err.Error()
+			}
+			for _, c := range described[0].Configs {
+				if c.Key == "max.message.bytes" && c.MaybeValue() == value {
+					return ""
+				}
+			}
+			return "max.message.bytes is not " + value
+		})
 	}
 	limit(smallLimit)
 	large := customer(2, "")

@@ -25,7 +25,7 @@ func newDatabase(t *testing.T) string {
 	server := databaseServer(t)
 	name := "e2e_" + strings.ToLower(rand.Text())
 	execute := func(statement string) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
 		db, err := sqldb.Open(ctx, server)
 		if err != nil {
