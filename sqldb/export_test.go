@@ -20,3 +20,6 @@ func Taken[T, R any](g *Group[T, R]) int {
 	defer g.mu.Unlock()
 	return g.taken
 }
+
+// Many is what PostgreSQL gets for many rows.
+func (r Rows) Many(own int) string { return r.many(own) }

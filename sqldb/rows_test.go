@@ -1,0 +1,115 @@
+package sqldb_test
+
+import (
+	"database/sql"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/stdlib"
+
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+var (
+	readStock = sqldb.Rows{Columns: `tid TEXT`, SQL: `SELECT s.id, s.n FROM {rows} JOIN stock s ON s.id = v.tid`}
+	takeStock = sqldb.Rows{
+		Columns: `tid TEXT, taken BIGINT`,
+		SQL:     `UPDATE stock SET n = n - v.taken FROM {rows} WHERE id = v.tid AND n >= v.taken + $3 RETURNING id, n`,
+	}
+)
+
+func TestRows(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		if _, err := db.Exec(`CREATE TABLE stock (id TEXT PRIMARY KEY, n BIGINT NOT NULL)`); err != nil {
+			t.Fatal(err)
+		}
+		var all, known [][]any
+		var want []string
+		for i := range 300 {
+			id := fmt.Sprintf("item-%03d", i)
+			all = append(all, []any{id, i})
+			known = append(known, []any{id})
+			if i >= 15 { // 10 are taken, 5 must stay
+				want = append(want, fmt.Sprint(id, " ", i-10))
+			}
+		}
+		taken := [][]any{{"nothing", 1}}
+		for _, row := range known {
+			taken = append(taken, []any{row[0], 10})
+		}
+		err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+			_, err := sqldb.Insert{Into: `INSERT INTO stock (id, n)`, Types: `TEXT, BIGINT`}.Exec(t.Context(), db, tx, all)
+			if err != nil {
+				return err
+			}
+			if got := results(t, takeStock, db, tx, taken, 5); !slices.Equal(got, want) {
+				t.Errorf("taken %q, want %q", got, want)
+			}
+			if got := results(t, readStock, db, tx, append(known, []any{"nothing"})); len(got) != 300 || got[299] != want[len(want)-1] {
+				t.Errorf("read %q", got)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// results are the rows that come back, in order.
+func results(t *testing.T, r sqldb.Rows, db *sqldb.DB, tx *sql.Tx, rows [][]any, own ...any) (all []string) {
+	t.Helper()
+	err := r.Query(t.Context(), db, tx, rows, func(rows *sql.Rows) error {
+		var id string
+		var n int
+		err := rows.Scan(&id, &n)
+		all = append(all, fmt.Sprint(id, " ", n))
+		return err
+	}, own...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.Sorted(slices.Values(all))
+}
+
+// TestRowsAreLookedUp has PostgreSQL plan the statements for a table that is
+// still empty: the plan of a prepared statement is kept while the table grows.
+func TestRowsAreLookedUp(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres)
+	if _, err := db.Exec(`CREATE TABLE stock (id TEXT PRIMARY KEY, n BIGINT NOT NULL)`); err != nil {
+		t.Fatal(err)
+	}
+	for _, statement := range []string{readStock.Many(0), takeStock.Many(1)} {
+		plan := genericPlan(t, db, statement)
+		if !strings.Contains(plan, "Index Scan using stock_pkey") || strings.Contains(plan, "Seq Scan") {
+			t.Errorf("%s\nis planned as\n%s", statement, plan)
+		}
+	}
+}
+
+// genericPlan is how a statement is planned without its arguments.
+func genericPlan(t *testing.T, db *sqldb.DB, statement string) string {
+	t.Helper()
+	conn, err := db.Conn(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	var plan []byte
+	err = conn.Raw(func(driver any) error {
+		results, err := driver.(*stdlib.Conn).Conn().PgConn().Exec(t.Context(), `EXPLAIN (GENERIC_PLAN) `+statement).ReadAll()
+		for _, r := range results {
+			for _, row := range r.Rows {
+				plan = append(append(plan, row[0]...), '\n')
+			}
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(plan)
+}
