@@ -102,7 +102,7 @@ func await(t *testing.T, what string, ok func() bool) {
 	defer tick.Stop()
 	for deadline := time.Now().Add(30 * time.Second); !ok(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatal("waited 10 s for: " + what)
+			t.Fatal("waited 30 s for: " + what)
 		}
 	}
 }
