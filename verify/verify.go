@@ -41,7 +41,7 @@ type Finding struct {
 	State   string   `json:"state"` // holds, violated, in flight or not checked
 	Count   int      `json:"count"` // of what is wrong or in flight
 	Samples []string `json:"samples,omitempty"`
-	Needs   string   `json:"needs,omitempty"` // beside the databases: the log of pizza load, the topics or the sandbox
+	Needs   string   `json:"needs,omitempty"` // beside the databases: the log of pizza load, the topics, the dead-letter topics or the sandbox
 	Why     string   `json:"why,omitempty"`   // it is not checked
 }
 
@@ -105,6 +105,9 @@ func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) 
 				if f.State == InFlight {
 					r.Findings[i].State = Violated
 				}
+			}
+			if r.young > 0 {
+				cfg.Progress(fmt.Sprintf("it never was at rest for long enough: %d payments and messages are too young to be asked about", r.young))
 			}
 			return r, nil
 		}
