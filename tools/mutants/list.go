@@ -410,6 +410,14 @@ var mutants = []mutant{
 		env:  "KAFKA_BROKERS",
 	},
 	{
+		name: "move: it stands though it cannot be marked",
+		file: "move.go",
+		old:  `func() error { return markMoved(p.file) }`,
+		new:  `func() error { defer markMoved(p.file); return nil }`,
+		test: ". -run ^TestNothingIsMovedWithoutItsMark$",
+		env:  "DATABASE_URL",
+	},
+	{
 		name: "operator: the relay keeps its term",
 		file: "outbox/operate.go",
 		old:  `SET holder = '', epoch = epoch + 1, renewal = renewal + 1,`,
