@@ -1,8 +1,17 @@
 package pizzaflow
 
 import (
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/event"
+	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
+	"pizzaflow/verify"
 )
 
 // What real customers received is not looked for in the sandbox.
@@ -19,6 +28,55 @@ func TestSandboxChannels(t *testing.T) {
 	} {
 		if got := c.cfg.sandboxChannels(c.cfg.sandboxURL()); !slices.Equal(got, c.want) {
 			t.Errorf("%+v: %q, want %q", c.cfg, got, c.want)
+		}
+	}
+}
+
+// What must not be read is not checked, and all else is. All the users see that
+// every topic has a record.
+func TestVerifyWithoutTheRightToRead(t *testing.T) {
+	const topics, letters = "the topics", "the dead-letter topics"
+	as := kafkatest.Guarded(t, map[string][]string{"blind": nil, "half": event.Topics()})
+	options, err := as("root").Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, err := kgo.NewClient(options...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for _, name := range event.Topics() {
+		for _, name := range []string{name, name + event.DeadLetterSuffix} {
+			if err := kafka.EnsureTopics(t.Context(), as("root"), nil, kafka.Topic{Name: name, Partitions: 1, Replicas: -1}); err != nil {
+				t.Fatal(err)
+			}
+			if err := client.ProduceSync(t.Context(), &kgo.Record{Topic: name, Value: []byte("{}")}).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	cfg := usable()
+	cfg.Services, cfg.DataDir, cfg.KafkaBrokers = "order,payment,notification", t.TempDir(), as("root").Brokers
+	cfg.PaymentProviderURL, cfg.SMTPURL, cfg.SMSURL = "sandbox://127.0.0.1:1", "smtp://127.0.0.1:1", "http://127.0.0.1:1"
+	if err := Migrate(t.Context(), cfg, slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	for user, unread := range map[string][]string{"root": nil, "half": {letters}, "blind": {topics, letters}} {
+		k := as(user).SASL
+		cfg.KafkaSASLMechanism, cfg.KafkaSASLUser, cfg.KafkaSASLPassword = k.Mechanism, k.User, k.Password
+		r, err := Verify(t.Context(), cfg, VerifyRequest{Skip: []string{"sandbox"}})
+		if err != nil {
+			t.Errorf("%s: %v", user, err)
+		}
+		for _, f := range r.Findings {
+			missing := slices.Contains(unread, f.Needs)
+			if (f.Needs == topics || f.Needs == letters) && (f.State == verify.NotChecked) != missing {
+				t.Errorf("%s: %q is %s: %s", user, f.Name, f.State, f.Why)
+			}
+			if missing && !strings.Contains(f.Why, "TOPIC_AUTHORIZATION_FAILED") {
+				t.Errorf("%s: %q is not checked because: %s", user, f.Name, f.Why)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/load"
@@ -158,10 +159,13 @@ func (cfg Config) check(ctx context.Context, promised []load.Line) (_ Report, er
 	}
 	if missing[needsTopics] == "" {
 		cfg.Progress("reading the topics")
-		if err := e.copyTopics(ctx, cfg.Kafka, events, early); err != nil {
+		// who may write a topic can see it, and need not be allowed to read it
+		err := e.copyTopics(ctx, cfg.Kafka, events, early)
+		if errors.Is(err, kerr.TopicAuthorizationFailed) {
+			missing[needsTopics] = err.Error()
+		} else if err != nil {
 			return Report{}, err
 		}
-		// who may write a dead-letter topic need not be allowed to read it
 		if err := e.copyTopics(ctx, cfg.Kafka, letters, nil); err != nil {
 			missing[needsLetters] = err.Error()
 		}
