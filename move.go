@@ -148,13 +148,21 @@ func last(p moving) int {
 // movedFile stands beside the file of a service that was moved.
 const movedFile = ".moved"
 
+// markMoved returns when the mark survives a power cut, and so does its name.
 func markMoved(file string) error {
 	f, err := os.OpenFile(file+movedFile, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
 	_, err = fmt.Fprintf(f, "moved to PostgreSQL, or nearly so, at %s\n", time.Now().UTC().Format(time.RFC3339))
-	return errors.Join(err, f.Sync(), f.Close())
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // notMoved refuses a service's file that was moved: two systems with the same
