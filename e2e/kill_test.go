@@ -24,7 +24,7 @@ const settleLimit = 3 * time.Minute
 
 // loadLimit is for a load with all that is done to the system meanwhile: several
 // starts, each of which may take its time.
-const loadLimit = 8 * time.Minute
+const loadLimit = 5 * time.Minute
 
 // testKill kills processes with SIGKILL in the middle of 200 orders and starts
 // them again: together all at once, apart one by one.

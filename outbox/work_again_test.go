@@ -98,9 +98,7 @@ func TestRowsHandedOverStarveNoOthers(t *testing.T) {
 		}
 		n := 0
 		for ; n < 600 && count(t, db, `SELECT done FROM jobs WHERE id = 'old'`) == 0; n++ {
-			for count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 0`) > 6 { // as many come as are done
-				<-time.After(time.Millisecond)
-			}
+			eventually(t, "as many are done as come", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 0`) <= 6 })
 			handOver(t, db, w, fmt.Sprint("new-", n))
 		}
 		if count(t, db, `SELECT done FROM jobs WHERE id = 'old'`) == 0 {
