@@ -72,7 +72,8 @@ func (r Report) Count(state string) (n int) {
 
 const (
 	samples   = 5
-	pause     = 2 * time.Second // between two collections
+	pause     = 2 * time.Second // between two collections while something is in flight
+	settling  = 5 * time.Second // and when what is left is too young; see settledBy
 	reachable = 5 * time.Second // how long a topic or the sandbox may take to answer at all
 )
 
@@ -113,7 +114,11 @@ func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) 
 			return r, nil
 		}
 		cfg.Progress(fmt.Sprintf("%d invariants are in flight, %d payments and messages are too young: once more", r.Count(InFlight), r.young))
-		timer := time.NewTimer(pause)
+		next := pause
+		if r.Count(InFlight) == 0 {
+			next = settling
+		}
+		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
 			timer.Stop()
