@@ -19,7 +19,7 @@ import (
 const (
 	batchRecords  = 64                     // of different keys in one transaction; more when so many are waiting that every worker has as many
 	batchLimit    = 512                    // then up to this, where the gain of still larger ones has gone
-	batchTime     = 100 * time.Millisecond // a transaction should take no longer: above it batches get smaller
+	batchTime     = 100 * time.Millisecond // the records of a transaction should take no longer: above it batches get smaller
 	windowRecords = 4000                   // of one partition between fetched and done; above it fetching pauses
 	windowBytes   = 8 << 20                // the same, by the size of the values
 	commitEvery   = 500 * time.Millisecond
@@ -32,8 +32,6 @@ const (
 type dispatcher struct {
 	c       *Consumer
 	workers int
-	most    int           // records in a transaction
-	longest time.Duration // that a transaction should take
 
 	topics     []string
 	suspect    chan struct{} // the topics should be looked at
@@ -43,7 +41,7 @@ type dispatcher struct {
 	client     *kgo.Client // as the first assignment told
 	topicIDs   map[string][16]byte
 	lostTopics map[string]bool // those the broker does not know as we do
-	limit      int             // records in a transaction, by how long the last ones took
+	pace       pace            // of transactions
 	changed    *sync.Cond      // a key became ready, a record was done, the end
 	partitions map[topicPartition]*partition
 	queues     map[string]*queue
@@ -81,12 +79,12 @@ type queue struct {
 
 func newDispatcher(c *Consumer, topics []string) *dispatcher {
 	d := &dispatcher{
-		c: c, workers: 4, most: batchLimit, longest: batchTime, limit: batchRecords,
+		c: c, workers: 4, pace: pace{longest: batchTime, most: batchLimit, limit: batchRecords},
 		topics: topics, suspect: make(chan struct{}, 1), topicIDs: map[string][16]byte{}, lostTopics: map[string]bool{},
 		partitions: map[topicPartition]*partition{}, queues: map[string]*queue{},
 	}
 	if c.db.Engine == sqldb.SQLite {
-		d.workers, d.most, d.longest = 1, batchLimit/4, batchTime/4 // there is one writer, and others wait for it
+		d.workers, d.pace.most, d.pace.longest = 1, batchLimit/4, batchTime/4 // there is one writer, and others wait for it
 	}
 	d.changed, d.committing = sync.NewCond(&d.mu), make(chan struct{}, 1)
 	return d
@@ -224,7 +222,7 @@ func (d *dispatcher) take() []*inbound {
 		}
 		var batch []*inbound
 		var others []string // of another topic: a batch that locked rows for two could wait for one that does so the other way round
-		size := min(d.limit, max(batchRecords, len(d.ready)/d.workers))
+		size := min(d.pace.limit, max(batchRecords, len(d.ready)/d.workers))
 		for len(d.ready) > 0 && len(batch) < size {
 			q := d.queues[d.ready[0]]
 			d.ready = d.ready[1:]
@@ -254,11 +252,7 @@ func (d *dispatcher) take() []*inbound {
 func (d *dispatcher) finish(client *kgo.Client, batch []*inbound, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if took > d.longest {
-		d.limit = max(d.limit/2, 1)
-	} else if took < d.longest/2 && len(batch) == d.limit {
-		d.limit = min(d.limit*2, d.most)
-	}
+	d.pace.note(len(batch), took)
 	touched := map[*partition]bool{}
 	for _, in := range batch {
 		in.done = in.settled

@@ -64,7 +64,7 @@ func (d *dispatch) write(t *rapid.T, tp topicPartition) {
 func (d *dispatch) take(t *rapid.T) {
 	d.mu.Lock()
 	ready := slices.ContainsFunc(d.ready, func(key string) bool { q := d.queues[key]; return q != nil && !q.busy && len(q.waiting) > 0 })
-	d.limit = rapid.IntRange(1, 12).Draw(t, "limit")
+	d.pace.limit = rapid.IntRange(1, 12).Draw(t, "limit")
 	d.mu.Unlock()
 	if !ready {
 		return
