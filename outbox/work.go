@@ -29,7 +29,7 @@ type WorkConfig struct {
 	DB    *sqldb.DB
 	Table string
 	Where string // which of its rows, as an SQL condition; all when empty
-	Limit int    // how many at once; 64 when zero
+	Limit int    // how many calls at once; 64 when zero
 
 	// Lease is how long a row stays a dead process's; 5 s when zero. A living
 	// one renews it for as long as it holds the row.
@@ -55,6 +55,16 @@ type Claim struct {
 	Token   string // stands in the row for as long as it is this process's
 	Attempt int    // how often the row was taken: 1, 2, …
 	Data    any    // what Lease.Begin was given; nil for a row that was found in the table
+
+	called func()
+}
+
+// Called says that the call is over and what came of it remains to be stored.
+// Meanwhile another row may be begun: up to twice the limit are in hand then.
+func (c Claim) Called() {
+	if c.called != nil {
+		c.called()
+	}
 }
 
 // A Work makes calls to the outside for rows that are due. The rows are the
@@ -76,12 +86,13 @@ type Work struct {
 	open    bool                // Run takes what is handed over
 	held    map[string]*holding // the rows that are this process's, by id
 	waiting []*holding          // of those, the ones nobody works on yet
-	working int
-	hungry  bool            // there may be more due rows than there was room for
-	behind  bool            // there are, and they have waited for a while: nothing is handed over before them
-	contact time.Time       // since when the database has answered every question
-	asked   time.Time       // when rows of the dead were last looked for
-	ctx     context.Context // of the calls
+	working int                 // calls
+	storing int                 // what came of calls
+	hungry  bool                // there may be more due rows than there was room for
+	behind  bool                // there are, and they have waited for a while: nothing is handed over before them
+	contact time.Time           // since when the database has answered every question
+	asked   time.Time           // when rows of the dead were last looked for
+	ctx     context.Context     // of the calls
 	running sync.WaitGroup
 }
 
@@ -91,6 +102,7 @@ type holding struct {
 	until  time.Time // by this process's own clock
 	began  time.Time // zero while it waits
 	cancel context.CancelFunc
+	called bool // and what came of it is stored
 	missed bool // the last renewal did not find it
 }
 
@@ -165,10 +177,11 @@ func (w *Work) hold(h *holding) bool {
 	return true
 }
 
-// begin gives waiting rows to free hands; the caller has locked mu. One whose
-// lease ran out while it waited may be another's by now.
+// begin gives waiting rows to free hands, and has more taken when few are left;
+// the caller has locked mu. One whose lease ran out while it waited may be
+// another's by now.
 func (w *Work) begin() {
-	for len(w.waiting) > 0 && w.working < w.cfg.Limit {
+	for len(w.waiting) > 0 && w.working < w.cfg.Limit && w.working+w.storing < 2*w.cfg.Limit {
 		h := w.waiting[0]
 		w.waiting = w.waiting[1:]
 		h.began = time.Now()
@@ -182,10 +195,15 @@ func (w *Work) begin() {
 		h.cancel = cancel
 		w.working++
 		w.running.Go(func() {
-			w.do(ctx, h.claim)
+			claim := h.claim
+			claim.called = func() { w.called(h) }
+			w.do(ctx, claim)
 			cancel()
 			w.finish(h)
 		})
+	}
+	if w.hungry && len(w.waiting) <= w.cfg.Limit/2 {
+		w.Wake()
 	}
 }
 
@@ -196,16 +214,28 @@ func (w *Work) drop(h *holding) {
 	}
 }
 
+// called has another row begun while what came of this one is stored.
+func (w *Work) called(h *holding) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !h.called {
+		h.called = true
+		w.working--
+		w.storing++
+		w.begin()
+	}
+}
+
 func (w *Work) finish(h *holding) {
 	w.mu.Lock()
-	w.working--
+	defer w.mu.Unlock()
+	if h.called {
+		w.storing--
+	} else {
+		w.working--
+	}
 	w.drop(h)
 	w.begin()
-	hungry := w.hungry && len(w.waiting) <= w.cfg.Limit/2
-	w.mu.Unlock()
-	if hungry {
-		w.Wake()
-	}
 }
 
 // room is how many rows are taken now, so that as many wait as are worked on:

@@ -74,6 +74,43 @@ func TestWorkIsSharedAndDoneOnce(t *testing.T) {
 	})
 }
 
+// While what came of calls is stored, others are made: as many again as the
+// limit, and never more calls at once than that.
+func TestStoringHoldsUpNoCalls(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		const limit, all = 3, 20
+		jobs(t, db, all)
+		var calls, calling, inHand, most atomic.Int64
+		store := make(chan struct{})
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: limit, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			calls.Add(1)
+			most.Store(max(most.Load(), inHand.Add(1)))
+			if n := calling.Add(1); n > limit {
+				t.Errorf("%d calls at once, want %d", n, limit)
+			}
+			calling.Add(-1)
+			c.Called()
+			c.Called() // once is enough
+			select {
+			case <-store:
+			case <-t.Context().Done():
+			}
+			_, err := settleJob(ctx, db, c)
+			inHand.Add(-1)
+			return err
+		}}).Run)
+		for n := range int64(all - 2*limit + 1) {
+			eventually(t, "the next is called", func() bool { return calls.Load() == 2*limit+n })
+			store <- struct{}{}
+		}
+		close(store)
+		eventually(t, "all is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == all })
+		if most.Load() != 2*limit || calls.Load() != all {
+			t.Errorf("%d calls, %d in hand, want %d and %d", calls.Load(), most.Load(), all, 2*limit)
+		}
+	})
+}
+
 func TestWorkThatFailsOrPanicsComesBack(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobs(t, db, 1)

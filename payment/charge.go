@@ -58,6 +58,7 @@ func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 		a := s.ask(ctx, p, call)
 		next, step := p.Apply(a, sqldb.Now(), s.cfg.TTL)
 		if step != StepCharge || !s.breaker.acquire() {
+			c.Called()
 			return s.settle(ctx, c, p, next, step, a)
 		}
 		call, before = CallCharge, a

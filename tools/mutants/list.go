@@ -526,6 +526,27 @@ var mutants = []mutant{
 		test: ". -run ^TestEachServiceNeedsItsOwnTopics$",
 	},
 	{
+		name: "pace: batches shrink for what a transaction takes without records",
+		file: "outbox/pace.go",
+		old:  `spread > p.n*p.n/16 {`,
+		new:  `false && spread > p.n*p.n/16 {`,
+		test: "./outbox -run ^TestPace$",
+	},
+	{
+		name: "work: a call waits for what others store",
+		file: "outbox/work.go",
+		old:  `			claim.called = func() { w.called(h) }`,
+		new:  ``,
+		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+	},
+	{
+		name: "work: calls go on though nothing is stored",
+		file: "outbox/work.go",
+		old:  ` && w.working+w.storing < 2*w.cfg.Limit {`,
+		new:  ` {`,
+		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+	},
+	{
 		name: "verify: it ends although much was too young to be asked about",
 		file: "verify/verify.go",
 		old:  `r.Count(InFlight) == 0 && r.young == 0 {`,
