@@ -23,7 +23,7 @@ func TestPace(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(50) {
-				random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // repeatable
+				random := rand.New(rand.NewPCG(seed, 0))
 				p := pace{longest: 100 * time.Millisecond, most: 512, limit: 64}
 				sum := 0
 				for i := range 200 {
