@@ -90,8 +90,8 @@ func (w *Work) renew(old []*holding) error {
 	for _, h := range old {
 		args = append(args, h.claim.ID)
 	}
-	rows, err := w.cfg.DB.QueryContext(ctx, `
-		UPDATE `+w.cfg.Table+` SET due_at = $1 WHERE lease_token = $2 AND id IN (`+w.unlocked(sqldb.List(3, len(old)))+`) RETURNING id`, args...)
+	chosen := `lease_token = $2 AND id IN (` + sqldb.List(3, len(old)) + `)`
+	rows, err := w.cfg.DB.QueryContext(ctx, w.update(`due_at = $1`, chosen)+` RETURNING id`, args...)
 	if err != nil {
 		return err
 	}
@@ -122,15 +122,6 @@ func (w *Work) renew(old []*holding) error {
 	return nil
 }
 
-// unlocked is what remains of a list of ids without the rows that another
-// transaction has locked: one row must not hold up the others.
-func (w *Work) unlocked(ids string) string {
-	if w.cfg.DB.Engine == sqldb.Postgres {
-		return `SELECT id FROM ` + w.cfg.Table + ` WHERE id IN (` + ids + `) FOR UPDATE SKIP LOCKED`
-	}
-	return ids
-}
-
 // inContact notes whether the database has answered.
 func (w *Work) inContact(err error) {
 	w.mu.Lock()
@@ -148,24 +139,22 @@ func (w *Work) inContact(err error) {
 // the length of a lease: the holder may have been away as well.
 func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 	w.mu.Lock()
-	may := !w.contact.IsZero() && time.Since(w.contact) >= w.cfg.Lease && time.Since(w.asked) >= workLook
-	if may {
-		w.asked = time.Now()
-	}
+	may := !w.contact.IsZero() && time.Since(w.contact) >= w.cfg.Lease && !time.Now().Before(w.askDead)
 	w.mu.Unlock()
 	if !may {
 		return 0, nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
 	defer cancel()
+	began := time.Now()
 	ids, err := w.orphans(ctx, n)
+	w.mu.Lock()
+	w.askDead = time.Now().Add(max(workLook, 20*time.Since(began))) // of all that is due it reads each row
+	w.mu.Unlock()
 	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
-	return w.takeRows(ctx, `
-		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = $2, attempts = attempts + 1
-		WHERE due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+w.unlocked(sqldb.List(4, len(ids)))+`)
-		RETURNING id, attempts`, ids...)
+	return w.takeRows(ctx, `due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+sqldb.List(4, len(ids))+`)`, ids...)
 }
 
 // orphans lists rows whose lease ran out. Those that this process holds itself

@@ -274,12 +274,18 @@ var mutants = []mutant{
 		test: "./outbox -run ^TestCrashPoints$/^work_claimed,_not_begun/^sqlite$",
 	},
 	{
+		name: "work: an update asks for more than keys",
+		file: "outbox/work.go",
+		old:  `WHERE id IN (SELECT id FROM mine)`,
+		new:  `WHERE due_at IS NOT NULL AND id IN (SELECT id FROM mine)`,
+		test: "./outbox -run ^TestWorkReadsWhatItTakes$",
+		env:  "DATABASE_URL",
+	},
+	{
 		name: "work: what was called is not taken again",
 		file: "outbox/work_lease.go",
-		old: `	ids, err := w.orphans(ctx, n)
-	if err != nil || len(ids) == 0 {`,
-		new: `	ids, err := w.orphans(ctx, n)
-	if err != nil || len(ids) >= 0 {`,
+		old:  `	if err != nil || len(ids) == 0 {`,
+		new:  `	if err != nil || len(ids) >= 0 {`,
 		test: "./outbox -run ^TestCrashPoints$/^call_made,_not_settled/^sqlite$",
 	},
 	{
