@@ -274,10 +274,10 @@ var mutants = []mutant{
 		test: "./outbox -run ^TestCrashPoints$/^work_claimed,_not_begun/^sqlite$",
 	},
 	{
-		name: "work: an update asks for more than keys",
+		name: "work: a take asks for more than keys",
 		file: "outbox/work.go",
-		old:  `WHERE id IN (SELECT id FROM mine)`,
-		new:  `WHERE due_at IS NOT NULL AND id IN (SELECT id FROM mine)`,
+		old:  "chosen) + ` RETURNING id, attempts`",
+		new:  "chosen) + ` AND due_at <= $3 RETURNING id, attempts`",
 		test: "./outbox -run ^TestWorkReadsWhatItTakes$",
 		env:  "DATABASE_URL",
 	},
