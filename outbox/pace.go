@@ -12,23 +12,29 @@ type pace struct {
 	most    int           // of them
 	limit   int           // how many go in now
 
-	// of the last transactions, the later the more: how many, their records and
-	// seconds, the records squared and multiplied by the seconds
-	count, n, s, nn, ns float64
+	last  [20]effort // the last transactions, which decide; an older stall is forgotten
+	noted int        // how many transactions there were
 }
+
+// An effort is what one transaction took.
+type effort struct{ records, seconds float64 }
 
 // note learns from a transaction of n records.
 func (p *pace) note(n int, took time.Duration) {
-	const kept = 0.95 // with the next one: twenty of them decide
-	x, y := float64(n), took.Seconds()
-	p.count, p.n, p.s = kept*p.count+1, kept*p.n+x, kept*p.s+y
-	p.nn, p.ns = kept*p.nn+x*x, kept*p.ns+x*y
+	p.last[p.noted%len(p.last)] = effort{float64(n), took.Seconds()}
+	p.noted++
+	known := p.last[:min(p.noted, len(p.last))]
+	var sn, ss, snn, sns float64 // sums of records, seconds, records squared, records times seconds
+	for _, t := range known {
+		sn, ss, snn, sns = sn+t.records, ss+t.seconds, snn+t.records*t.records, sns+t.records*t.seconds
+	}
 
 	long, short := took > p.longest && p.limit > 1, true
 	// what one record more takes is known (least squares) once they differed by a
 	// quarter; until then the limit goes up or down, so that they do
-	if spread := p.count*p.nn - p.n*p.n; spread > p.n*p.n/16 {
-		each := (p.count*p.ns - p.n*p.s) / spread
+	count := float64(len(known))
+	if spread := count*snn - sn*sn; spread > sn*sn/16 {
+		each := (count*sns - sn*ss) / spread
 		all := each * float64(p.limit)
 		long, short = all > p.longest.Seconds(), all < p.longest.Seconds()/2
 	}

@@ -40,3 +40,23 @@ func TestPace(t *testing.T) {
 		})
 	}
 }
+
+// TestPaceAfterAStall has the database away for a minute while all four workers
+// are in a transaction, and come back with everything that has piled up.
+func TestPaceAfterAStall(t *testing.T) {
+	for _, stall := range []time.Duration{2 * time.Second, time.Minute} {
+		p := pace{longest: 100 * time.Millisecond, most: 512, limit: 512}
+		for range 16 {
+			p.note(512, 60*time.Millisecond)
+		}
+		for range 4 {
+			p.note(512, stall)
+		}
+		for range 40 {
+			p.note(p.limit, 3*time.Millisecond+time.Duration(p.limit)*100*time.Microsecond)
+		}
+		if p.limit < 256 {
+			t.Errorf("40 transactions after a stall of %v: %d records in each", stall, p.limit)
+		}
+	}
+}
