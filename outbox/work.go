@@ -233,18 +233,19 @@ func (w *Work) finish(h *holding) {
 		w.storing--
 	} else {
 		w.working--
+		h.called = true // too late to say so
 	}
 	w.drop(h)
 	w.begin()
 }
 
 // room is how many rows are taken now, so that as many wait as are worked on:
-// then no hand is idle while more are taken. If it is none, Run is woken when
-// half of those that wait are begun.
+// then no hand is idle while more are taken. What storing holds up is left to
+// others. If it is none, Run is woken when half of those that wait are begun.
 func (w *Work) room() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := 2*w.cfg.Limit - w.working - len(w.waiting)
+	n := 2*w.cfg.Limit - w.working - len(w.waiting) - max(0, w.storing-w.cfg.Limit)
 	w.hungry = n <= 0
 	return n
 }

@@ -149,7 +149,8 @@ func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 	began := time.Now()
 	ids, err := w.orphans(ctx, n)
 	w.mu.Lock()
-	w.askDead = time.Now().Add(max(workLook, 20*time.Since(began))) // of all that is due it reads each row
+	// it reads all that is due: after an hour's outage not four times a second
+	w.askDead = time.Now().Add(max(workLook, min(20*time.Since(began), w.cfg.Lease)))
 	w.mu.Unlock()
 	if err != nil || len(ids) == 0 {
 		return 0, err

@@ -534,15 +534,29 @@ var mutants = []mutant{
 	{
 		name: "pace: batches shrink for what a transaction takes without records",
 		file: "outbox/pace.go",
-		old:  `spread > p.n*p.n/16 {`,
-		new:  `false && spread > p.n*p.n/16 {`,
+		old:  `spread > sn*sn/16 {`,
+		new:  `false && spread > sn*sn/16 {`,
 		test: "./outbox -run ^TestPace$",
+	},
+	{
+		name: "pace: a stall is remembered for long",
+		file: "outbox/pace.go",
+		old:  `last  [20]effort`,
+		new:  `last  [200]effort`,
+		test: "./outbox -run ^TestPaceAfterAStall$",
 	},
 	{
 		name: "work: a call waits for what others store",
 		file: "outbox/work.go",
 		old:  `			claim.called = func() { w.called(h) }`,
 		new:  ``,
+		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+	},
+	{
+		name: "work: any number of calls at once",
+		file: "outbox/work.go",
+		old:  `w.working < w.cfg.Limit && w.working`,
+		new:  `w.working`,
 		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
 	},
 	{
