@@ -1,12 +1,17 @@
 package main
 
+import "slices"
+
 // The tests that notice, by what they need.
 const (
 	simulation = "./outbox -run ^TestSimulation$ -seeds 60"
 )
 
 // mutants is the list: one protection taken out at a time.
-var mutants = []mutant{
+var mutants = slices.Concat(engine, services)
+
+// engine is the part of the list that is about outbox, sqldb and kafka.
+var engine = []mutant{
 	{
 		name: "offsets: commit the highest instead of the low-water mark",
 		file: "outbox/dispatch.go",
@@ -67,23 +72,8 @@ var mutants = []mutant{
 		test: simulation,
 	},
 
-	// What whole systems in virtual time notice.
-	{
-		name: "payment: a fresh key for each attempt",
-		file: "payment/charge.go",
-		old:  `	return Charge{Key: p.ID, OrderID`,
-		new:  `	return Charge{Key: p.ID + time.Now().String(), OrderID`,
-		test: ". -run ^TestVirtualProviderChargesWithoutAnAnswer$",
-	},
-	{
-		name: "order: an order may await its payment for ever",
-		file: "order/watch.go",
-		old:  `now.Add(-s.deadline), now)`,
-		new:  `now.Add(-2*s.deadline), now)`,
-		test: ". -run ^TestVirtualOrderDeadline$",
-	},
-
 	// What the cursor, the broker and others notice.
+
 	{
 		name: "cursor: a mark spans a gap",
 		file: "outbox/cursor.go",
@@ -112,6 +102,7 @@ var mutants = []mutant{
 	},
 
 	// What the crash points, stopped relays and open transactions notice.
+
 	{
 		name: "events: written after the commit",
 		file: "outbox/outbox.go",
@@ -360,29 +351,9 @@ var mutants = []mutant{
 		test: "./outbox -run ^TestGapsUnderKills$",
 		env:  "DATABASE_URL",
 	},
-	{
-		name: "payment: a fresh key for every charge",
-		file: "payment/charge.go",
-		old:  `	return Charge{Key: p.ID, OrderID`,
-		new:  `	return Charge{Key: fmt.Sprint(p.ID, "-", p.Calls), OrderID`,
-		test: "./payment -run ^TestKilledAroundTheCharge$/^after_the_provider",
-	},
-	{
-		name: "payment: charged again without a lookup",
-		file: "payment/charge.go",
-		old:  `		call = p.Next(sqldb.Now(), s.cfg.TTL)`,
-		new:  `		call = CallCharge`,
-		test: "./payment -run ^TestKilledAroundTheCharge$",
-	},
-	{
-		name: "e-mail: another Message-ID each time",
-		file: "notification/email.go",
-		old:  `	msg.SetMessageIDWithValue(m.ID + "@" + messageIDDomain)`,
-		new:  `	msg.SetMessageID()`,
-		test: "./notification -run ^TestKilledBetweenSendingAndRecording$",
-	},
 
 	// What operators do.
+
 	{
 		name: "move: a number is given out a second time",
 		file: "sqldb/copy.go",
@@ -405,22 +376,6 @@ var mutants = []mutant{
 		old:  `		case here != there && used:`,
 		new:  `		case here.rows != there.rows && used:`,
 		test: "./sqldb -run ^TestCopyAgain$",
-		env:  "DATABASE_URL",
-	},
-	{
-		name: "move: under a running system",
-		file: "move.go",
-		old:  `lockFile(p.file + ".lock")`,
-		new:  `lockFile(p.file + ".moved")`,
-		test: "./e2e -run ^TestMove$",
-		env:  "KAFKA_BROKERS",
-	},
-	{
-		name: "move: it stands though it cannot be marked",
-		file: "move.go",
-		old:  `func() error { return markMoved(p.file) }`,
-		new:  `func() error { defer markMoved(p.file); return nil }`,
-		test: ". -run ^TestNothingIsMovedWithoutItsMark$",
 		env:  "DATABASE_URL",
 	},
 	{
@@ -525,13 +480,6 @@ var mutants = []mutant{
 		test: "./kafka -run ^TestApplyDoesWhatPlanTells$",
 	},
 	{
-		name: "topics: a process needs those of all services",
-		file: "topics.go",
-		old:  `	return slices.DeleteFunc(c.topics(), func(t kafka.Topic) bool { return !used[t.Name] })`,
-		new:  `	return slices.DeleteFunc(c.topics(), func(t kafka.Topic) bool { return false })`,
-		test: ". -run ^TestEachServiceNeedsItsOwnTopics$",
-	},
-	{
 		name: "pace: batches shrink for what a transaction takes without records",
 		file: "outbox/pace.go",
 		old:  `spread > sn*sn/16 {`,
@@ -565,34 +513,6 @@ var mutants = []mutant{
 		old:  ` && w.working+w.storing < 2*w.cfg.Limit {`,
 		new:  ` {`,
 		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
-	},
-	{
-		name: "verify: it ends although much was too young to be asked about",
-		file: "verify/verify.go",
-		old:  `r.Count(InFlight) == 0 && r.young == 0 {`,
-		new:  `r.Count(InFlight) == 0 {`,
-		test: "./cmd/pizza -run ^TestVerify$",
-	},
-	{
-		name: "verify: a key that lies astray passes for one that moved",
-		file: "verify/raised.go",
-		old:  `belonged(key, home, seen+1, count) && belongs(key, count) == later`,
-		new:  `belonged(key, home, seen+1, count)`,
-		test: "./verify -run ^TestKeysCrossWhenPartitionsAreAdded$",
-	},
-	{
-		name: "verify: a dead letter is known by its key alone",
-		file: "verify/letters.go",
-		old:  `	add(r.Value)`,
-		new:  ``,
-		test: "./verify -run ^TestLettersAreKnownByAllTheySay$",
-	},
-	{
-		name: "verify: a missing right ends it",
-		file: "verify/verify.go",
-		old:  `errors.Is(err, kerr.TopicAuthorizationFailed)`,
-		new:  `errors.Is(err, kerr.GroupAuthorizationFailed)`,
-		test: ". -run ^TestVerifyWithoutTheRightToRead$",
 	},
 	{
 		name: "sqldb: a plan made for an empty table reads all of it",
