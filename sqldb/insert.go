@@ -18,7 +18,7 @@ import (
 // square of its arguments (256 rows of 13 columns: 100 ms against 2).
 type Insert struct {
 	Into  string // the statement up to its columns: INSERT INTO things (id, at)
-	Types string // PostgreSQL's types of these columns: UUID, TIMESTAMPTZ
+	Types string // PostgreSQL's types of these columns: UUID, TIMESTAMPTZ; or CLOCK, see ClockColumn
 	Then  string // what follows the values, such as ON CONFLICT …, or nothing
 }
 
@@ -30,12 +30,12 @@ func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, the
 	case len(rows) == 0:
 		return 0, nil
 	case len(rows) == 1:
-		return affected(tx.ExecContext(ctx, in.one(len(rows[0])), slices.Concat(rows[0], then)...))
+		return affected(tx.ExecContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
 	case db.Engine == Postgres:
 		return affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
 	}
 	var total int64
-	err := in.each(ctx, rows, then, func(ctx context.Context, query string, args []any) error {
+	err := in.each(ctx, db.Engine, rows, then, func(ctx context.Context, query string, args []any) error {
 		n, err := affected(tx.ExecContext(ctx, query, args...))
 		total += n
 		return err
@@ -50,9 +50,9 @@ func (in Insert) Query(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, go
 	case len(rows) > 1 && db.Engine == Postgres:
 		return collect(got)(tx.QueryContext(ctx, in.many(), append(columns(rows), then...)...))
 	case len(rows) == 1:
-		return collect(got)(tx.QueryContext(ctx, in.one(len(rows[0])), slices.Concat(rows[0], then)...))
+		return collect(got)(tx.QueryContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
 	}
-	return in.each(ctx, rows, then, func(ctx context.Context, query string, args []any) error {
+	return in.each(ctx, db.Engine, rows, then, func(ctx context.Context, query string, args []any) error {
 		return collect(got)(tx.QueryContext(ctx, query, args...))
 	})
 }
@@ -75,13 +75,13 @@ func collect(got func(*sql.Rows) error) func(*sql.Rows, error) error {
 
 // each runs the statement of one row for every row. The connection keeps it
 // prepared.
-func (in Insert) each(ctx context.Context, rows [][]any, then []any, run func(ctx context.Context, query string, args []any) error) error {
+func (in Insert) each(ctx context.Context, engine Engine, rows [][]any, then []any, run func(ctx context.Context, query string, args []any) error) error {
 	if len(rows) == 0 {
 		return nil
 	}
 	// The driver starts a goroutine for each statement that can be cancelled.
 	// These are short, so it is asked in between instead.
-	steady, query := context.WithoutCancel(ctx), in.one(len(rows[0]))
+	steady, query := context.WithoutCancel(ctx), in.one(engine, len(rows[0]))
 	for _, row := range rows {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -94,24 +94,28 @@ func (in Insert) each(ctx context.Context, rows [][]any, then []any, run func(ct
 }
 
 // one is the statement for one row.
-func (in Insert) one(columns int) string {
-	return in.Into + " VALUES (" + List(1, columns) + ") " + in.Then
+func (in Insert) one(engine Engine, columns int) string {
+	if !strings.Contains(in.Types, ClockColumn) {
+		return in.Into + " VALUES (" + List(1, columns) + ") " + in.Then
+	}
+	values := make([]string, 0, columns)
+	for kind := range strings.SplitSeq(in.Types, ",") {
+		values = append(values, cell(engine, kind, fmt.Sprintf("$%d", len(values)+1)))
+	}
+	return in.Into + " VALUES (" + strings.Join(values, ", ") + ") " + in.Then
 }
 
 // many is the statement for any number of rows on PostgreSQL.
 func (in Insert) many() string {
-	var b strings.Builder
-	b.WriteString(in.Into)
-	b.WriteString(" SELECT * FROM unnest(")
-	for i, typ := range strings.Split(in.Types, ",") {
-		if i > 0 {
-			b.WriteByte(',')
-		}
-		fmt.Fprintf(&b, "$%d::%s[]", i+1, strings.TrimSpace(typ))
+	var arrays, names, cells []string
+	for kind := range strings.SplitSeq(in.Types, ",") {
+		name := fmt.Sprintf("c%d", len(names)+1)
+		names = append(names, name)
+		arrays = append(arrays, array(len(names), kind))
+		cells = append(cells, cell(Postgres, kind, "u."+name))
 	}
-	b.WriteString(") ")
-	b.WriteString(in.Then)
-	return b.String()
+	return fmt.Sprintf("%s SELECT %s FROM unnest(%s) AS u(%s) %s",
+		in.Into, strings.Join(cells, ", "), strings.Join(arrays, ", "), strings.Join(names, ", "), in.Then)
 }
 
 // columns turns rows into arrays, one for each column.

@@ -22,7 +22,7 @@ import (
 // costs no round trip, and less than taking a list of rows apart. So the
 // statement must mean the same both ways: no row may depend on another.
 type Rows struct {
-	Columns string // of a row: the name and PostgreSQL's type of each
+	Columns string // of a row: the name and PostgreSQL's type, or CLOCK (see ClockColumn), of each
 	SQL     string // its own arguments, if it has any, are numbered on from the columns
 }
 
@@ -63,22 +63,24 @@ func (r Rows) Query(ctx context.Context, db *DB, q Querier, rows [][]any, got fu
 // analyzes it: at 500 orders a second an order cost PostgreSQL twice as much
 // after half a minute.
 func (r Rows) many(own int) string {
-	var arrays, names []string
+	var arrays, names, cells []string
 	for c := range strings.SplitSeq(r.Columns, ",") {
 		name, kind, _ := strings.Cut(strings.TrimSpace(c), " ")
 		names = append(names, name)
-		arrays = append(arrays, fmt.Sprintf("$%d::%s[]", len(names), kind))
+		arrays = append(arrays, array(len(names), kind))
+		cells = append(cells, cell(Postgres, kind, "u."+name)+" AS "+name)
 	}
-	all := fmt.Sprintf("(SELECT * FROM unnest(%s) AS u(%s) LIMIT $%d) AS v", strings.Join(arrays, ", "), strings.Join(names, ", "), len(names)+own+1)
+	all := fmt.Sprintf("(SELECT %s FROM unnest(%s) AS u(%s) LIMIT $%d) AS v",
+		strings.Join(cells, ", "), strings.Join(arrays, ", "), strings.Join(names, ", "), len(names)+own+1)
 	return strings.Replace(r.SQL, "{rows}", all, 1)
 }
 
-// one is the statement with one row.
+// one is the statement with one row, on SQLite.
 func (r Rows) one() string {
 	var values []string
 	for c := range strings.SplitSeq(r.Columns, ",") {
-		name, _, _ := strings.Cut(strings.TrimSpace(c), " ")
-		values = append(values, fmt.Sprintf("$%d AS %s", len(values)+1, name))
+		name, kind, _ := strings.Cut(strings.TrimSpace(c), " ")
+		values = append(values, cell(SQLite, kind, fmt.Sprintf("$%d", len(values)+1))+" AS "+name)
 	}
 	return strings.Replace(r.SQL, "{rows}", "(SELECT "+strings.Join(values, ", ")+") AS v", 1)
 }

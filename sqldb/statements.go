@@ -14,6 +14,9 @@ const cachedStatements = 200
 // openCached is sql.Open for SQLite with connections that keep their statements
 // prepared: parsing one costs several times what running it does.
 func openCached(dsn string) (*sql.DB, error) {
+	if err := registerClock(); err != nil {
+		return nil, err
+	}
 	db, err := sql.Open("sqlite", dsn) // only for the driver
 	if err != nil {
 		return nil, err
