@@ -20,6 +20,7 @@ var mayImport = map[string]string{
 	"event":           "",
 	"kafka":           "",
 	"load":            "event",
+	"logs":            "",
 	"sandbox":         "",
 	"sqldb":           "",
 	"web":             "",
@@ -32,7 +33,7 @@ var mayImport = map[string]string{
 	"notification":    "event outbox sqldb web",
 	"frontend":        "event kafka web",
 	".":               "event frontend kafka notification order outbox payment sandbox sqldb verify web",
-	"cmd/pizza":       ". load verify",
+	"cmd/pizza":       ". load logs verify",
 	"e2e":             "*",
 	"e2e/servers":     "",
 }

@@ -35,7 +35,7 @@ func (s *Service) Run(ctx context.Context) error {
 		if time.Since(began) > time.Minute {
 			pause = time.Second
 		}
-		s.log.Warn("topics not followed, beginning again", "error", err.Error(), "pause", pause.String())
+		s.log.Warn("topics not followed, beginning again", "error", err.Error())
 		if !wait(ctx, pause) {
 			return nil
 		}

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/term"
 
 	"pizzaflow"
+	"pizzaflow/logs"
 )
 
 // Exit codes.
@@ -70,9 +71,20 @@ func main() {
 		debug.SetGCPercent(gcPercent)
 	}
 	// the first signal asks for a good end, the second is not asked twice
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// stopSignals are those that ask for a good end. A terminal that is closed sends
+// SIGHUP, which would end the process at once and without a word; nohup has it
+// ignored, and so it stays.
+func stopSignals() []os.Signal {
+	asking := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		asking = append(asking, syscall.SIGHUP)
+	}
+	return asking
 }
 
 // run is main without the process around it: it returns the exit code.
@@ -94,9 +106,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "pizza: %v\nSee `pizza --help`.\n", err)
 		return exitUsage
 	}
-	p := &program{cfg: c.Config, json: c.Output == "json", stdout: stdout, stderr: stderr, log: newLogger(c.Config, stderr)}
+	lines := logs.Fold(newHandler(c.Config, stderr))
+	p := &program{cfg: c.Config, json: c.Output == "json", stdout: stdout, stderr: stderr, log: slog.New(lines)}
 	parsed.BindTo(ctx, (*context.Context)(nil))
 	err = parsed.Run(p)
+	lines.Flush()
 	switch {
 	case err == nil:
 		return exitDone
@@ -108,8 +122,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
-// newLogger writes for people on a terminal and JSON elsewhere.
-func newLogger(cfg pizzaflow.Config, stderr io.Writer) *slog.Logger {
+// newHandler writes for people on a terminal and JSON elsewhere.
+func newHandler(cfg pizzaflow.Config, stderr io.Writer) slog.Handler {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 		level = slog.LevelInfo // the command line takes no other word
@@ -118,9 +132,9 @@ func newLogger(cfg pizzaflow.Config, stderr io.Writer) *slog.Logger {
 	terminal := isFile && term.IsTerminal(int(f.Fd()))
 	switch {
 	case cfg.LogFormat == "auto" && terminal:
-		return slog.New(tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"}))
+		return tint.NewTextHandler(stderr, &tint.Options{Level: level, TimeFormat: "15:04:05.000"})
 	case cfg.LogFormat == "text":
-		return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+		return slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level})
 	}
-	return slog.New(slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level}))
+	return slog.NewJSONHandler(stderr, &slog.HandlerOptions{Level: level})
 }

@@ -3,14 +3,19 @@ package main
 import (
 	"context"
 	"fmt"
+	"os/signal"
+	"syscall"
 
 	"pizzaflow"
 )
 
 type runCmd struct{}
 
-// Run runs the services until ctx ends.
+// Run runs the services until ctx ends. It outlives whoever reads its log: a
+// write to a pipe that nobody reads any more would end the process without a
+// word.
 func (runCmd) Run(ctx context.Context, p *program) error {
+	signal.Ignore(syscall.SIGPIPE)
 	return pizzaflow.Run(ctx, p.cfg, pizzaflow.Host{Stdout: p.stdout, Stderr: p.stderr, Log: p.log})
 }
 
@@ -19,6 +24,7 @@ type sandboxCmd struct{}
 // Run runs the sandbox alone.
 func (sandboxCmd) Run(ctx context.Context, p *program) error {
 	p.cfg.Services = "sandbox"
+	signal.Ignore(syscall.SIGPIPE)
 	return pizzaflow.Run(ctx, p.cfg, pizzaflow.Host{Stdout: p.stdout, Stderr: p.stderr, Log: p.log})
 }
 

@@ -89,4 +89,18 @@ var services = []mutant{
 		new:  `errors.Is(err, kerr.GroupAuthorizationFailed)`,
 		test: ". -run ^TestVerifyWithoutTheRightToRead$",
 	},
+	{
+		name: "logs: what is repeated is logged each time",
+		file: "logs/fold.go",
+		old:  `	if seen.logged < limit {`,
+		new:  `	if seen.logged < limit || r.Level == slog.LevelWarn {`,
+		test: "./logs -run ^TestRepeatedLinesAreCounted$",
+	},
+	{
+		name: "logs: errors in words tell lines apart",
+		file: "logs/fold.go",
+		old:  `[]string{"err", "error", "detail", "stack"}`,
+		new:  `[]string{"err", "detail", "stack"}`,
+		test: "./logs -run ^TestWhatTellsLinesApart$",
+	},
 }
