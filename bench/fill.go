@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 
 	"pizzaflow/sqldb"
 )
@@ -37,7 +36,7 @@ func copyRows(ctx context.Context, db *sqldb.DB, table string, columns []string,
 		return err
 	}
 	err = conn.Raw(func(driver any) error {
-		c := driver.(*stdlib.Conn).Conn()
+		c := driver.(interface{ Conn() *pgx.Conn }).Conn()
 		if _, err := c.CopyFrom(ctx, pgx.Identifier{table}, columns, pgx.CopyFromSlice(n, func(i int) ([]any, error) { return row(i), nil })); err != nil {
 			return err
 		}

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 )
 
 // ErrNotEmpty is returned by Copy when the target holds rows that are not
@@ -56,7 +55,7 @@ func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
 	err = conn.Raw(func(raw any) error {
-		c := raw.(*stdlib.Conn).Conn() //nolint:forcetypeassert // this package opened it
+		c := raw.(*connection).Conn() //nolint:forcetypeassert // this package opened it
 		return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
 			tables, done, err = (&copying{src: src, dst: tx, seeds: seeds, told: told}).run(ctx)
 			if err == nil {

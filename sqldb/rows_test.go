@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jackc/pgx/v5"
 
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -100,7 +100,7 @@ func genericPlan(t *testing.T, db *sqldb.DB, statement string) string {
 	defer conn.Close()
 	var plan []byte
 	err = conn.Raw(func(driver any) error {
-		results, err := driver.(*stdlib.Conn).Conn().PgConn().Exec(t.Context(), `EXPLAIN (GENERIC_PLAN) `+statement).ReadAll()
+		results, err := driver.(interface{ Conn() *pgx.Conn }).Conn().PgConn().Exec(t.Context(), `EXPLAIN (GENERIC_PLAN) `+statement).ReadAll()
 		for _, r := range results {
 			for _, row := range r.Rows {
 				plan = append(append(plan, row[0]...), '\n')

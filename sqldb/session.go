@@ -5,8 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
-	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Session opens a connection to PostgreSQL beside the pool: one session of the
@@ -66,12 +68,33 @@ func (db *DB) listen(ctx context.Context, channel string, fn func()) (err error)
 		return err
 	}
 	return conn.Raw(func(c any) error {
-		raw := c.(*stdlib.Conn).Conn() //nolint:forcetypeassert // this package opened it
+		raw := c.(*connection).Conn() //nolint:forcetypeassert // this package opened it
 		for {
 			fn()
-			if _, err := raw.WaitForNotification(ctx); err != nil {
+			if err := awaitNotification(ctx, raw); err != nil {
 				return err
 			}
 		}
 	})
+}
+
+// listenCheck is how often a session that hears nothing is asked whether it is
+// still there: a firewall forgets connections that are idle.
+const listenCheck = 30 * time.Second
+
+func awaitNotification(ctx context.Context, conn *pgx.Conn) error {
+	for {
+		wait, done := context.WithTimeout(ctx, listenCheck)
+		_, err := conn.WaitForNotification(wait)
+		done()
+		if err == nil || ctx.Err() != nil || conn.IsClosed() || !pgconn.Timeout(err) {
+			return err
+		}
+		ask, done := bound(ctx, handshakeTimeout)
+		err = conn.Ping(ask)
+		done()
+		if err != nil {
+			return err
+		}
+	}
 }

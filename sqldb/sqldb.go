@@ -18,11 +18,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 )
 
@@ -53,8 +52,12 @@ type DB struct {
 // Open opens a postgres:// URL or a sqlite: path and checks that it answers.
 // A search_path in a PostgreSQL URL names the schema to live in, which Migrate
 // creates. The folder of a SQLite file is created, readable by its owner only.
-// What Check refuses is not opened.
-func Open(ctx context.Context, rawURL string) (*DB, error) {
+// What Check refuses is not opened. On PostgreSQL version, encoding, settings
+// and pooling are looked at, too: ErrUnfit.
+func Open(ctx context.Context, rawURL string) (*DB, error) { return OpenLimited(ctx, rawURL, Limits{}) }
+
+// OpenLimited is Open with limits on the connections to PostgreSQL.
+func OpenLimited(ctx context.Context, rawURL string, limits Limits) (*DB, error) {
 	var db *DB
 	var err error
 	path, lite := strings.CutPrefix(rawURL, "sqlite:")
@@ -62,44 +65,21 @@ func Open(ctx context.Context, rawURL string) (*DB, error) {
 	case lite && path != "":
 		db, err = openSQLite(path)
 	case strings.HasPrefix(rawURL, "postgres://"), strings.HasPrefix(rawURL, "postgresql://"):
-		db, err = openPostgres(rawURL)
+		db, err = openPostgres(rawURL, limits)
 	default:
 		return nil, ErrURL
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open database: %w", err)
 	}
-	if err := db.PingContext(ctx); err != nil {
+	check := db.PingContext
+	if db.Engine == Postgres {
+		check = db.checkPooling
+	}
+	if err := check(ctx); err != nil {
 		return nil, fmt.Errorf("open database: %w", errors.Join(err, db.Close()))
 	}
 	return db, nil
-}
-
-func openPostgres(rawURL string) (*DB, error) {
-	cfg, err := parsePostgres(rawURL)
-	if err != nil {
-		return nil, err
-	}
-	if cfg.ConnectTimeout == 0 {
-		cfg.ConnectTimeout = 5 * time.Second
-	}
-	params := cfg.RuntimeParams
-	if params["application_name"] == "" {
-		params["application_name"] = "pizzaflow"
-	}
-	if params["idle_in_transaction_session_timeout"] == "" {
-		// a client that vanished in mid-transaction must not hold row locks for ever
-		params["idle_in_transaction_session_timeout"] = "60000"
-	}
-	pool := stdlib.OpenDB(*cfg)
-	// About four connections a core: more of them cost the server more than they bring.
-	pool.SetMaxOpenConns(max(8, 4*runtime.NumCPU()))
-	pool.SetMaxIdleConns(max(8, 4*runtime.NumCPU()))
-	pool.SetConnMaxIdleTime(5 * time.Minute)
-	sessions := stdlib.OpenDB(*cfg)
-	sessions.SetMaxIdleConns(-1)
-	schema, _, _ := strings.Cut(params["search_path"], ",")
-	return &DB{DB: pool, Engine: Postgres, read: pool, sessions: sessions, schema: strings.TrimSpace(schema)}, nil
 }
 
 func openSQLite(path string) (*DB, error) {
@@ -156,12 +136,17 @@ func (db *DB) Close() error {
 
 // Tx runs fn in a transaction, committed when fn returns nil and rolled back
 // otherwise. A transaction that the engine ended to resolve a deadlock or a
-// serialization conflict is run again, so fn must be repeatable. When the
+// serialization conflict is run again, so fn must be repeatable; once also one
+// that found its server shutting down or read-only, on a new connection. When the
 // commit fails without a verdict of the engine, the error is ErrOutcomeUnknown
 // too: look what is there before doing it again.
 func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
-	for try := 1; ; try++ {
+	for try, replaced := 1, false; ; try++ {
 		err := db.txOnce(ctx, fn)
+		if !replaced && slices.Contains(leadsNowhere, postgresCode(err)) && !errors.Is(err, ErrOutcomeUnknown) {
+			replaced = true // the connections are: the new ones may lead to a server that serves
+			continue
+		}
 		if err == nil || !IsConflict(err) || try == 10 {
 			return err
 		}
@@ -208,7 +193,7 @@ func (db *DB) begin(ctx context.Context) (*sql.Tx, error) {
 		if err == nil {
 			return tx, nil
 		}
-		_, connecting := errors.AsType[*pgconn.ConnectError](err)
+		_, connecting := errors.AsType[connectError](err)
 		if connecting || ctx.Err() != nil || db.Engine != Postgres || stale > db.Stats().MaxOpenConnections || !IsUnavailable(err) {
 			return nil, fmt.Errorf("begin: %w", err)
 		}

@@ -21,21 +21,21 @@ func openCached(dsn string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := connector{db.Driver(), dsn}
+	c := cachingConnector{db.Driver(), dsn}
 	if err := db.Close(); err != nil {
 		return nil, err
 	}
 	return sql.OpenDB(c), nil
 }
 
-type connector struct {
+type cachingConnector struct {
 	driver driver.Driver
 	dsn    string
 }
 
-func (c connector) Driver() driver.Driver { return c.driver }
+func (c cachingConnector) Driver() driver.Driver { return c.driver }
 
-func (c connector) Connect(context.Context) (driver.Conn, error) {
+func (c cachingConnector) Connect(context.Context) (driver.Conn, error) {
 	conn, err := c.driver.Open(c.dsn)
 	if err != nil {
 		return nil, err

@@ -1,0 +1,200 @@
+package sqldb
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"maps"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+)
+
+// leastVersion is the oldest PostgreSQL that is supported, as its
+// server_version_num: 14 brought idle_session_timeout.
+const leastVersion = 140000
+
+// sessionSettings are the parameters of every session, unless the URL has its
+// own. They are set after connecting: a pooler such as PgBouncer refuses most of
+// them in the connection's first message.
+var sessionSettings = map[string]string{
+	"client_encoding":               "UTF8",
+	"default_transaction_isolation": "read committed", // what all statements are written for
+	// a client that vanished in mid-transaction must not hold row locks for ever
+	"idle_in_transaction_session_timeout": "60000",
+	// a pool, and whoever listens, has sessions that are idle on purpose
+	"idle_session_timeout": "0",
+}
+
+func openPostgres(rawURL string, limits Limits) (*DB, error) {
+	cfg, err := parsePostgres(rawURL)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.ConnectTimeout == 0 {
+		cfg.ConnectTimeout = 5 * time.Second
+	}
+	settings := maps.Clone(sessionSettings)
+	for name, value := range cfg.RuntimeParams {
+		switch name {
+		case "application_name", "options": // these stay in the first message
+		default:
+			settings[name] = value
+			delete(cfg.RuntimeParams, name)
+		}
+	}
+	if cfg.RuntimeParams["application_name"] == "" {
+		cfg.RuntimeParams["application_name"] = "pizzaflow"
+	}
+	schema, _, _ := strings.Cut(settings["search_path"], ",")
+	schema = strings.Trim(strings.TrimSpace(schema), `"`)
+	prepare := stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
+		ctx, done := context.WithTimeoutCause(ctx, cfg.ConnectTimeout, ErrNoAnswer)
+		defer done()
+		if err := prepareSession(ctx, conn.PgConn(), settings, schema); err != nil {
+			return errors.Join(fmt.Errorf("prepare session: %w", err), conn.Close(ctx))
+		}
+		return nil
+	})
+	from := connector{stdlib.GetConnector(*cfg, prepare), new(generation)}
+	limits = limits.withDefaults()
+	pool := sql.OpenDB(from)
+	pool.SetMaxOpenConns(max(1, limits.Connections-limits.Sessions))
+	pool.SetMaxIdleConns(max(1, limits.Connections-limits.Sessions))
+	pool.SetConnMaxIdleTime(limits.IdleTime)
+	pool.SetConnMaxLifetime(limits.Lifetime)
+	sessions := sql.OpenDB(from)
+	sessions.SetMaxIdleConns(-1)
+	return &DB{DB: pool, Engine: Postgres, read: pool, sessions: sessions, schema: schema}, nil
+}
+
+// Limits says how many connections to PostgreSQL a DB may have, and for how
+// long. The zero value has the defaults. SQLite needs none of it.
+type Limits struct {
+	// Connections is how many there are at most, those of Session included:
+	// when zero four for each processor, at least eight, and the Sessions. More
+	// of them cost the server more than they bring.
+	Connections int
+	// Sessions is how many of these are kept free for Session.
+	Sessions int
+	// IdleTime is after how long a connection that nobody uses is closed: 5 s
+	// when zero, so that a server with few of them has them for others.
+	IdleTime time.Duration
+	// Lifetime is after how long a connection is closed once it is idle, so that
+	// a balancer in front of the server can move it: 30 min when zero.
+	Lifetime time.Duration
+}
+
+func (l Limits) withDefaults() Limits {
+	if l.Connections == 0 {
+		l.Connections = max(8, 4*runtime.NumCPU()) + l.Sessions
+	}
+	if l.IdleTime == 0 {
+		l.IdleTime = 5 * time.Second
+	}
+	if l.Lifetime == 0 {
+		l.Lifetime = 30 * time.Minute
+	}
+	return l
+}
+
+// prepareSession gives a new session its settings, in one round trip, and makes
+// sure that they hold, on a server that can be used. What stands before the
+// server may have taken them for its own, or given them to another session.
+func prepareSession(ctx context.Context, conn *pgconn.PgConn, settings map[string]string, schema string) error {
+	if version, err := strconv.Atoi(serverVersion(conn)); err == nil && version < leastVersion/10000 {
+		return fmt.Errorf("%w: it is PostgreSQL %s, and must be %d or newer", ErrUnfit, conn.ParameterStatus("server_version"), leastVersion/10000)
+	}
+	if enc := conn.ParameterStatus("server_encoding"); enc != "" && enc != "UTF8" {
+		return fmt.Errorf("%w: its encoding is %s, and must be UTF8: create it with ENCODING 'UTF8' TEMPLATE template0", ErrUnfit, enc)
+	}
+	names := slices.Sorted(maps.Keys(settings))
+	var set, get []string
+	for _, name := range names {
+		set = append(set, "set_config("+literal(name)+","+literal(settings[name])+",false)")
+		get = append(get, "current_setting("+literal(name)+")")
+	}
+	// what the session has when its schema is there: another in its place means no right to it
+	get = append(get, "COALESCE(current_schema(), '')", "EXISTS (SELECT FROM pg_namespace WHERE nspname = "+literal(schema)+")::text")
+	results, err := conn.Exec(ctx, "SELECT "+strings.Join(set, ",")+"; SELECT "+strings.Join(get, ",")).ReadAll()
+	if err != nil {
+		return err
+	}
+	if len(results) != 2 || len(results[0].Rows) != 1 || len(results[1].Rows) != 1 {
+		return errors.New("the server does not tell its settings")
+	}
+	wanted, got := results[0].Rows[0], results[1].Rows[0]
+	for i, name := range names {
+		if string(wanted[i]) != string(got[i]) {
+			return fmt.Errorf("%w: %s is %q in its session although it was set to %q: is there a pooler that shares sessions?", ErrUnfit, name, got[i], wanted[i])
+		}
+	}
+	if in, there := string(got[len(names)]), string(got[len(names)+1]) == "true"; schema != "" && there && in != schema {
+		return fmt.Errorf("%w: the session is in schema %q instead of %q: has the role USAGE on it?", ErrUnfit, in, schema)
+	}
+	return nil
+}
+
+// serverVersion is the first number of server_version, such as 18.
+func serverVersion(conn *pgconn.PgConn) string {
+	v := conn.ParameterStatus("server_version")
+	if i := strings.IndexFunc(v, func(r rune) bool { return r < '0' || r > '9' }); i >= 0 {
+		return v[:i]
+	}
+	return v
+}
+
+// literal is s as an SQL literal.
+func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
+
+// ErrPooled stands in the error of Open for a pooler that gives a session to
+// several clients in turn: what a session holds (its settings, LISTEN, prepared
+// statements) would be another's.
+var ErrPooled = fmt.Errorf("%w: a pooler before it shares sessions between clients (pool_mode=transaction or statement)"+
+	" and must not (pool_mode=session), or be passed by", ErrUnfit)
+
+// checkPooling finds out whether a session stays this client's between two
+// transactions. A pooler that shares sessions gives the one that the first
+// client has just used to the next one who begins a transaction, or it gives
+// the first client another one.
+func (db *DB) checkPooling(ctx context.Context) (err error) {
+	const pid = `SELECT pg_backend_pid()`
+	first, err := db.Session(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, first.Close()) }()
+	var own, other, again int
+	if err := first.QueryRowContext(ctx, pid).Scan(&own); err != nil {
+		return err
+	}
+	second, err := db.Session(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, second.Close()) }()
+	tx, err := second.BeginTx(ctx, nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tx.Rollback()) }()
+	if err := tx.QueryRowContext(ctx, pid).Scan(&other); err != nil {
+		return err
+	}
+	for range 3 { // a pooler that deals its sessions out in turn
+		if err := first.QueryRowContext(ctx, pid).Scan(&again); err != nil {
+			return err
+		}
+		if other == own || again != own {
+			return ErrPooled
+		}
+	}
+	return nil
+}
