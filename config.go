@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"pizzaflow/kafka"
+	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
 
@@ -31,10 +32,13 @@ type Config struct {
 	PublicURL string `name:"public-url" env:"PUBLIC_URL" help:"Where customers reach the shop, for links in messages; HTTP_ADDR when empty."`
 	Currency  string `name:"currency" env:"CURRENCY" default:"RUB" help:"The currency of the menu, ISO 4217."`
 
-	DatabaseURL             string `name:"database-url" env:"DATABASE_URL" secret:"url" help:"postgres://… for all services, a schema each. Empty: SQLite files in DATA_DIR."`
-	OrderDatabaseURL        string `name:"order-database-url" env:"ORDER_DATABASE_URL" secret:"url" help:"The order service's own database, instead of DATABASE_URL."`
-	PaymentDatabaseURL      string `name:"payment-database-url" env:"PAYMENT_DATABASE_URL" secret:"url" help:"The payment service's own database."`
-	NotificationDatabaseURL string `name:"notification-database-url" env:"NOTIFICATION_DATABASE_URL" secret:"url" help:"The notification service's own database."`
+	DatabaseURL             string        `name:"database-url" env:"DATABASE_URL" secret:"url" help:"postgres://… for all services, a schema each. Empty: SQLite files in DATA_DIR."`
+	OrderDatabaseURL        string        `name:"order-database-url" env:"ORDER_DATABASE_URL" secret:"url" help:"The order service's own database, instead of DATABASE_URL."`
+	PaymentDatabaseURL      string        `name:"payment-database-url" env:"PAYMENT_DATABASE_URL" secret:"url" help:"The payment service's own database."`
+	NotificationDatabaseURL string        `name:"notification-database-url" env:"NOTIFICATION_DATABASE_URL" secret:"url" help:"The notification service's own database."`
+	DatabaseConnections     int           `name:"database-connections" env:"DATABASE_CONNECTIONS" default:"0" help:"Connections to PostgreSQL that each service of this process has at most, 3 of them for its relay; 0 means 3 and four for each processor, at least 11."`
+	DatabaseIdleTime        time.Duration `name:"database-idle-time" env:"DATABASE_IDLE_TIME" default:"5s" help:"After how long a connection to PostgreSQL that nobody uses is closed."`
+	DatabaseConnectionLife  time.Duration `name:"database-connection-life" env:"DATABASE_CONNECTION_LIFE" default:"30m" help:"After how long a connection to PostgreSQL is replaced by a new one."`
 
 	KafkaBrokers           []string      `name:"kafka-brokers" env:"KAFKA_BROKERS" help:"host:port of Kafka brokers, by commas. Empty: the embedded broker."`
 	KafkaListen            string        `name:"kafka-listen" env:"KAFKA_LISTEN" default:"127.0.0.1:9092" help:"Where the embedded broker listens."`
@@ -228,6 +232,14 @@ func (c Config) validateNumbers() error {
 	}
 	if n := c.KafkaMinInsyncReplicas; n < 0 || c.KafkaReplication > 0 && n > c.KafkaReplication {
 		errs = append(errs, bad("KAFKA_MIN_INSYNC_REPLICAS", "%d of %d copies can never have a record", n, c.KafkaReplication))
+	}
+	for key, d := range map[string]time.Duration{"DATABASE_IDLE_TIME": c.DatabaseIdleTime, "DATABASE_CONNECTION_LIFE": c.DatabaseConnectionLife} {
+		if d < 0 {
+			errs = append(errs, bad(key, "%s is negative", d))
+		}
+	}
+	if n := c.DatabaseConnections; n != 0 && n <= outbox.RelaySessions {
+		errs = append(errs, bad("DATABASE_CONNECTIONS", "%d is too few: the relay of a service needs %d, and the rest at least one", n, outbox.RelaySessions))
 	}
 	if c.RetryAttempts < 1 {
 		errs = append(errs, bad("RETRY_ATTEMPTS", "%d is less than 1", c.RetryAttempts))

@@ -98,7 +98,9 @@ func Migrate(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // openDatabase opens a service's database and migrates it.
 func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*sqldb.DB, error) {
-	db, err := sqldb.Open(ctx, cfg.databaseURL(name))
+	db, err := sqldb.OpenLimited(ctx, cfg.databaseURL(name), sqldb.Limits{
+		Connections: cfg.DatabaseConnections, Sessions: outbox.RelaySessions, IdleTime: cfg.DatabaseIdleTime, Lifetime: cfg.DatabaseConnectionLife,
+	})
 	if err != nil {
 		return nil, bad(cfg.databaseKey(name), "%w", err)
 	}

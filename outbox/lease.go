@@ -26,8 +26,8 @@ type lease struct {
 	epoch int64
 	ttl   time.Duration
 
-	turn    chan struct{} // of one renewal at a time: whoever waits for it may give up
-	conn    connection    // of the renewals
+	turn    chan struct{} // to use conn: one at a time, and whoever waits may give up
+	conn    connection    // of renewals, marks and the reads of paused partitions
 	renewed atomic.Pointer[time.Time]
 }
 
@@ -130,17 +130,26 @@ func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, done
 	return conns, done, nil
 }
 
+// take waits for the turn to use the session of the lease, until done is called.
+func (l *lease) take(ctx context.Context) (done func(), err error) {
+	select {
+	case l.turn <- struct{}{}:
+		return func() { <-l.turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
 // renew counts the lease up and stores the floor with it, so that a successor
 // need not search from far back.
 func (l *lease) renew(ctx context.Context, floor int64) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	select {
-	case l.turn <- struct{}{}:
-		defer func() { <-l.turn }()
-	case <-ctx.Done():
-		return fmt.Errorf("renew lease: %w", ctx.Err())
+	done, err := l.take(ctx)
+	if err != nil {
+		return fmt.Errorf("renew lease: %w", err)
 	}
+	defer done()
 	began := time.Now()
 	res, err := l.conn.ExecContext(ctx, `UPDATE outbox_lease SET renewal = renewal + 1, floor = $1 WHERE id = 1 AND epoch = $2`, floor, l.epoch)
 	if err != nil {
@@ -160,13 +169,18 @@ func (l *lease) fresh() bool { return time.Since(*l.renewed.Load()) < l.ttl }
 
 // mark records the ranges as published, the rows that are blocked, and the
 // floor, if the lease is still this holder's.
-func (l *lease) mark(ctx context.Context, c connection, floor int64, ranges []span, blocked []blockedRow) error {
+func (l *lease) mark(ctx context.Context, floor int64, ranges []span, blocked []blockedRow) error {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	if l.db.Engine == sqldb.Postgres && len(blocked) == 0 {
-		return l.markAtOnce(ctx, c, floor, ranges)
+	done, err := l.take(ctx)
+	if err != nil {
+		return fmt.Errorf("mark published: %w", err)
 	}
-	tx, err := c.BeginTx(ctx, nil)
+	defer done()
+	if l.db.Engine == sqldb.Postgres && len(blocked) == 0 {
+		return l.markAtOnce(ctx, floor, ranges)
+	}
+	tx, err := l.conn.BeginTx(ctx, nil)
 	if err != nil {
 		return fmt.Errorf("mark published: %w", err)
 	}
@@ -182,13 +196,13 @@ func (l *lease) mark(ctx context.Context, c connection, floor int64, ranges []sp
 // markAtOnce is mark as one statement: a holder that is stopped in the middle
 // of a transaction would keep the lease's row locked, and its standby out. It
 // does not wait for the disk: a mark that is lost only repeats a publish.
-func (l *lease) markAtOnce(ctx context.Context, c connection, floor int64, ranges []span) error {
+func (l *lease) markAtOnce(ctx context.Context, floor int64, ranges []span) error {
 	los, his := make([]int64, len(ranges)), make([]int64, len(ranges))
 	for i, s := range ranges {
 		los[i], his[i] = s.lo, s.hi
 	}
 	var held int
-	err := c.QueryRowContext(ctx, `
+	err := l.conn.QueryRowContext(ctx, `
 		WITH l AS (UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2 RETURNING 1),
 			p AS (INSERT INTO outbox_published (first_seq, last_seq, published_at)
 				SELECT lo, hi, $3::timestamptz FROM l, unnest($4::bigint[], $5::bigint[]) u (lo, hi))

@@ -157,11 +157,18 @@ func (t *term) askWriters(ctx context.Context) error {
 func (t *term) readRows(ctx context.Context, seqs []int64) ([]row, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`
-	if t.db.Engine == sqldb.SQLite {
+	query, from := `SELECT `+rowColumns+` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`, t.reads
+	if t.db.Engine == sqldb.Postgres { // these are seldom: a session of their own would mostly be idle
+		done, err := t.lease.take(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("read outbox: %w", err)
+		}
+		defer done()
+		from = t.lease.conn
+	} else {
 		query = `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq IN (SELECT value FROM json_each($1)) ORDER BY seq`
 	}
-	result, err := t.laneReads.QueryContext(ctx, query, t.array(seqs))
+	result, err := from.QueryContext(ctx, query, t.array(seqs))
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}

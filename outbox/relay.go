@@ -18,6 +18,11 @@ import (
 	"pizzaflow/sqldb"
 )
 
+// RelaySessions is how many connections to PostgreSQL a relay has for itself
+// while it leads, beside the pool: one for the lease and for what it records,
+// one to read, one to listen.
+const RelaySessions = 3
+
 const (
 	roundRows  = 2000
 	roundBytes = 4_000_000 // of memory; there are about three rounds at a time
@@ -127,14 +132,14 @@ func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
 			err = errors.Join(err, l.release(ctx))
 		}
 	}()
-	conns, done, err := connect(ctx, r.db, 4)
+	conns, done, err := connect(ctx, r.db, RelaySessions-1)
 	if err != nil {
 		return err
 	}
 	defer done()
 	l.conn = conns[0]
 	t := &term{
-		Relay: r, lease: l, marks: conns[1], reads: conns[2], laneReads: conns[3], lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
+		Relay: r, lease: l, reads: conns[1], lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
 		rounds: make(chan *round), landings: make(chan landing, 4), partitions: map[string]int32{}, suspect: make(chan struct{}, 1),
 	}
 	return t.run(ctx, floor)

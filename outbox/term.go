@@ -24,18 +24,16 @@ import (
 // must not overtake it is sent.
 type term struct {
 	*Relay
-	lease     *lease
-	reads     connection
-	marks     connection
-	laneReads connection
-	producer  *kgo.Client
-	rounds    chan *round   // read, in order
-	landings  chan landing  // acknowledged
-	laneDue   chan struct{} // a lane was opened
-	suspect   chan struct{} // the topics should be looked at
-	hand      *hand         // what is handed over
-	asked     time.Time     // when the writers were listed last
-	seen      versions      // by the reader
+	lease    *lease
+	reads    connection
+	producer *kgo.Client
+	rounds   chan *round   // read, in order
+	landings chan landing  // acknowledged
+	laneDue  chan struct{} // a lane was opened
+	suspect  chan struct{} // the topics should be looked at
+	hand     *hand         // what is handed over
+	asked    time.Time     // when the writers were listed last
+	seen     versions      // by the reader
 
 	mu         sync.Mutex
 	cursor     *cursor
@@ -58,7 +56,7 @@ var errAbandoned = errors.New("stopped with records on their way: they will be s
 // what is acknowledged is marked, until the last round has landed.
 func (t *term) run(ctx context.Context, floor int64) error {
 	if t.db.Engine == sqldb.SQLite {
-		t.reads, t.laneReads = t.db.Read(), t.db.Read() // which do not wait for the writer
+		t.reads = t.db.Read() // which does not wait for the writer
 	}
 	t.cursor = newCursor(floor, nil)
 	tailCtx, stopTail := context.WithCancel(context.WithoutCancel(ctx))
@@ -317,7 +315,7 @@ func (t *term) mark(ctx context.Context, batch []landing) error {
 	}
 	slices.Sort(seqs)
 	if len(seqs)+len(blocked) > 0 {
-		if err := t.lease.mark(ctx, t.marks, t.floorWithout(rounds), spans(seqs), blocked); err != nil {
+		if err := t.lease.mark(ctx, t.floorWithout(rounds), spans(seqs), blocked); err != nil {
 			t.metrics.errors.Inc()
 			return err
 		}
