@@ -2,8 +2,6 @@ package pizzaflow
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -309,17 +307,17 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 }
 
 // awaitDatabase opens a service's database, and waits for one that is not there
-// yet: no process needs another to have started before it.
+// yet, is locked or full: no process needs another to have started before it.
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
 	for attempt := 1; ; attempt++ {
-		db, err := openDatabase(ctx, p.cfg, name, schema)
+		db, err := p.openDatabase(ctx, name, schema)
 		if err != nil && ctx.Err() != nil { // the URL has no part in it
 			return nil, fmt.Errorf("%s: told to stop while opening the database: %w", name, ctx.Err())
 		}
-		if err == nil || !sqldb.IsUnavailable(err) || !isPostgres(p.cfg.databaseURL(name)) || distrusted(err) {
+		if err == nil || !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {
 			return db, err
 		}
-		p.host.Log.Warn("the database does not answer", "service", name, "err", err)
+		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
 		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
 		select {
 		case <-ctx.Done():
@@ -330,15 +328,21 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 	}
 }
 
-// distrusted reports whether the other side has a certificate that does not
-// verify, which no waiting cures.
-func distrusted(err error) bool {
-	if _, is := errors.AsType[*tls.CertificateVerificationError](err); is {
-		return true
+// openDatabase opens a service's database, brings it up to date and makes sure
+// that it gives no number twice.
+func (p *process) openDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
+	db, err := openDatabase(ctx, p.cfg, name, schema)
+	if err != nil {
+		return nil, err
 	}
-	_, unknown := errors.AsType[x509.UnknownAuthorityError](err) // what sslmode=verify-ca finds by itself
-	_, invalid := errors.AsType[x509.CertificateInvalidError](err)
-	return unknown || invalid
+	moved, err := outbox.RepairNumbering(ctx, db)
+	if err != nil {
+		return nil, errors.Join(bad(p.cfg.databaseKey(name), "%w", err), db.Close())
+	}
+	for _, table := range moved {
+		p.host.Log.Warn("the sequence of a table stood below its rows and was moved: was the database restored?", "service", name, "table", table)
+	}
+	return db, nil
 }
 
 // withTopics has run wait for the topics: orders are taken before Kafka is

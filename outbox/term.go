@@ -111,6 +111,13 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 			}
 		}
 	}
+	moved, err := RepairNumbering(ctx, t.db) // the database may have been exchanged under this process
+	if err != nil {
+		return err
+	}
+	if len(moved) > 0 {
+		t.cfg.Log.Warn("sequences stood below their rows and were moved: was the database restored?", "service", t.cfg.Service, "tables", moved)
+	}
 	if err := t.load(ctx, floor); err != nil {
 		return err
 	}

@@ -1,0 +1,77 @@
+package outbox_test
+
+import (
+	"database/sql"
+	"slices"
+	"testing"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+const anAction = `
+	INSERT INTO operator_actions (at, operator, action, target, reason, affected)
+	VALUES ('2026-01-01 00:00:00+00:00', 'ann', 'skip', 'x', '', 1)`
+
+// A database whose rows came from elsewhere without their sequences gives no
+// number again, neither one that a row has nor one that the relay is done with.
+func TestRepairNumbering(t *testing.T) {
+	restart := map[sqldb.Engine][]string{
+		sqldb.Postgres: {
+			`ALTER TABLE outbox_events ALTER COLUMN seq RESTART`, `ALTER TABLE parked_records ALTER COLUMN seq RESTART`,
+			`ALTER TABLE operator_actions ALTER COLUMN id RESTART`,
+		},
+		sqldb.SQLite: {`DELETE FROM sqlite_sequence`},
+	}
+	for _, c := range []struct {
+		name   string
+		before []string
+		least  int64 // of the next event's number
+		moved  []string
+	}{
+		{"new", nil, 1, nil},
+		{"pruned", []string{`UPDATE outbox_lease SET floor = 700`}, 701, []string{"outbox_events"}},
+		{"published above the floor", []string{
+			`UPDATE outbox_lease SET floor = 5`, `INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES (1, 6, '2026-01-01 00:00:00+00:00'), (8, 900, '2026-01-01 00:00:00+00:00')`,
+		}, 901, []string{"outbox_events"}},
+		{"an action", []string{anAction}, 1, []string{"operator_actions"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+				for _, statement := range slices.Concat(c.before, restart[db.Engine]) {
+					if _, err := db.ExecContext(t.Context(), statement); err != nil {
+						t.Fatal(err)
+					}
+				}
+				moved, err := outbox.RepairNumbering(t.Context(), db)
+				if err != nil || !slices.Equal(moved, c.moved) {
+					t.Errorf("moved %v (%v), want %v", moved, err, c.moved)
+				}
+				if moved, err := outbox.RepairNumbering(t.Context(), db); err != nil || len(moved) > 0 {
+					t.Errorf("the second time it moved %v (%v)", moved, err)
+				}
+				if seq := nextSeq(t, db); seq < c.least || seq > c.least+1 {
+					t.Errorf("the next event has number %d, want %d or the one after it", seq, c.least)
+				}
+				if _, err := db.ExecContext(t.Context(), anAction); err != nil {
+					t.Error(err)
+				}
+			}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+		})
+	}
+}
+
+// nextSeq is the number that the next event gets.
+func nextSeq(t *testing.T, db *sqldb.DB) (seq int64) {
+	t.Helper()
+	err := db.Tx(t.Context(), func(tx *sql.Tx) error {
+		return tx.QueryRowContext(t.Context(), `
+			INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, headers, created_at)
+			VALUES ('0199a3c4-0000-7000-8000-000000000001', 'a', 1, 'T', '{}', 'things', '[]', '2026-01-01 00:00:00+00:00') RETURNING seq`).Scan(&seq)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seq
+}
