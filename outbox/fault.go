@@ -19,7 +19,7 @@ const (
 	classPanic       errorClass = "panic"       // as transient
 	classTransient   errorClass = "transient"   // whatever is not listed: tried again, some times
 	classConflict    errorClass = "conflict"    // the engine chose this transaction to make way for another: run again
-	classUnavailable errorClass = "unavailable" // what it takes is away: nothing is spent, all wait
+	classUnavailable errorClass = "unavailable" // what it takes is away, locked or not as it should be: nothing is spent, all wait
 )
 
 // A marked error has been given its class.
@@ -61,6 +61,10 @@ func classify(err error) errorClass {
 // their partitions were taken away: they will be read again.
 var errGivenUp = errors.New("given up")
 
+// errTooMuch stands in the error of a batch that ran into a limit on time again
+// and again, and may fit into it in smaller parts.
+var errTooMuch = errors.New("too much for one transaction")
+
 // A breaker holds all work of a consumer back while what it depends on is
 // away. One at a time probes, and its success lets all others go on.
 type breaker struct {
@@ -97,6 +101,8 @@ func newBreaker(cfg ConsumerConfig, gauge prometheus.Gauge) *breaker {
 func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() error) error {
 	probe := false
 	defer c.breaker.leave(&probe)
+	var conflicts conflicts
+	defer c.conflictsOver(&conflicts)
 	for odd, try := 0, 1; ; try++ {
 		for !c.breaker.pass(ctx, &probe) {
 			if ctx.Err() != nil || !still() || c.breaker.stopped() {
@@ -107,10 +113,18 @@ func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() erro
 		if err != nil && ctx.Err() != nil {
 			return errGivenUp
 		}
-		switch class := classify(err); {
+		class := classify(err)
+		if class != classConflict {
+			c.conflictsOver(&conflicts)
+		}
+		switch {
+		case errors.Is(err, errTooMuch): // the breaker stays as it is: less at once is tried next
+			c.breaker.trip(err, &probe)
+			return err
 		case class == classUnavailable:
 			c.breaker.trip(err, &probe)
 		case class == classConflict:
+			c.conflict(&conflicts, err)
 			if !pause(ctx, Backoff(try, 5*time.Millisecond, time.Second)) {
 				return errGivenUp
 			}
@@ -128,6 +142,38 @@ func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() erro
 			return errGivenUp
 		}
 	}
+}
+
+// conflictLimit is how long a transaction may be run again and again, because
+// others are in its way, before that is told.
+const conflictLimit = 5 * time.Second
+
+// conflicts are those of one transaction.
+type conflicts struct {
+	since  time.Time // the first; zero without one
+	logged bool
+}
+
+// conflict counts a conflict, and tells once when they go on.
+func (c *Consumer) conflict(of *conflicts, err error) {
+	c.metrics.conflicts.Inc()
+	if of.since.IsZero() {
+		of.since = time.Now()
+	}
+	if !of.logged && time.Since(of.since) > conflictLimit {
+		of.logged = true
+		c.metrics.conflicting.Inc()
+		c.cfg.Log.Error("conflict goes on: the transaction is run again until it succeeds", "consumer_group", c.cfg.Group, "err", err)
+	}
+}
+
+// conflictsOver tells the end of conflicts that were told.
+func (c *Consumer) conflictsOver(of *conflicts) {
+	if of.logged {
+		c.metrics.conflicting.Dec()
+		c.cfg.Log.Info("conflict is over", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(of.since).Seconds())
+	}
+	*of = conflicts{}
 }
 
 // ask finds out whether the database takes writes.

@@ -107,6 +107,9 @@ type consumerMetrics struct {
 	lag        *prometheus.GaugeVec
 	paused     prometheus.Gauge
 	skipped    *prometheus.CounterVec
+
+	conflicts   prometheus.Counter
+	conflicting prometheus.Gauge
 }
 
 func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
@@ -129,6 +132,12 @@ func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
 		skipped: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.",
 		}, []string{"topic", "partition"})),
+		conflicts: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.",
+		})),
+		conflicting: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.",
+		})),
 		paused: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.",
 		})),

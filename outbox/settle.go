@@ -30,10 +30,19 @@ func (c *Consumer) settleSorted(ctx context.Context, batch []*inbound) {
 		return
 	}
 	var culprit *inbound
-	err := c.insist(ctx, present(&batch), func() (err error) { culprit, err = c.try(ctx, batch); return err })
+	timeouts := 0
+	err := c.insist(ctx, present(&batch), func() (err error) {
+		culprit, err = c.try(ctx, batch)
+		if sqldb.IsTimeout(err) && len(batch) > 1 {
+			if timeouts++; timeouts == 3 {
+				return fmt.Errorf("%w: %w", errTooMuch, err)
+			}
+		}
+		return err
+	})
 	switch {
 	case err == nil || errors.Is(err, errGivenUp):
-	case culprit == nil && len(batch) > 1: // one of them spoils it for all: find out which
+	case errors.Is(err, errTooMuch), culprit == nil && len(batch) > 1: // or one of them spoils it for all: find out which
 		half := len(batch) / 2
 		c.settleSorted(ctx, batch[:half])
 		c.settleSorted(ctx, batch[half:])
