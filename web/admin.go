@@ -7,20 +7,20 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // readyTimeout is how long /readyz waits for its answer.
 const readyTimeout = 2 * time.Second
 
 // Admin returns the routes of an operator's address: /metrics shows what reg
-// gathers, /livez is 200 as long as the process answers, /readyz is 200 when
-// ready returns nil within two seconds and else 503 with its reason, and
-// /debug/pprof/ has the profiles. It is for operators alone: keep it off public
-// addresses. The caller may add routes.
+// gathers, within a second, and is 200 whatever fails (see Guard), /livez is
+// 200 as long as the process answers, /readyz is 200 when ready returns nil
+// within two seconds and else 503 with its reason, and /debug/pprof/ has the
+// profiles. It is for operators alone: keep it off public addresses. The caller
+// may add routes.
 func Admin(reg prometheus.Gatherer, ready func(context.Context) error) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(reg, promhttp.HandlerOpts{}))
+	mux.Handle("GET /metrics", metricsPage(reg))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		plain(w, http.StatusOK, "ok")
 	})
