@@ -53,6 +53,7 @@ type process struct {
 	doors  *stage // what customers talk to
 
 	registry  *prometheus.Registry
+	metrics   prometheus.Registerer   // of the registry, guarded
 	listeners map[string]net.Listener // by key
 	publicURL string
 	outside   struct{ provider, smtp, sms string }
@@ -84,7 +85,8 @@ func Run(ctx context.Context, cfg Config, host Host) (err error) {
 		cfg: cfg, host: host, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{}, topics: make(chan struct{}),
 		ground: newStage(ctx, fail), engine: newStage(ctx, fail), doors: newStage(ctx, fail),
 	}
-	p.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	p.metrics = web.Guard(p.registry, host.Log)
+	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	defer func() { err = errors.Join(err, p.doors.stop(), p.engine.stop(), p.ground.stop(), p.close()) }()
 	if err := p.start(ctx); err != nil {
 		if asked.Err() != nil {
@@ -281,7 +283,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	p.operators.add(name, db)
 	p.closers = append(p.closers, db)
 	out := outbox.New(db, "/"+name+"-service")
-	svc, err := build(p, out, p.host.Log.With("service", name), p.registry)
+	svc, err := build(p, out, p.host.Log.With("service", name), p.metrics)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -289,7 +291,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	if err != nil {
 		return kafkaFault(err)
 	}
-	reg := prometheus.WrapRegistererWithPrefix("pizza_", p.registry)
+	reg := web.Guard(prometheus.WrapRegistererWithPrefix("pizza_", p.registry), p.host.Log)
 	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
 		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay, Metrics: reg, Log: p.host.Log,
 	})
@@ -391,7 +393,7 @@ func (p *process) startFrontend(context.Context) error {
 	if err != nil {
 		return kafkaFault(err)
 	}
-	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.registry})
+	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.metrics})
 	if err != nil {
 		return fmt.Errorf("frontend: %w", err)
 	}

@@ -4,11 +4,8 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -153,30 +150,4 @@ func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, next set
 		attrs = append(attrs, slog.Time("next_attempt", next.dueAt))
 		s.log.LogAttrs(ctx, slog.LevelWarn, "Notification postponed", attrs...)
 	}
-}
-
-// metrics are what the service tells of itself.
-type metrics struct {
-	seconds    *prometheus.HistogramVec
-	deliveries *prometheus.CounterVec
-}
-
-func newMetrics(reg prometheus.Registerer) (*metrics, error) {
-	m := &metrics{
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name:    "pizza_notification_delivery_seconds",
-			Help:    "From the delivery's row to the other side's acceptance of the message.",
-			Buckets: prometheus.ExponentialBuckets(0.005, 2.5, 12),
-		}, []string{"channel"}),
-		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pizza_notification_deliveries_total",
-			Help: "Attempts to deliver, by result: sent, temporary, unknown, permanent, expired (given up after a day).",
-		}, []string{"channel", "result"}),
-	}
-	for _, c := range []prometheus.Collector{m.seconds, m.deliveries} {
-		if err := reg.Register(c); err != nil {
-			return nil, fmt.Errorf("register metrics: %w", err)
-		}
-	}
-	return m, nil
 }

@@ -70,7 +70,7 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
-	m, err := newMetrics(cfg.Metrics)
+	m, err := newMetrics(cfg.Metrics, cfg.Outbox.DB(), cfg.Log)
 	if err != nil {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
@@ -96,6 +96,7 @@ func (s *Service) Routes(*http.ServeMux) {}
 // Run sends what is due until ctx ends. Then it waits for the messages on
 // their way, so that a clean stop leaves none in doubt.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.metrics.waiting.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, l := range s.channels {
 		g.Go(func() error {

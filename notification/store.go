@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/measure"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
@@ -206,6 +207,25 @@ func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []deliv
 		return fmt.Errorf("insert deliveries: %w", err)
 	}
 	return nil
+}
+
+// countWaiting counts the deliveries that are not sent yet, by channel: a bounded
+// number of those that are due first. What the last attempt came to is how its
+// reason begins.
+func countWaiting(ctx context.Context, db *sql.DB) (map[Channel]tally, error) {
+	tallies := map[Channel]tally{}
+	for _, channel := range []Channel{Email, SMS} {
+		var t tally
+		err := db.QueryRowContext(ctx, `
+			SELECT COUNT(*), COUNT(CASE WHEN error LIKE $1 THEN 1 END), MIN(created_at) FROM (
+				SELECT error, created_at FROM notification_deliveries WHERE channel = $2 AND due_at IS NOT NULL ORDER BY due_at LIMIT $3) waiting`,
+			string(Unknown)+": %", string(channel), measure.Limit+1).Scan(&t.rows, &t.unknown, sqldb.Time(&t.oldest))
+		if err != nil {
+			return nil, fmt.Errorf("count waiting deliveries: %w", err)
+		}
+		tallies[channel] = t
+	}
+	return tallies, nil
 }
 
 // errLeaseLost says that a claimed row is another's by now, or settled.

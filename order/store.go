@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/measure"
 	"pizzaflow/sqldb"
 )
 
@@ -373,10 +374,10 @@ func markOverdue(ctx context.Context, db *sql.DB, placed, at time.Time) (int64, 
 	return n, nil
 }
 
-// countAttention counts the marked orders by reason.
+// countAttention counts the marked orders by reason, a bounded number in all.
 func countAttention(ctx context.Context, db *sql.DB) (counts map[string]int64, err error) {
-	rows, err := db.QueryContext(ctx, `SELECT attention_reason, COUNT(*) FROM orders
-		WHERE attention_reason IS NOT NULL GROUP BY attention_reason`)
+	rows, err := db.QueryContext(ctx, `SELECT attention_reason, COUNT(*) FROM (
+		SELECT attention_reason FROM orders WHERE attention_reason IS NOT NULL LIMIT $1) marked GROUP BY attention_reason`, measure.Limit+1)
 	if err != nil {
 		return nil, fmt.Errorf("count attention: %w", err)
 	}

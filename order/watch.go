@@ -11,6 +11,7 @@ import (
 
 // Run marks what is overdue and removes what is expired, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.metrics.attention.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		// an order is marked at most a tenth of its deadline late
@@ -41,7 +42,7 @@ func (s *Service) every(ctx context.Context, interval time.Duration, job func(co
 	}
 }
 
-// watchDeadlines marks the overdue orders and counts the marked ones.
+// watchDeadlines marks the overdue orders.
 func (s *Service) watchDeadlines(ctx context.Context) error {
 	for {
 		now := sqldb.Now()
@@ -50,18 +51,10 @@ func (s *Service) watchDeadlines(ctx context.Context) error {
 			return err
 		}
 		if n == 0 {
-			break
+			return nil
 		}
 		s.log.Warn("orders await their payment beyond the deadline", "orders", n)
 	}
-	counts, err := countAttention(ctx, s.db.Read())
-	if err != nil {
-		return err
-	}
-	for _, reason := range []string{AttentionMismatch, AttentionOverdue} {
-		s.metrics.attention.WithLabelValues(reason).Set(float64(counts[reason]))
-	}
-	return nil
 }
 
 // expireKeys removes the idempotency keys whose time is over.

@@ -17,6 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"golang.org/x/sync/errgroup"
 
+	"pizzaflow/measure"
 	"pizzaflow/sqldb"
 )
 
@@ -47,6 +48,7 @@ type Consumer struct {
 	order      []*subscription // as they were asked for
 	onDead     func(context.Context, *Tx, Dead) error
 	metrics    consumerMetrics
+	dead       *measure.Measure[map[string]int64]
 	breaker    *breaker
 	complaints *complaints
 	parked     chan struct{} // wakes the retries
@@ -94,7 +96,8 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 		cfg.Delay = 5 * time.Second
 	}
 	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
-	c.metrics = newConsumerMetrics(cfg, c)
+	c.metrics, c.dead = newConsumerMetrics(cfg), newDeadCount(c)
+	register(cfg.Metrics, c.deadLetters())
 	c.breaker = newBreaker(cfg, c.metrics.paused)
 	c.complaints = &complaints{cfg: cfg, now: map[complaint]*trouble{}}
 	return c
@@ -174,6 +177,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
+	defer c.dead.Start(ctx)()
 	topics := map[string]bool{}
 	for on := range c.subs {
 		topics[on.topic] = true

@@ -23,8 +23,9 @@ type lane struct {
 	topic  string
 	since  time.Time
 	cause  error
-	seqs   []int64 // never empty
-	tries  int     // that came to nothing, in a row
+	seqs   []int64   // never empty
+	oldest time.Time // when its first row was written, as far as it was looked at
+	tries  int       // that came to nothing, in a row
 	due    time.Time
 	limit  int  // how many rows to try next: a few, to see, and many while they are taken
 	single bool // one by one, to find the record that spoils its batch
@@ -46,6 +47,14 @@ func (l *lane) add(seq int64) {
 	if i, found := slices.BinarySearch(l.seqs, seq); !found {
 		l.seqs = slices.Insert(l.seqs, i, seq)
 	}
+}
+
+// take adds a row.
+func (l *lane) take(row *row) {
+	if len(l.seqs) == 0 || row.seq < l.first() {
+		l.oldest = row.createdAt
+	}
+	l.add(row.seq)
 }
 
 // refusesTopic reports whether err concerns the topic as a whole.
@@ -81,7 +90,7 @@ func (t *term) waits(row *row) bool {
 	}
 	for _, name := range []string{partitionLane(row), row.topic} {
 		if l := t.lanes[name]; l != nil {
-			l.add(row.seq)
+			l.take(row)
 			return true
 		}
 	}
@@ -100,7 +109,7 @@ func (t *term) openLane(row *row, err error) {
 	if forEver(err) { // the client fails a whole batch for one record: find out which
 		l.single, l.due = true, time.Now()
 	}
-	l.add(row.seq)
+	l.take(row)
 	t.look(err)
 	select {
 	case t.laneDue <- struct{}{}:
@@ -181,6 +190,7 @@ func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refu
 	if err != nil {
 		return false, err
 	}
+	t.dateLane(l, rows)
 	t.showLane(ctx, l)
 	if len(rows) < len(seqs) && len(rows) > 0 { // cut short, or some were deleted: what is not there any more has no claim
 		last := rows[len(rows)-1].seq
@@ -201,6 +211,15 @@ func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refu
 	t.closeLane(l, seqs, stay, cause)
 	t.showLane(ctx, l)
 	return cause != nil, nil
+}
+
+// dateLane notes how old a lane's first row is, which has just been read.
+func (t *term) dateLane(l *lane, rows []row) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(rows) > 0 && rows[0].seq == l.first() {
+		l.oldest = rows[0].createdAt
+	}
 }
 
 // sendLane sends rows of a lane: all at once, or one after the other until one

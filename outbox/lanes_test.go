@@ -45,7 +45,7 @@ func TestPruneOfAnEarlierTerm(t *testing.T) {
 func TestLaneOfAKeyWithoutAPlace(t *testing.T) {
 	r := row{seq: 1, topic: "moves", key: []byte("a"), partition: -1}
 	term := &term{
-		Relay: &Relay{cfg: RelayConfig{Log: slog.New(slog.DiscardHandler)}, metrics: newRelayMetrics(RelayConfig{}, nil)},
+		Relay: &Relay{cfg: RelayConfig{Log: slog.New(slog.DiscardHandler)}, metrics: newRelayMetrics(RelayConfig{})},
 		lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
 	}
 	term.openLane(&r, kerr.LeaderNotAvailable)

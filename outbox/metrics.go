@@ -2,11 +2,13 @@ package outbox
 
 import (
 	"context"
-	"time"
+	"database/sql"
+	"fmt"
+	"maps"
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"pizzaflow/sqldb"
+	"pizzaflow/measure"
 )
 
 // register registers c and returns it; without a registry it only counts for
@@ -24,81 +26,20 @@ type relayMetrics struct {
 	delay     prometheus.Histogram
 }
 
-func newRelayMetrics(cfg RelayConfig, r *Relay) relayMetrics {
-	var reg prometheus.Registerer
-	if cfg.Metrics != nil {
-		reg = prometheus.WrapRegistererWith(prometheus.Labels{"service": cfg.Service}, cfg.Metrics)
-	}
-	register(reg, prometheus.Collector(&backlog{r}))
+func newRelayMetrics(cfg RelayConfig) relayMetrics {
+	of := prometheus.Labels{"service": cfg.Service}
 	return relayMetrics{
-		published: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "outbox_published_total", Help: "Events published and recorded as such.",
+		published: register(cfg.Metrics, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "outbox_published_total", Help: "Events published and recorded as such.", ConstLabels: of,
 		})),
-		errors: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "outbox_publish_errors_total", Help: "Records refused by the broker and rounds that came to nothing.",
+		errors: register(cfg.Metrics, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "outbox_publish_errors_total", Help: "Records refused by the broker and rounds that came to nothing.", ConstLabels: of,
 		})),
-		delay: register(reg, prometheus.NewHistogram(prometheus.HistogramOpts{
-			Name: "outbox_publish_delay_seconds", Help: "From writing an event to recording it as published.",
+		delay: register(cfg.Metrics, prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "outbox_publish_delay_seconds", Help: "From writing an event to recording it as published.", ConstLabels: of,
 			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
 		})),
 	}
-}
-
-var (
-	unpublishedDesc = prometheus.NewDesc("outbox_unpublished", "Committed events that are not published yet.", nil, nil)
-	refusedDesc     = prometheus.NewDesc("outbox_refused", "Events among them that the broker does not take now, by lane: a topic or a partition.", []string{"lane"}, nil)
-	blockedDesc     = prometheus.NewDesc("outbox_blocked", "Events that the broker refuses for ever, and those behind them.", nil, nil)
-	oldestDesc      = prometheus.NewDesc("outbox_oldest_seconds", "Age of the oldest event that is not published; 0 without one.", nil, nil)
-)
-
-// A backlog counts what is unpublished when it is asked. Only the relay that
-// leads answers, so that a sum over all processes is right.
-type backlog struct{ r *Relay }
-
-// Describe implements prometheus.Collector.
-func (b *backlog) Describe(ch chan<- *prometheus.Desc) {
-	ch <- unpublishedDesc
-	ch <- refusedDesc
-	ch <- blockedDesc
-	ch <- oldestDesc
-}
-
-// Collect implements prometheus.Collector.
-func (b *backlog) Collect(ch chan<- prometheus.Metric) {
-	t := b.r.leads.Load()
-	if t == nil {
-		return
-	}
-	floor := t.floor()
-	t.mu.Lock()
-	above := t.cursor.head
-	for _, l := range t.lanes {
-		ch <- prometheus.MustNewConstMetric(refusedDesc, prometheus.GaugeValue, float64(len(l.seqs)), l.name)
-	}
-	t.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	var n, blocked int64
-	var oldest time.Time
-	// above the head nothing is published; between floor and head what no range covers
-	err := b.r.db.Read().QueryRowContext(ctx, `
-		SELECT COUNT(*), MIN(created_at) FROM outbox WHERE seq > $1 AND (seq > $2 OR published_at IS NULL)`,
-		floor, above).Scan(&n, sqldb.Time(&oldest))
-	if err != nil {
-		ch <- prometheus.NewInvalidMetric(unpublishedDesc, err)
-		return
-	}
-	if err := b.r.db.Read().QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_blocked WHERE skipped_at IS NULL`).Scan(&blocked); err != nil {
-		ch <- prometheus.NewInvalidMetric(blockedDesc, err)
-		return
-	}
-	ch <- prometheus.MustNewConstMetric(blockedDesc, prometheus.GaugeValue, float64(blocked))
-	age := 0.0
-	if !oldest.IsZero() {
-		age = max(0, time.Since(oldest).Seconds())
-	}
-	ch <- prometheus.MustNewConstMetric(unpublishedDesc, prometheus.GaugeValue, float64(n))
-	ch <- prometheus.MustNewConstMetric(oldestDesc, prometheus.GaugeValue, age)
 }
 
 type consumerMetrics struct {
@@ -112,25 +53,21 @@ type consumerMetrics struct {
 	conflicting prometheus.Gauge
 }
 
-func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
-	var reg prometheus.Registerer
-	if cfg.Metrics != nil {
-		reg = prometheus.WrapRegistererWith(prometheus.Labels{"group": cfg.Group}, cfg.Metrics)
-	}
-	register(reg, prometheus.Collector(&deadCount{c}))
+func newConsumerMetrics(cfg ConsumerConfig) consumerMetrics {
+	reg, of := cfg.Metrics, prometheus.Labels{"group": cfg.Group}
 	return consumerMetrics{
 		processed: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting or dead.",
+			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting or dead.", ConstLabels: of,
 		}, []string{"topic", "event_type", "result"})),
 		processing: register(reg, prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.",
+			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.", ConstLabels: of,
 			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"topic", "event_type"})),
 		lag: register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.",
+			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		skipped: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.",
+			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		conflicts: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.",
@@ -139,7 +76,7 @@ func newConsumerMetrics(cfg ConsumerConfig, c *Consumer) consumerMetrics {
 			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.",
 		})),
 		paused: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.",
+			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.", ConstLabels: of,
 		})),
 	}
 }
@@ -164,42 +101,45 @@ func (m *consumerMetrics) count(in *inbound, o outcome) {
 	in.sub.counts[o].Inc()
 }
 
-var deadDesc = prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded.", []string{"topic"}, nil)
+// newDeadCount counts the group's dead letters, by topic.
+func newDeadCount(c *Consumer) *measure.Measure[map[string]int64] {
+	return measure.New(measure.Config[map[string]int64]{
+		Metric: "dead_letters", Service: c.cfg.Group, Log: c.cfg.Log,
+		Ask: func(ctx context.Context) (map[string]int64, error) { return countDead(ctx, c.db.Read(), c.cfg.Group) },
+	})
+}
 
-// A deadCount counts the dead letters when it is asked.
-type deadCount struct{ c *Consumer }
+// deadLetters shows them, none of a topic as well.
+func (c *Consumer) deadLetters() prometheus.Collector {
+	desc := prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded; of more than 100000 not all are counted.",
+		[]string{"topic"}, prometheus.Labels{"group": c.cfg.Group})
+	return c.dead.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
+		counts = maps.Clone(counts)
+		for on := range c.subs {
+			counts[on.topic] += 0
+		}
+		for topic, n := range counts {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), topic)
+		}
+	}, desc)
+}
 
-// Describe implements prometheus.Collector.
-func (d *deadCount) Describe(ch chan<- *prometheus.Desc) { ch <- deadDesc }
-
-// Collect implements prometheus.Collector.
-func (d *deadCount) Collect(ch chan<- prometheus.Metric) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	counts := map[string]int64{}
-	for on := range d.c.subs {
-		counts[on.topic] = 0
-	}
-	rows, err := d.c.db.Read().QueryContext(ctx, `SELECT topic, COUNT(*) FROM parked_records WHERE consumer = $1 AND state = 'dead' GROUP BY topic`, d.c.cfg.Group)
+func countDead(ctx context.Context, db *sql.DB, group string) (map[string]int64, error) {
+	rows, err := db.QueryContext(ctx, `
+		SELECT topic, COUNT(*) FROM (SELECT topic FROM parked_records WHERE consumer = $1 AND state = 'dead' LIMIT $2) dead GROUP BY topic`,
+		group, measure.Limit+1)
 	if err != nil {
-		ch <- prometheus.NewInvalidMetric(deadDesc, err)
-		return
+		return nil, fmt.Errorf("count dead letters: %w", err)
 	}
 	defer rows.Close()
+	counts := map[string]int64{}
 	for rows.Next() {
 		var topic string
 		var n int64
 		if err := rows.Scan(&topic, &n); err != nil {
-			ch <- prometheus.NewInvalidMetric(deadDesc, err)
-			return
+			return nil, fmt.Errorf("count dead letters: %w", err)
 		}
 		counts[topic] = n
 	}
-	if err := rows.Err(); err != nil {
-		ch <- prometheus.NewInvalidMetric(deadDesc, err)
-		return
-	}
-	for topic, n := range counts {
-		ch <- prometheus.MustNewConstMetric(deadDesc, prometheus.GaugeValue, float64(n), topic)
-	}
+	return counts, rows.Err()
 }

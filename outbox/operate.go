@@ -142,18 +142,11 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
 	}
-	// what lies between what is done with, and above it: nothing else of the table is looked at
-	err = db.QueryRowContext(ctx, `
-		SELECT COUNT(*), MIN(e.created_at) FROM (
-			SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
-				SELECT floor AS first_seq, floor AS last_seq FROM outbox_lease
-				UNION ALL SELECT first_seq, last_seq FROM outbox_published WHERE last_seq > (SELECT floor FROM outbox_lease)
-				UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > (SELECT floor FROM outbox_lease)) done
-			) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`).
-		Scan(&s.Unpublished, sqldb.Time(&s.OldestWaiting))
+	unpublished, err := countUnpublished(ctx, db, everyEvent)
 	if err != nil {
-		return Status{}, fmt.Errorf("count unpublished: %w", err)
+		return Status{}, err
 	}
+	s.Unpublished, s.OldestWaiting = unpublished.events, unpublished.oldest
 	err = db.QueryRowContext(ctx, `SELECT COUNT(*) - COUNT(skipped_at), COUNT(skipped_at) FROM outbox_blocked`).Scan(&s.Blocked, &s.Skipped)
 	if err != nil {
 		return Status{}, fmt.Errorf("count blocked: %w", err)

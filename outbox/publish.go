@@ -60,6 +60,7 @@ func (t *term) publish(ctx context.Context, rd *round) error {
 			t.openLane(row, err)
 		}
 	}
+	rd.left = len(l.published)
 	t.mu.Unlock()
 	t.landings <- l
 	return nil

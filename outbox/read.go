@@ -15,24 +15,26 @@ import (
 // knows may be newer than a database that was failed over. A blocked row is
 // done with, like a published one, until an operator says otherwise.
 func (t *term) load(ctx context.Context, floor int64) error {
-	done, blocked, err := t.loadDone(ctx, floor)
+	done, blocked, n, err := t.loadDone(ctx, floor)
 	if err != nil {
 		return fmt.Errorf("load cursor: %w", err)
 	}
 	t.mu.Lock() // the lease is being kept already
 	defer t.mu.Unlock()
-	t.cursor, t.blocked = newCursor(floor, done), blocked
+	t.cursor, t.blocked, t.blockedRows, t.behind = newCursor(floor, done), blocked, n, true
 	return nil
 }
 
-func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]int64, err error) {
+// loadDone reads the spans that are done with, and the queues that are blocked:
+// from which seq on each, and n events in all.
+func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]int64, n int, err error) {
 	rows, err := t.reads.QueryContext(ctx, `
 		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
 		UNION ALL
 		SELECT seq, seq, CASE WHEN skipped_at IS NULL THEN topic ELSE '' END, key FROM outbox_blocked
 		ORDER BY 1`, floor)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, 0, err
 	}
 	defer rows.Close()
 	blocked = map[string]int64{}
@@ -40,22 +42,25 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 		var s span
 		var w row
 		if err := rows.Scan(&s.lo, &s.hi, &w.topic, &w.key); err != nil {
-			return nil, nil, err
+			return nil, nil, 0, err
+		}
+		if w.topic != "" {
+			n++
 		}
 		if w.topic != "" && w.key != nil {
 			if _, known := blocked[w.queue()]; !known { // they come in order
 				blocked[w.queue()] = s.lo
 			}
 		}
-		switch n := len(done); {
+		switch last := len(done) - 1; {
 		case s.hi <= floor:
-		case n > 0 && s.lo <= done[n-1].hi+1: // there are as many as there were marks
-			done[n-1].hi = max(done[n-1].hi, s.hi)
+		case last >= 0 && s.lo <= done[last].hi+1: // there are as many as there were marks
+			done[last].hi = max(done[last].hi, s.hi)
 		default:
 			done = append(done, s)
 		}
 	}
-	return done, blocked, rows.Err()
+	return done, blocked, n, rows.Err()
 }
 
 const rowColumns = `seq, id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at`
@@ -129,10 +134,13 @@ func (t *term) take(rows []row, complete int64) *round {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.cursor.read(seqs, complete)
+	if complete != nowhere {
+		t.behind = complete != everywhere
+	}
 	if len(rows) == 0 {
 		return nil
 	}
-	rd := &round{rows: rows}
+	rd := &round{rows: rows, left: len(rows)}
 	t.flights = append(t.flights, rd)
 	return rd
 }

@@ -56,6 +56,7 @@ type Relay struct {
 	db      *sqldb.DB
 	holder  string
 	metrics relayMetrics
+	backlog *backlog
 	leads   atomic.Pointer[term] // nil while another relay leads
 	again   time.Time            // cfg.Since, until that is done
 }
@@ -76,13 +77,15 @@ func NewRelay(cfg RelayConfig) *Relay {
 		host = "unknown"
 	}
 	r := &Relay{cfg: cfg, db: cfg.Outbox.db, again: cfg.Since, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
-	r.metrics = newRelayMetrics(cfg, r)
+	r.metrics, r.backlog = newRelayMetrics(cfg), newBacklog(r, cfg)
+	register(cfg.Metrics, prometheus.Collector(r.backlog))
 	return r
 }
 
 // Run publishes until ctx ends; then it finishes the round it is in and gives
 // the lease back.
 func (r *Relay) Run(ctx context.Context) error {
+	defer r.backlog.counted.Start(ctx)()
 	for {
 		l, floor, err := r.standBy(ctx)
 		if err != nil {

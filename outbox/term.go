@@ -41,12 +41,18 @@ type term struct {
 	lanes      map[string]*lane // what was refused for now
 	blocked    map[string]int64 // queues that stand in outbox_blocked, and from which seq on
 	partitions map[string]int32 // of each topic, as far as it is known
+
+	// for the metrics:
+	blockedRows int       // in outbox_blocked, and not skipped
+	behind      bool      // the last read was cut off, or there was none yet
+	handing     time.Time // since when the reader waits for a round to be taken; zero while it does not
 }
 
 // A round is what is sent together.
 type round struct {
 	rows []row
 	errs []error // what became of each
+	left int     // how many are to be published, and do not wait in a lane
 }
 
 // errAbandoned says that records were on their way when the term had to end.
@@ -211,10 +217,18 @@ func (t *term) dispatch(ctx context.Context, rd *round) {
 		return
 	}
 	crash("relay: read")
+	t.setHanding(time.Now())
+	defer t.setHanding(time.Time{})
 	select {
 	case t.rounds <- rd:
 	case <-ctx.Done():
 	}
+}
+
+func (t *term) setHanding(since time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.handing = since
 }
 
 // publishLoop sends round after round. The end of ctx is a clean stop when run
@@ -330,6 +344,7 @@ func (t *term) mark(ctx context.Context, batch []landing) error {
 	}
 	t.mu.Lock()
 	t.flights = slices.DeleteFunc(t.flights, func(r *round) bool { return slices.Contains(rounds, r) })
+	t.blockedRows += len(blocked)
 	t.mu.Unlock()
 	at := sqldb.Now()
 	for _, l := range batch {

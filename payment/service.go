@@ -60,7 +60,7 @@ type Service struct {
 	breaker breaker
 	charges *outbox.Work
 	refunds *outbox.Work
-	results *prometheus.CounterVec
+	metrics
 
 	loads   *sqldb.Group[outbox.Claim, found]
 	begins  *sqldb.Group[attempt, error]
@@ -73,20 +73,10 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("payment service: an outbox and a provider are needed")
 	}
 	cfg = cfg.withDefaults()
-	s := &Service{
-		cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, breaker: newBreaker(cfg.Log),
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "pizza_payments_total",
-			Help: "Payments by what came of them. A payment can be unknown first and something else later.",
-		}, []string{"result"}),
-	}
-	for _, r := range []string{resultCompleted, resultDeclined, resultUnknown, resultUnavailable, resultLate, resultRefunded} {
-		s.results.WithLabelValues(r)
-	}
-	if cfg.Metrics != nil {
-		if err := cfg.Metrics.Register(s.results); err != nil {
-			return nil, fmt.Errorf("payment service: %w", err)
-		}
+	s := &Service{cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, breaker: newBreaker(cfg.Log)}
+	var err error
+	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.log); err != nil {
+		return nil, fmt.Errorf("payment service: %w", err)
 	}
 	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []outbox.Claim) ([]found, error) {
 		return claimedPayments(ctx, s.db, claims)
@@ -126,16 +116,6 @@ func (cfg Config) withDefaults() Config {
 	return cfg
 }
 
-// The values of the label result of pizza_payments_total.
-const (
-	resultCompleted   = "completed"
-	resultDeclined    = "declined"
-	resultUnknown     = "unknown"              // a charge without a believable answer
-	resultUnavailable = "provider_unavailable" // failed without one
-	resultLate        = "late_capture"         // captured although it had failed
-	resultRefunded    = "refunded"
-)
-
 // Subscribe has c give the service the events it acts on.
 func (s *Service) Subscribe(c *outbox.Consumer) { outbox.OnBatch(c, s.onOrderCreated) }
 
@@ -145,6 +125,7 @@ func (s *Service) Routes(*http.ServeMux) {}
 // Run charges, looks up and refunds what is due until ctx ends, and returns
 // when the running calls are finished.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.unanswered.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.charges.Run(ctx) })
 	g.Go(func() error { return s.refunds.Run(ctx) })

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/measure"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
@@ -106,6 +107,25 @@ func paymentOfOrder(ctx context.Context, tx *sql.Tx, orderID string) (Payment, e
 
 func paymentByID(ctx context.Context, db *sql.DB, id string) (Payment, error) {
 	return scanPayment(db.QueryRowContext(ctx, selectPayment+`WHERE id = $1`, id))
+}
+
+// countUnanswered counts the payments that the provider was asked for and has
+// not answered, a bounded number of each status. The first condition is there
+// to be that of the index.
+func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) {
+	tallies := map[Status]tally{}
+	for _, status := range []Status{Processing, Unknown} {
+		var t tally
+		err := db.QueryRowContext(ctx, `
+			SELECT COUNT(*), MIN(created_at) FROM (SELECT created_at FROM payments
+				WHERE status IN ('processing', 'unknown') AND status = $1 ORDER BY created_at LIMIT $2) unanswered`,
+			string(status), measure.Limit+1).Scan(&t.rows, sqldb.Time(&t.oldest))
+		if err != nil {
+			return nil, fmt.Errorf("count unanswered payments: %w", err)
+		}
+		tallies[status] = t
+	}
+	return tallies, nil
 }
 
 // A found is a claimed payment as it stands in the table, or errLeaseLost when

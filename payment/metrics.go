@@ -1,0 +1,72 @@
+package payment
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/measure"
+	"pizzaflow/sqldb"
+)
+
+// The values of the label result of pizza_payments_total.
+const (
+	resultCompleted   = "completed"
+	resultDeclined    = "declined"
+	resultUnknown     = "unknown"              // a charge without a believable answer
+	resultUnavailable = "provider_unavailable" // failed without one
+	resultLate        = "late_capture"         // captured although it had failed
+	resultRefunded    = "refunded"
+)
+
+// metrics are the figures that the service tells about itself.
+type metrics struct {
+	results    *prometheus.CounterVec
+	unanswered *measure.Measure[map[Status]tally] // payments in the database
+}
+
+// A tally is how many rows there are, and when the oldest was made: zero
+// without any.
+type tally struct {
+	rows   int64
+	oldest time.Time
+}
+
+func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metrics, error) {
+	m := metrics{
+		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pizza_payments_total",
+			Help: "Payments by what came of them. A payment can be unknown first and something else later.",
+		}, []string{"result"}),
+		unanswered: measure.New(measure.Config[map[Status]tally]{
+			Metric: "payments_unanswered", Service: "payment", Prefix: "pizza_", Log: log,
+			Ask: func(ctx context.Context) (map[Status]tally, error) { return countUnanswered(ctx, db.Read()) },
+		}),
+	}
+	for _, r := range []string{resultCompleted, resultDeclined, resultUnknown, resultUnavailable, resultLate, resultRefunded} {
+		m.results.WithLabelValues(r)
+	}
+	if reg == nil {
+		return m, nil
+	}
+	return m, errors.Join(reg.Register(m.results), reg.Register(m.unansweredGauges()))
+}
+
+func (m metrics) unansweredGauges() prometheus.Collector {
+	count := prometheus.NewDesc("pizza_payments_unanswered",
+		"Payments that the provider was asked for and has not answered, by status; 100001 when there are more.", []string{"status"}, nil)
+	age := prometheus.NewDesc("pizza_payments_unanswered_oldest_seconds", "Age of the oldest of them; 0 without one.", []string{"status"}, nil)
+	return m.unanswered.Collector(func(tallies map[Status]tally, ch chan<- prometheus.Metric) {
+		for status, t := range tallies {
+			ch <- prometheus.MustNewConstMetric(count, prometheus.GaugeValue, float64(t.rows), string(status))
+			seconds := 0.0
+			if t.rows > 0 {
+				seconds = max(0, time.Since(t.oldest).Seconds())
+			}
+			ch <- prometheus.MustNewConstMetric(age, prometheus.GaugeValue, seconds, string(status))
+		}
+	}, count, age)
+}
