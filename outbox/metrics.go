@@ -70,10 +70,10 @@ func newConsumerMetrics(cfg ConsumerConfig) consumerMetrics {
 			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		conflicts: register(reg, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.",
+			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.", ConstLabels: of,
 		})),
 		conflicting: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.",
+			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.", ConstLabels: of,
 		})),
 		paused: register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.", ConstLabels: of,
