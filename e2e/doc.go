@@ -8,7 +8,7 @@
 // KAFKA_BROKERS an Apache Kafka on this machine whose topics and groups of
 // Pizzaflow they delete. PIZZA_BINARY tests a binary that is built already.
 // What is missing skips its tests with the reason, or fails them when
-// PIZZA_TEST_REQUIRE names it: postgres, kafka, kcat, chromium.
+// PIZZA_TEST_REQUIRE names it: postgres, kafka, pgbouncer, kcat, chromium.
 //
 // A failing test prints all that is known of the order in question; with
 // -artifacts -outputdir DIR the logs of all processes are kept.

@@ -1,7 +1,8 @@
-// Package servers gives a test its own real Apache Kafka or PostgreSQL, to crash and start again as it likes.
+// Package servers gives a test its own real Apache Kafka or PostgreSQL, to crash and start again as it likes, and
+// a real pgbouncer before any PostgreSQL.
 //
-// It runs the script of the same name beside it, which fetches both by Maven and picks free ports. A test gets
-// them only when PIZZA_TEST_REQUIRE names "kafka" or "postgres", as "make test" does, and is skipped otherwise;
+// It runs the script of the same name beside it, which fetches the first two by Maven and picks free ports. A test gets
+// them only when PIZZA_TEST_REQUIRE names "kafka", "postgres" or "pgbouncer", as "make test" does, and is skipped otherwise;
 // once required, whatever goes wrong fails the test. Everything ends with the test, or with its process.
 // Tests that only need a server, and leave it running, use KAFKA_BROKERS and DATABASE_URL instead.
 package servers
@@ -58,64 +59,6 @@ func (c *Cluster) Stop(i int) {
 func (c *Cluster) Restart(i int) {
 	c.t.Helper()
 	script(c.t, "kafka-restart", c.dir, strconv.Itoa(i))
-}
-
-// Database is a running PostgreSQL.
-type Database struct {
-	// URL is for its superuser, as DATABASE_URL takes it.
-	URL string
-	// CA is the file of the authority behind its certificate, "" where it has none.
-	CA string
-
-	t       testing.TB
-	dir     string
-	options string // of the server, as its command line takes them
-}
-
-// Postgres starts an empty PostgreSQL.
-func Postgres(t testing.TB) *Database {
-	t.Helper()
-	d := &Database{t: t, dir: folder(t, "postgres")}
-	t.Cleanup(d.Crash)
-	d.Start()
-	return d
-}
-
-// SecurePostgres is Postgres with a certificate of its own for 127.0.0.1, by an authority of its own, d.CA.
-func SecurePostgres(t testing.TB) *Database {
-	t.Helper()
-	d := &Database{t: t, dir: folder(t, "postgres")}
-	t.Cleanup(d.Crash)
-	a := NewAuthority(t)
-	key, cert := a.Issue(t, "127.0.0.1")
-	d.CA = a.File
-	certFile, keyFile := write(t, d.dir, "server.crt", cert), write(t, d.dir, "server.key", key)
-	giveToPostgres(t, certFile, keyFile)
-	d.options = fmt.Sprintf("-c ssl=on -c ssl_cert_file=%s -c ssl_key_file=%s", certFile, keyFile)
-	d.Start()
-	return d
-}
-
-// Crash ends the server at once, so that its next start must recover from the log. One that is down stays down.
-func (d *Database) Crash() {
-	d.t.Helper()
-	script(d.t, "postgres-stop", d.dir, "immediate")
-}
-
-// Stop ends the server in order: it cuts its sessions and writes everything down first.
-func (d *Database) Stop() {
-	d.t.Helper()
-	script(d.t, "postgres-stop", d.dir, "fast")
-}
-
-// Start starts the server again after Crash or Stop, on the same URL with its data, and returns when it serves.
-func (d *Database) Start() {
-	d.t.Helper()
-	var env []string
-	if d.options != "" {
-		env = append(env, "PG_OPTIONS="+d.options)
-	}
-	d.URL = scriptWith(d.t, env, "postgres", d.dir)
 }
 
 // folder makes the server's folder, or skips the test when nobody asked for such a server.

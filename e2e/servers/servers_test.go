@@ -2,6 +2,7 @@ package servers_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,6 +74,46 @@ func TestPostgresKeepsItsDataOverACrash(t *testing.T) {
 	}
 	if len(rows) != 1 || rows[0] != "маргарита" {
 		t.Fatalf("read %q, want маргарита alone", rows)
+	}
+}
+
+func TestStandbyHasWhatThePrimaryHadAndIsPromoted(t *testing.T) {
+	t.Parallel()
+	primary := servers.Postgres(t)
+	standby := primary.Standby()
+	if _, err := query(t, primary.URL, "CREATE TABLE pizza AS SELECT 'маргарита' AS name"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		rows, err := query(t, standby.URL, "SELECT name FROM pizza")
+		if err == nil && len(rows) == 1 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the standby has %q: %v", rows, err)
+		}
+	}
+	if _, err := query(t, standby.URL, "DELETE FROM pizza"); err == nil {
+		t.Error("a standby takes writes")
+	}
+	if _, err := query(t, standby.URL, "SELECT pg_promote()::text"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := query(t, standby.URL, "DELETE FROM pizza"); err != nil {
+		t.Errorf("promoted it takes no writes: %v", err)
+	}
+}
+
+func TestPoolerHasItsDefaultsAndWhatItIsTold(t *testing.T) {
+	t.Parallel()
+	database := servers.Postgres(t)
+	sessions := servers.Pooler(t, database, []string{"postgres"})
+	if _, err := query(t, sessions+"&search_path=pizza", "SELECT 1::text"); err == nil || !strings.Contains(err.Error(), "unsupported startup parameter") {
+		t.Errorf("with a parameter that a pgbouncer does not know by itself: %v", err)
+	}
+	deaf := servers.Pooler(t, database, []string{"postgres"}, "ignore_startup_parameters = search_path")
+	if path, err := query(t, deaf+"&search_path=pizza", "SHOW search_path"); err != nil || path[0] == "pizza" {
+		t.Errorf("search_path is %q: %v", path, err)
 	}
 }
 
