@@ -51,7 +51,11 @@ func Judge(err error) Verdict {
 		return ""
 	}
 	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return judgePostgres(e)
+		verdict := judgePostgres(e)
+		if _, connecting := errors.AsType[connectError](err); connecting && verdict == Fault {
+			return Fatal // nobody has asked anything of the server yet
+		}
+		return verdict
 	}
 	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		return judgeSQLite(e)
@@ -83,8 +87,7 @@ var postgresVerdicts = map[string]Verdict{
 	"25006": Wait, // read_only_sql_transaction: a standby, or a primary that was demoted
 	"25P03": Wait, // idle_in_transaction_session_timeout
 	"25P04": Wait, // transaction_timeout
-	"55006": Wait, // object_in_use
-	"55P03": Wait, // lock_not_available (lock_timeout)
+	"55":    Wait, // object not in the state that it takes: a database that lets nobody in, a server in recovery, lock_not_available (lock_timeout)
 
 	"28":    Fatal, // invalid authorization: role, password, pg_hba.conf
 	"0L":    Fatal, // invalid grantor
@@ -113,6 +116,7 @@ var poolerRefusals = []string{
 
 // Some more messages that tell what their code does not.
 const (
+	onStandby    = "hot standby"                             // 0A000: serializable is the server's default, and it is no primary
 	stalePlan    = "cached plan must not change result type" // 0A000: the table was altered since the statement was prepared
 	missingTable = "no such "                                // SQLITE_ERROR: table, column
 	noColumn     = "has no column named "                    // SQLITE_ERROR
@@ -125,6 +129,8 @@ func judgePostgres(e *pgconn.PgError) Verdict {
 		return Fatal
 	case e.Code == "0A000" && said(stalePlan):
 		return Retry
+	case e.Code == "0A000" && said(onStandby):
+		return Wait
 	}
 	if v, ok := postgresVerdicts[e.Code]; ok {
 		return v
