@@ -15,6 +15,7 @@ const (
 	groupSize    = 256              // items that one flush takes at most
 	groupQueue   = 16 * groupSize   // callers that wait at most: under half a second of work
 	groupTimeout = 10 * time.Second // for one flush
+	groupSilence = time.Second      // a flush that fails after so long has found a database that is silent, or locked
 )
 
 // ErrFull is returned by Group.Do while too many callers wait already: the
@@ -35,7 +36,8 @@ var ErrFull = errors.New("too many wait for the database")
 // it is then run again with each half of the items, down to the one that is to
 // blame, so flush must be repeatable. When the error says that the database is
 // away (IsUnavailable) nothing is tried again, and all items of the flush get
-// it at once. A panic counts as an error.
+// it at once; when it took the database long to say so, those in the queue,
+// too, who would wait as long again. A panic counts as an error.
 //
 // A commit may fail in such a way that nobody knows its outcome: then Tx says
 // ErrOutcomeUnknown, and neither giving up nor running it again is right. So
@@ -136,7 +138,10 @@ func (g *Group[T, R]) run() {
 		if len(calls) == 0 {
 			return
 		}
-		_ = g.settle(calls)
+		began := time.Now()
+		if err := g.settle(calls); err != nil && time.Since(began) >= groupSilence {
+			g.refuse(err)
+		}
 		g.mu.Lock()
 		g.taken -= len(calls)
 		g.mu.Unlock()
@@ -156,6 +161,15 @@ func (g *Group[T, R]) take() []*call[T, R] {
 	calls := g.queue[:n:n]
 	g.queue = slices.Clone(g.queue[n:])
 	return calls
+}
+
+// refuse gives all who are queued the error.
+func (g *Group[T, R]) refuse(err error) {
+	g.mu.Lock()
+	queued := g.queue
+	g.queue = nil
+	g.mu.Unlock()
+	fail(queued, err)
 }
 
 // settle flushes the calls and answers each of them, in halves if they fail

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"pizzaflow/sqldb"
@@ -302,6 +303,31 @@ func TestGroupStopsLookingWhenTheDatabaseIsAway(t *testing.T) {
 
 // A caller who leaves is taken out of the queue; one whose item is in a flush
 // hears what became of it, and neither stops the others.
+// Whoever queues while a flush waits for a silent database is answered with it,
+// and not after a silence of his own.
+func TestGroupAnswersAllWhoWaitForASilentDatabase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		group := sqldb.NewGroup(&sqldb.DB{Engine: sqldb.SQLite}, func(ctx context.Context, _ []thing) ([]int, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		began := time.Now()
+		var asking sync.WaitGroup
+		for i := range 3 {
+			asking.Go(func() {
+				time.Sleep(time.Duration(i) * time.Second) // virtual
+				if _, err := group.Do(t.Context(), thing{n: i}); !sqldb.IsUnavailable(err) {
+					t.Errorf("caller %d got %v", i, err)
+				}
+				if took := time.Since(began); took != 10*time.Second {
+					t.Errorf("caller %d was answered after %s, want 10s", i, took)
+				}
+			})
+		}
+		asking.Wait()
+	})
+}
+
 func TestGroupCallerLeaves(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		g := newGate()

@@ -522,4 +522,11 @@ var engine = []mutant{
 		test: "./sqldb -run ^TestRowsAreLookedUp$",
 		env:  "DATABASE_URL",
 	},
+	{
+		name: "group: who queues while the database is silent waits as long again",
+		file: "sqldb/group.go",
+		old:  `		if err := g.settle(calls); err != nil && time.Since(began) >= groupSilence {`,
+		new:  `		if err := g.settle(calls); err != nil && time.Since(began) < 0 {`,
+		test: "./sqldb -run ^TestGroupAnswersAllWhoWaitForASilentDatabase$",
+	},
 }
