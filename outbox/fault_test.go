@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
-	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -124,84 +121,16 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 	})
 }
 
-// A proxy is the way to a server, which can be cut.
-type proxy struct {
-	listener net.Listener
-	mu       sync.Mutex
-	cut      bool
-	conns    []net.Conn
-}
-
-func newProxy(t *testing.T, target string) *proxy {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{listener: l}
-	var copies sync.WaitGroup
-	t.Cleanup(func() {
-		l.Close()
-		p.set(true)
-		copies.Wait()
-	})
-	copies.Go(func() {
-		for {
-			in, err := l.Accept()
-			if err != nil {
-				return
-			}
-			out, err := net.Dial("tcp", target)
-			if err != nil || !p.keep(in, out) {
-				in.Close()
-				continue
-			}
-			copies.Go(func() { io.Copy(out, in); out.Close() }) //nolint:errcheck // it ends in an error
-			copies.Go(func() { io.Copy(in, out); in.Close() })  //nolint:errcheck // it ends in an error
-		}
-	})
-	return p
-}
-
-func (p *proxy) keep(conns ...net.Conn) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cut {
-		for _, c := range conns {
-			c.Close()
-		}
-		return false
-	}
-	p.conns = append(p.conns, conns...)
-	return true
-}
-
-// set cuts all connections and refuses new ones, or lets them pass again.
-func (p *proxy) set(cut bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut = cut
-	for _, c := range p.conns {
-		c.Close()
-	}
-	p.conns = nil
-}
-
 // While the database is away nothing is spent, there is one line for the
 // beginning and one for the end, and when it is back everything goes on.
 func TestDatabaseAwaySpendsNothing(t *testing.T) {
 	if os.Getenv("DATABASE_URL") == "" {
 		t.Skip("DATABASE_URL is not set: `make test` starts a PostgreSQL")
 	}
-	direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
-	if err != nil {
-		t.Fatal(err)
-	}
-	way := newProxy(t, direct.Host)
-	target := *direct
-	target.Host = way.listener.Addr().String()
-	observer := sqltest.Connect(t, direct.String(), sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	f := newFixture(t, sqltest.Connect(t, target.String()), kafkatest.Start(t, topics()...))
+	direct := sqltest.URL(t, sqldb.Postgres)
+	way, through := sqltest.NewProxy(t, direct)
+	observer := sqltest.Connect(t, direct, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	f := newFixture(t, sqltest.Connect(t, through), kafkatest.Start(t, topics()...))
 	logs := countLogs(f)
 	reg := prometheus.NewRegistry()
 	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
@@ -212,12 +141,12 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 	run(t, c.Run)
 	f.produce(moved("first", 1))
 	eventually(t, "it works", func() bool { return count(t, observer, `SELECT COUNT(*) FROM inbox_events`) == 1 })
-	way.set(true)
+	way.Cut()
 	for i := range 100 {
 		f.produce(moved(fmt.Sprint("a", i), 1))
 	}
 	eventually(t, "it waits", func() bool { return gauge(reg, "consumer_paused") == 1 })
-	way.set(false)
+	way.Pass()
 	eventually(t, "all are handled", func() bool { return count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101 })
 	eventually(t, "it goes on", func() bool { return gauge(reg, "consumer_paused") == 0 })
 	if n := count(t, observer, `SELECT COUNT(*) FROM parked_records`); n != 0 {

@@ -162,17 +162,24 @@ var ErrPooled = fmt.Errorf("%w: a pooler before it shares sessions between clien
 
 // checkPooling finds out whether a session stays this client's between two
 // transactions. A pooler that shares sessions gives the one that the first
-// client has just used to the next one who begins a transaction, or it gives
-// the first client another one.
-func (db *DB) checkPooling(ctx context.Context) (err error) {
-	const pid = `SELECT pg_backend_pid()`
+// client has just used to the next who begins a transaction, or it gives the
+// first client another one.
+func (db *DB) checkPooling(ctx context.Context) error {
+	err := db.comparePooled(ctx)
+	if code := postgresCode(err); code == "26000" || code == "42P05" || err != nil && strings.Contains(err.Error(), "statement pooling") {
+		return fmt.Errorf("%w: %w", ErrPooled, err)
+	}
+	return err
+}
+
+func (db *DB) comparePooled(ctx context.Context) (err error) {
 	first, err := db.Session(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, first.Close()) }()
-	var own, other, again int
-	if err := first.QueryRowContext(ctx, pid).Scan(&own); err != nil {
+	own, err := backend(ctx, first)
+	if err != nil {
 		return err
 	}
 	second, err := db.Session(ctx)
@@ -185,16 +192,21 @@ func (db *DB) checkPooling(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, tx.Rollback()) }()
-	if err := tx.QueryRowContext(ctx, pid).Scan(&other); err != nil {
-		return err
-	}
-	for range 3 { // a pooler that deals its sessions out in turn
-		if err := first.QueryRowContext(ctx, pid).Scan(&again); err != nil {
-			return err
-		}
+	other, err := backend(ctx, tx)
+	for again, n := own, 0; err == nil && n < 3; n++ { // some poolers deal their sessions out in turn
 		if other == own || again != own {
 			return ErrPooled
 		}
+		again, err = backend(ctx, first)
 	}
-	return nil
+	return err
+}
+
+// backend is the process of the server behind a session. Nothing is prepared
+// for the question: some poolers lose what is.
+func backend(ctx context.Context, s interface {
+	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
+}) (pid int, err error) {
+	err = s.QueryRowContext(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
+	return pid, err
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"pizzaflow/sqldb"
 )
@@ -67,7 +68,35 @@ func URL(t testing.TB, engine sqldb.Engine) string {
 	if engine == sqldb.SQLite {
 		return "sqlite:" + filepath.Join(t.TempDir(), "test.db")
 	}
-	server := os.Getenv("DATABASE_URL")
+	server, u := serverURL(t)
+	schema := newName()
+	q := u.Query()
+	q.Set("search_path", schema)
+	q.Set("application_name", schema) // so that a test can tell its own sessions from others'
+	u.RawQuery = q.Encode()
+	admin(t, server, `CREATE SCHEMA `+schema)
+	t.Cleanup(func() { admin(t, server, `DROP SCHEMA `+schema+` CASCADE`) })
+	return u.String()
+}
+
+// Database is the URL of a new database of PostgreSQL with those options of
+// CREATE DATABASE, gone when the test ends.
+func Database(t testing.TB, options string) string {
+	t.Helper()
+	server, u := serverURL(t)
+	u.Path = "/" + newName()
+	admin(t, server, `CREATE DATABASE `+u.Path[1:]+` `+options)
+	t.Cleanup(func() { admin(t, server, `DROP DATABASE `+u.Path[1:]+` WITH (FORCE)`) })
+	return u.String()
+}
+
+func newName() string { return "t_" + strings.ToLower(rand.Text()) }
+
+// serverURL is that of the PostgreSQL to test on; without one the test is
+// skipped, or fails.
+func serverURL(t testing.TB) (server string, u *url.URL) {
+	t.Helper()
+	server = os.Getenv("DATABASE_URL")
 	if server == "" {
 		if strings.Contains(os.Getenv("PIZZA_TEST_REQUIRE"), "postgres") {
 			t.Fatal("PIZZA_TEST_REQUIRE promises postgres, but DATABASE_URL is not set")
@@ -78,14 +107,7 @@ func URL(t testing.TB, engine sqldb.Engine) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	schema := "t_" + strings.ToLower(rand.Text())
-	q := u.Query()
-	q.Set("search_path", schema)
-	q.Set("application_name", schema) // so that a test can tell its own sessions from others'
-	u.RawQuery = q.Encode()
-	admin(t, server, `CREATE SCHEMA `+schema)
-	t.Cleanup(func() { admin(t, server, `DROP SCHEMA `+schema+` CASCADE`) })
-	return u.String()
+	return server, u
 }
 
 func admin(t testing.TB, server, statement string) {
@@ -94,7 +116,7 @@ func admin(t testing.TB, server, statement string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = db.ExecContext(context.Background(), statement)
+	_, err = db.ExecContext(sqldb.WithStatementTimeout(context.Background(), time.Minute), statement)
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Error(err)
 	}
