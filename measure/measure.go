@@ -51,10 +51,16 @@ type Measure[T any] struct {
 
 // New makes a Measure; Start has it ask.
 func New[T any](cfg Config[T]) *Measure[T] {
-	return &Measure[T]{cfg: cfg, wake: make(chan struct{}, 1), errors: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: cfg.Prefix + "metrics_errors_total", Help: "Metrics that could not be found out, so that the page lacks them.",
-		ConstLabels: prometheus.Labels{"metric": cfg.Metric, "service": cfg.Service},
-	})}
+	return &Measure[T]{cfg: cfg, wake: make(chan struct{}, 1), errors: Errors(cfg.Prefix, cfg.Metric, cfg.Service)}
+}
+
+// Errors makes the counter metrics_errors_total, its name begun with prefix: of
+// failures to find out a metric of a service.
+func Errors(prefix, metric, service string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{
+		Name: prefix + "metrics_errors_total", Help: "Metrics that could not be found out, so that the page lacks them.",
+		ConstLabels: prometheus.Labels{"metric": metric, "service": service},
+	})
 }
 
 // Get returns the last answer, a little more than a minute old at most. It is

@@ -1,24 +1,22 @@
 package order
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pizzaflow/measure"
-	"pizzaflow/sqldb"
 )
 
 // metrics are the figures that the service tells about itself.
 type metrics struct {
-	orders    *prometheus.CounterVec             // by the status they entered, in this process
-	endToEnd  prometheus.Histogram               // seconds from placed to paid
-	attention *measure.Measure[map[string]int64] // marked orders in the database, by reason
+	orders    *prometheus.CounterVec // by the status they entered, in this process
+	endToEnd  prometheus.Histogram   // seconds from placed to paid
+	attention *prometheus.GaugeVec   // marked orders in the database, by reason; none while they cannot be counted
+	errors    prometheus.Counter     // how often they could not
 }
 
-func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metrics, error) {
+func newMetrics(reg prometheus.Registerer) (metrics, error) {
 	m := metrics{
 		orders: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pizza_orders_total", Help: "Orders that entered a status.",
@@ -27,10 +25,10 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metr
 			Name: "pizza_order_end_to_end_seconds", Help: "Time from an order's acceptance to its payment.",
 			Buckets: []float64{.005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300, 900, 1800, 3600},
 		}),
-		attention: measure.New(measure.Config[map[string]int64]{
-			Metric: "orders_attention", Service: "order", Prefix: "pizza_", Log: log,
-			Ask: func(ctx context.Context) (map[string]int64, error) { return countAttention(ctx, db.Read()) },
-		}),
+		attention: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pizza_orders_attention", Help: "Orders that need a human, by reason.",
+		}, []string{"reason"}),
+		errors: measure.Errors("pizza_", "orders_attention", "order"),
 	}
 	for _, s := range []Status{Pending, Paid, PaymentFailed} {
 		m.orders.WithLabelValues(string(s))
@@ -38,14 +36,5 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metr
 	if reg == nil {
 		return m, nil
 	}
-	return m, errors.Join(reg.Register(m.orders), reg.Register(m.endToEnd), reg.Register(m.attentionGauge()))
-}
-
-func (m metrics) attentionGauge() prometheus.Collector {
-	desc := prometheus.NewDesc("pizza_orders_attention", "Orders that need a human, by reason; of more than 100000 not all are counted.", []string{"reason"}, nil)
-	return m.attention.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
-		for _, reason := range []string{AttentionMismatch, AttentionOverdue} {
-			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(counts[reason]), reason)
-		}
-	}, desc)
+	return m, errors.Join(reg.Register(m.orders), reg.Register(m.endToEnd), reg.Register(m.attention), reg.Register(m.errors))
 }

@@ -96,7 +96,7 @@ func New(cfg Config) (*Service, error) {
 	s.db = s.outbox.DB()
 	s.put = sqldb.NewGroup(s.db, s.store).Do
 	var err error
-	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.log); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics); err != nil {
 		return nil, fmt.Errorf("order service: %w", err)
 	}
 	return s, nil

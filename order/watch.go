@@ -2,6 +2,7 @@ package order
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -11,7 +12,6 @@ import (
 
 // Run marks what is overdue and removes what is expired, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	defer s.metrics.attention.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		// an order is marked at most a tenth of its deadline late
@@ -42,19 +42,37 @@ func (s *Service) every(ctx context.Context, interval time.Duration, job func(co
 	}
 }
 
-// watchDeadlines marks the overdue orders.
+// watchDeadlines marks the overdue orders and counts the marked ones.
 func (s *Service) watchDeadlines(ctx context.Context) error {
+	return errors.Join(s.markOverdue(ctx), s.tellAttention(ctx))
+}
+
+func (s *Service) markOverdue(ctx context.Context) error {
 	for {
 		now := sqldb.Now()
 		n, err := markOverdue(ctx, s.db.DB, now.Add(-s.deadline), now)
-		if err != nil {
+		if err != nil || n == 0 {
 			return err
-		}
-		if n == 0 {
-			return nil
 		}
 		s.log.Warn("orders await their payment beyond the deadline", "orders", n)
 	}
+}
+
+// tellAttention shows how many orders are marked, and nothing when that cannot
+// be found out.
+func (s *Service) tellAttention(ctx context.Context) error {
+	counts, err := countAttention(ctx, s.db.Read())
+	if err != nil {
+		if ctx.Err() == nil {
+			s.metrics.errors.Inc()
+			s.metrics.attention.Reset()
+		}
+		return err
+	}
+	for _, reason := range []string{AttentionMismatch, AttentionOverdue} {
+		s.metrics.attention.WithLabelValues(reason).Set(float64(counts[reason]))
+	}
+	return nil
 }
 
 // expireKeys removes the idempotency keys whose time is over.
