@@ -19,7 +19,7 @@ func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string
 	err = tx.QueryRowContext(ctx, `
 		SELECT COALESCE(last_value + increment_by, start_value), s, has_sequence_privilege(s, 'SELECT')
 		FROM pg_sequences, pg_get_serial_sequence($1, $2) s
-		WHERE format('%I.%I', schemaname, sequencename)::regclass = s::regclass`, table, column).Scan(&next, &name, &readable)
+		WHERE format('%I.%I', schemaname, sequencename) = s`, table, column).Scan(&next, &name, &readable)
 	switch {
 	case err != nil || past == 0:
 		return false, err
