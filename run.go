@@ -280,6 +280,9 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		return err
 	}
 	p.databases = append(p.databases, db)
+	for use, pool := range db.Pools() {
+		p.metrics.MustRegister(collectors.NewDBStatsCollector(pool, strings.TrimSpace(name+" "+use)))
+	}
 	p.operators.add(name, db)
 	p.closers = append(p.closers, db)
 	out := outbox.New(db, "/"+name+"-service")

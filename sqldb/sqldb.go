@@ -122,6 +122,20 @@ func openSQLite(path string) (*DB, error) {
 // wait for the writer; on PostgreSQL it is the same pool.
 func (db *DB) Read() *sql.DB { return db.read }
 
+// Pools are the pools of connections by what they are for, to be told of: "" is
+// the embedded one, "read" on SQLite that of Read, "sessions" on PostgreSQL
+// what Session opens.
+func (db *DB) Pools() map[string]*sql.DB {
+	pools := map[string]*sql.DB{"": db.DB}
+	if db.read != db.DB {
+		pools["read"] = db.read
+	}
+	if db.sessions != nil {
+		pools["sessions"] = db.sessions
+	}
+	return pools
+}
+
 // Close closes all connections.
 func (db *DB) Close() error {
 	err := db.DB.Close()

@@ -1,0 +1,321 @@
+package pizzaflow
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/event"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// told are metrics that no database has a part in: they are there whatever is
+// away.
+var told = []string{
+	`go_goroutines`, `process_cpu_seconds_total`, `go_sql_in_use_connections{db_name="order"}`,
+	`pizza_orders_total{status="paid"}`, `pizza_payments_total{result="completed"}`, `pizza_frontend_tailing`,
+	`pizza_notification_deliveries_total{channel="email",result="sent"}`, `pizza_outbox_published_total{service="order"}`,
+	`pizza_outbox_leader{service="payment"}`, `pizza_consumer_paused{group="notification-service"}`,
+	`pizza_consumer_lag{group="payment-service",partition="0",topic="order-events"}`,
+}
+
+// asked are those that a database is asked for, and what a failure is counted as.
+var asked = map[string]string{
+	`pizza_dead_letters{group="order-service",topic="payment-events"}`: `pizza_metrics_errors_total{metric="dead_letters",service="order-service"}`,
+	`pizza_orders_attention{reason="payment_overdue"}`:                 `pizza_metrics_errors_total{metric="orders_attention",service="order"}`,
+	`pizza_payments_unanswered{status="unknown"}`:                      `pizza_metrics_errors_total{metric="payments_unanswered",service="payment"}`,
+	`pizza_notification_deliveries_waiting{channel="sms"}`:             `pizza_metrics_errors_total{metric="notification_deliveries_waiting",service="notification"}`,
+}
+
+// Whatever is wrong with the database, /metrics is 200 within a second, with
+// all that needs no database, and says what it lacks.
+func TestMetricsWithoutTheDatabase(t *testing.T) {
+	t.Run("all is well", func(t *testing.T) {
+		s := startSystem(t)
+		s.serveOne()
+		s.until("all metrics are told", func(page string) string { return missing(page, slices.Concat(told, keys(asked))...) })
+		s.until("nothing waits", func(page string) string {
+			return missing(page, `pizza_outbox_unpublished{service="order"} 0`, `pizza_outbox_oldest_seconds{service="payment"} 0`,
+				`pizza_outbox_leader{service="order"} 1`, `pizza_dead_letters{group="order-service",topic="payment-events"} 0`)
+		})
+		for line := range strings.Lines(s.scrape()) {
+			if strings.Contains(line, "errors_total{") && !strings.HasPrefix(line, "pizza_outbox_") && !strings.HasSuffix(line, " 0\n") {
+				t.Errorf("counted: %s", line)
+			}
+		}
+	})
+	for name, spoil := range map[string]func(s *system){
+		"the server is away":         func(s *system) { s.way.cut(true) },
+		"its slots are used up":      func(s *system) { s.exec(`ALTER ROLE ` + s.role + ` CONNECTION LIMIT 0`); s.hangUp() },
+		"the tables may not be read": (*system).forbid,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startSystem(t)
+			s.serveOne()
+			spoil(s)
+			s.until("what is lacking is counted", func(page string) string {
+				for metric, count := range asked {
+					if strings.Contains(page, "\n"+metric) {
+						return "the page has " + metric
+					}
+					if strings.Contains(page, "\n"+count+" 0\n") || !strings.Contains(page, "\n"+count+" ") {
+						return "the page has no " + count
+					}
+				}
+				return missing(page, told...)
+			})
+			if name == "the server is away" { // the alert of the documents
+				s.repeat()
+				s.until("a consumer waits", func(page string) string { return missing(page, `pizza_consumer_paused{group="payment-service"} 1`) })
+			}
+		})
+	}
+}
+
+func keys(m map[string]string) (all []string) {
+	for k := range m {
+		all = append(all, k)
+	}
+	return all
+}
+
+// missing says which lines of a page do not begin like any of wanted.
+func missing(page string, wanted ...string) string {
+	for _, w := range wanted {
+		if !strings.Contains(page, "\n"+w) {
+			return "the page lacks " + w
+		}
+	}
+	return ""
+}
+
+// A system is everything in one process, on a PostgreSQL that it reaches by a
+// way that can be cut, as a role that can be hindered.
+type system struct {
+	t     *testing.T
+	way   wayTo
+	db    *sqldb.DB // past all hindrances
+	role  string
+	paths []string // the schemas
+	out   lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func startSystem(t *testing.T) *system {
+	t.Helper()
+	s := &system{t: t, role: "r_" + strings.ToLower(rand.Text())}
+	cfg := usable()
+	cfg.DataDir, cfg.MailFrom = t.TempDir(), "orders@pizza.example"
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, own := range []*string{&cfg.OrderDatabaseURL, &cfg.PaymentDatabaseURL, &cfg.NotificationDatabaseURL} {
+		direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.db == nil {
+			s.db = sqltest.Connect(t, direct.String())
+			s.exec(`CREATE ROLE ` + s.role + ` LOGIN`)
+			t.Cleanup(func() {
+				s.exec(`REASSIGN OWNED BY ` + s.role + ` TO CURRENT_USER`)
+				s.exec(`DROP OWNED BY ` + s.role)
+				s.exec(`DROP ROLE ` + s.role)
+			})
+			go s.way.serve(ln, direct.Host)
+			t.Cleanup(func() { _ = ln.Close(); s.way.cut(true) })
+		}
+		schema := direct.Query().Get("search_path")
+		s.paths = append(s.paths, schema)
+		s.exec(`ALTER SCHEMA ` + schema + ` OWNER TO ` + s.role)
+		direct.User, direct.Host = url.User(s.role), ln.Addr().String()
+		*own = direct.String()
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, cfg, Host{Stdout: &s.out, Stderr: io.Discard, Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelError}))})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	s.await("the system is ready", func() string {
+		if addr := s.address("ADMIN_ADDR"); addr != "" {
+			if status, body := s.get(addr, "/readyz"); status != http.StatusOK {
+				return body
+			}
+			return ""
+		}
+		return "it has not told its address"
+	})
+	return s
+}
+
+func (s *system) exec(statement string) {
+	s.t.Helper()
+	if _, err := s.db.ExecContext(context.Background(), statement); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// hangUp ends all sessions of the role.
+func (s *system) hangUp() {
+	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '` + s.role + `'`)
+}
+
+// forbid takes away the right to read what is counted.
+func (s *system) forbid() {
+	for i, tables := range []string{"orders, parked_records", "payments, parked_records", "notification_deliveries, parked_records"} {
+		for table := range strings.SplitSeq(tables, ", ") {
+			s.exec(`REVOKE SELECT ON ` + s.paths[i] + `.` + table + ` FROM ` + s.role)
+		}
+	}
+}
+
+// address is one that the system has told.
+func (s *system) address(key string) string {
+	for line := range strings.Lines(s.out.String()) {
+		if at, is := strings.CutPrefix(line, key+"="); is {
+			return strings.TrimSpace(at)
+		}
+	}
+	return ""
+}
+
+func (s *system) get(addr, path string) (status int, body string) {
+	s.t.Helper()
+	res, err := http.Get("http://" + addr + path) //nolint:noctx // it is our own
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	read, err := io.ReadAll(res.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return res.StatusCode, string(read)
+}
+
+// scrape reads the page, which must be there within a second.
+func (s *system) scrape() string {
+	s.t.Helper()
+	began := time.Now()
+	status, body := s.get(s.address("ADMIN_ADDR"), "/metrics")
+	if took := time.Since(began); status != http.StatusOK || took > time.Second {
+		s.t.Fatalf("/metrics: %d after %v: %s", status, took, body)
+	}
+	return "\n" + body
+}
+
+// until reads the page until nothing is wrong with it.
+func (s *system) until(what string, wrong func(page string) string) {
+	s.t.Helper()
+	s.await(what, func() string { return wrong(s.scrape()) })
+}
+
+func (s *system) await(what string, wrong func() string) {
+	s.t.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		problem := wrong()
+		if problem == "" {
+			return
+		}
+		select {
+		case <-deadline:
+			s.t.Fatalf("not after a minute: %s: %s", what, problem)
+		case <-tick.C:
+		}
+	}
+}
+
+// serveOne has an order placed, paid and told.
+func (s *system) serveOne() {
+	s.t.Helper()
+	_, body := s.get(s.address("HTTP_ADDR"), "/api/v1/menu")
+	var menu struct {
+		Pizzas []struct {
+			ID string `json:"id"`
+		} `json:"pizzas"`
+	}
+	if err := json.Unmarshal([]byte(body), &menu); err != nil {
+		s.t.Fatal(err)
+	}
+	order, err := json.Marshal(map[string]any{
+		"customer_name": "Иван Иванов", "customer_email": "ivan@example.com", "customer_phone": "+79031112233", "delivery_address": "ул. Пушкина, д. 10",
+		"items": []any{map[string]any{"pizza_id": menu.Pizzas[0].ID, "quantity": 2, "size": "large"}},
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	res, err := http.Post("http://"+s.address("HTTP_ADDR")+"/api/v1/orders", "application/json", bytes.NewReader(order)) //nolint:noctx // it is our own
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusCreated {
+		s.t.Fatalf("POST: %d, %v", res.StatusCode, err)
+	}
+	s.await("all is told", func() string {
+		var n int
+		err := s.db.QueryRowContext(s.t.Context(), `SELECT COUNT(*) FROM `+s.paths[2]+`.notification_deliveries WHERE status = 'sent'`).Scan(&n)
+		if err != nil || n != 4 {
+			return fmt.Sprintf("%d messages are sent, %v", n, err)
+		}
+		return ""
+	})
+}
+
+// repeat produces the order's event again.
+func (s *system) repeat() {
+	s.t.Helper()
+	client, err := kgo.NewClient(kgo.SeedBrokers(s.address("KAFKA_LISTEN")), kgo.ConsumeTopics(event.OrderTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	defer cancel()
+	for _, r := range client.PollFetches(ctx).Records() {
+		again := &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}
+		if err := client.ProduceSync(ctx, again).FirstErr(); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
