@@ -6,11 +6,16 @@ import (
 	"hash/fnv"
 	"io/fs"
 	"path"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/pressly/goose/v3"
 	"github.com/pressly/goose/v3/lock"
 )
+
+// migrationTimeout is for one statement of a migration, which may have to write
+// a whole table anew.
+const migrationTimeout = time.Hour
 
 // Migrate brings a set of tables up to date: the files schema/<engine>/*.sql
 // of fsys, in name order, each once and in a transaction of its own. Each set
@@ -41,7 +46,7 @@ func (db *DB) Migrate(ctx context.Context, set string, fsys fs.FS) error {
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", set, err)
 	}
-	if _, err := p.Up(ctx); err != nil {
+	if _, err := p.Up(WithStatementTimeout(ctx, migrationTimeout)); err != nil {
 		return fmt.Errorf("migrate %s: %w", set, err)
 	}
 	return nil
