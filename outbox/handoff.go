@@ -62,20 +62,24 @@ gather:
 
 // versions remembers up to which version aggregates were read: the latest few
 // thousand of them.
-type versions struct{ latest, earlier map[string]int64 }
+type versions struct{ latest, earlier map[aggregate]int64 }
+
+// An aggregate is what versions are counted for: topics number the events of
+// one id each for themselves.
+type aggregate struct{ topic, id string }
 
 const versionsKept = 8192
 
-func (v *versions) of(aggregate string) int64 {
-	if n, ok := v.latest[aggregate]; ok {
+func (v *versions) of(a aggregate) int64 {
+	if n, ok := v.latest[a]; ok {
 		return n
 	}
-	return v.earlier[aggregate]
+	return v.earlier[a]
 }
 
 // follows notes that the row is read, if all before it of its aggregate were.
 func (v *versions) follows(r *row) bool {
-	if r.version.Int64 != 1 && v.of(r.aggregateID) != r.version.Int64-1 {
+	if r.version.Int64 != 1 && v.of(aggregate{r.topic, r.aggregateID}) != r.version.Int64-1 {
 		return false
 	}
 	v.note(r)
@@ -90,7 +94,7 @@ func (v *versions) note(r *row) {
 		v.latest, v.earlier = nil, v.latest
 	}
 	if v.latest == nil {
-		v.latest = map[string]int64{}
+		v.latest = map[aggregate]int64{}
 	}
-	v.latest[r.aggregateID] = r.version.Int64
+	v.latest[aggregate{r.topic, r.aggregateID}] = r.version.Int64
 }

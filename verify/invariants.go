@@ -82,7 +82,7 @@ var invariants = []invariant{
 	// outbox and topics
 	{
 		name: "events are gapless", says: "an aggregate's events are numbered 1 to n",
-		query: `SELECT e.aggregate FROM events e WHERE e.version IS NOT NULL GROUP BY e.service, e.aggregate
+		query: `SELECT e.aggregate FROM events e WHERE e.version IS NOT NULL GROUP BY e.service, e.topic, e.aggregate
 			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND COALESCE(` + keptOf + `e.service), 0) = 0)`,
 	},
 	{

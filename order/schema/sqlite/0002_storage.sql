@@ -1,0 +1,4 @@
+-- +goose Up
+
+-- SQLite has no storage settings.
+SELECT 1;
