@@ -299,7 +299,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay, Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Metrics: reg, Log: p.host.Log})
+	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Alone: alone(out), Metrics: reg, Log: p.host.Log})
 	p.engine.Go(name+" worker", svc.Run)
 	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.engine.Go(name+" relay", p.withTopics(relay.Run))

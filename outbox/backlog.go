@@ -58,24 +58,38 @@ type rest struct {
 	oldest time.Time // when the oldest was written; zero without any
 }
 
-// countUnpublished counts what is neither published nor blocked, up to limit:
-// what lies between what is done with, and above it. Nothing else of the events
-// is looked at.
-func countUnpublished(ctx context.Context, q interface {
-	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}, limit int64) (r rest, err error) {
-	err = q.QueryRowContext(ctx, `
-		SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at FROM (
-			SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
-				SELECT floor AS first_seq, floor AS last_seq FROM outbox_lease
-				UNION ALL SELECT first_seq, last_seq FROM outbox_published WHERE last_seq > (SELECT floor FROM outbox_lease)
-				UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > (SELECT floor FROM outbox_lease)) done
-			) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807) LIMIT $1) unpublished`, limit).
+// fromUnpublished are the events e above a floor that are neither published nor
+// blocked: what lies between what is done with, and above it. Nothing else of
+// the table is looked at.
+const fromUnpublished = `FROM (
+	SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
+		SELECT CAST($1 AS BIGINT) AS first_seq, CAST($1 AS BIGINT) AS last_seq
+		UNION ALL SELECT first_seq, last_seq FROM outbox_published WHERE ` + rangesAbove + `
+		UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > $1) done
+	) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`
+
+// countUnpublished counts what is neither published nor blocked, up to limit.
+func countUnpublished(ctx context.Context, tx *sql.Tx, floor, limit int64) (r rest, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at `+fromUnpublished+` LIMIT $2) unpublished`, floor, limit).
 		Scan(&r.events, sqldb.Time(&r.oldest))
 	if err != nil {
 		return rest{}, fmt.Errorf("count unpublished: %w", err)
 	}
 	return r, nil
+}
+
+// askUnpublished counts what is unpublished by the tables alone.
+func (r *Relay) askUnpublished(ctx context.Context) (rest, error) {
+	tx, err := snapshot(ctx, r.db)
+	if err != nil {
+		return rest{}, fmt.Errorf("count unpublished: %w", err)
+	}
+	defer tx.Rollback() //nolint:errcheck // it has changed nothing
+	var floor int64
+	if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&floor); err != nil {
+		return rest{}, fmt.Errorf("read lease: %w", err)
+	}
+	return countUnpublished(ctx, tx, floor, measure.Limit+1)
 }
 
 const everyEvent = int64(math.MaxInt64)
@@ -98,7 +112,7 @@ func newBacklog(r *Relay, cfg RelayConfig) *backlog {
 		relay: r,
 		counted: measure.New(measure.Config[rest]{
 			Metric: "outbox_unpublished", Service: cfg.Service, Log: cfg.Log,
-			Ask: func(ctx context.Context) (rest, error) { return countUnpublished(ctx, r.db.Read(), measure.Limit+1) },
+			Ask: r.askUnpublished,
 		}),
 		leader:      desc("outbox_leader", "1 while this process publishes, 0 while another does or none."),
 		unpublished: desc("outbox_unpublished", "Committed events that are not published yet; 100001 when there are more."),

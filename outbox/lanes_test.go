@@ -37,6 +37,9 @@ func TestPruneOfAnEarlierTerm(t *testing.T) {
 		if n, err := term.pruneOnce(t.Context(), old.Add(time.Hour)); err != nil || n != 0 {
 			t.Errorf("%d deleted that were never published, %v", n, err)
 		}
+		if n, err := term.deleteEvents(t.Context(), []int64{1}, []int64{1}); err != nil || n != 0 {
+			t.Errorf("%d deleted by what was read before the term was over, %v", n, err)
+		}
 	}, sqltest.Schema{Name: "outbox", FS: Schema})
 }
 

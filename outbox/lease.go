@@ -29,11 +29,16 @@ type lease struct {
 	turn    chan struct{} // to use conn: one at a time, and whoever waits may give up
 	conn    connection    // of renewals, marks and the reads of paused partitions
 	renewed atomic.Pointer[time.Time]
+
+	// of the floors that marks store
+	floors     int
+	floorsFrom time.Time
 }
 
 // acquireLease waits until the lease is free or its holder silent, and takes
-// it. It returns the floor as well: every seq up to it is done with.
-func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Duration, onError func(error)) (*lease, int64, error) {
+// it: at once if no other process can be at work. It returns the floor as well:
+// every seq up to it is done with.
+func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Duration, alone bool, onError func(error)) (*lease, int64, error) {
 	type state struct{ epoch, renewal int64 }
 	var seen state
 	var since time.Time
@@ -48,7 +53,7 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 		switch {
 		case err != nil:
 			onError(fmt.Errorf("read lease: %w", err))
-		case by != "" && by != holder && (s != seen || now.Sub(since) < ttl):
+		case !alone && by != "" && by != holder && (s != seen || now.Sub(since) < ttl):
 			if s != seen {
 				seen, since = s, now
 			}
@@ -193,6 +198,19 @@ func (l *lease) mark(ctx context.Context, floor int64, ranges []span, blocked []
 	return nil
 }
 
+// markSQL records ranges if the lease is this holder's, and keeps its row locked
+// until that is committed. Each floor that is stored leaves a dead version of the
+// row behind, which PostgreSQL passes by at every look as long as there is an
+// older snapshot: with one that was open for half an hour, and a floor stored
+// with each mark, a mark had to pass by some hundred thousand.
+const (
+	markSQL      = `WITH l AS (SELECT 1 FROM outbox_lease WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE)` + markedSQL
+	markFloorSQL = `WITH l AS (UPDATE outbox_lease SET floor = $5 WHERE id = 1 AND epoch = $1 RETURNING 1)` + markedSQL
+	markedSQL    = `, p AS (INSERT INTO outbox_published (first_seq, last_seq, published_at)
+			SELECT lo, hi, $2::timestamptz FROM l, unnest($3::bigint[], $4::bigint[]) u (lo, hi))
+		SELECT (SELECT COUNT(*) FROM l) + 0 * length(set_config('synchronous_commit', 'off', true))`
+)
+
 // markAtOnce is mark as one statement: a holder that is stopped in the middle
 // of a transaction would keep the lease's row locked, and its standby out. It
 // does not wait for the disk: a mark that is lost only repeats a publish.
@@ -201,19 +219,34 @@ func (l *lease) markAtOnce(ctx context.Context, floor int64, ranges []span) erro
 	for i, s := range ranges {
 		los[i], his[i] = s.lo, s.hi
 	}
+	query, args := markSQL, []any{l.epoch, sqldb.Now(), los, his}
+	if l.mayStoreFloor() {
+		query, args = markFloorSQL, append(args, floor)
+	}
 	var held int
-	err := l.conn.QueryRowContext(ctx, `
-		WITH l AS (UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2 RETURNING 1),
-			p AS (INSERT INTO outbox_published (first_seq, last_seq, published_at)
-				SELECT lo, hi, $3::timestamptz FROM l, unnest($4::bigint[], $5::bigint[]) u (lo, hi))
-		SELECT (SELECT COUNT(*) FROM l) + 0 * length(set_config('synchronous_commit', 'off', true))`, floor, l.epoch, sqldb.Now(), los, his).Scan(&held)
-	if err != nil {
+	if err := l.conn.QueryRowContext(ctx, query, args...).Scan(&held); err != nil {
 		return fmt.Errorf("mark published: %w", err)
 	}
 	if held == 0 {
 		return errLeaseLost
 	}
 	return nil
+}
+
+// mayStoreFloor reports whether the next mark stores the floor: nearly always
+// while there are few marks, and under load as often as a renewal does.
+func (l *lease) mayStoreFloor() bool {
+	const most = 50
+	every := l.ttl / 4
+	if more := time.Since(l.floorsFrom) / every; more > 0 {
+		l.floors = int(min(most, time.Duration(l.floors)+more))
+		l.floorsFrom = time.Now()
+	}
+	if l.floors == 0 {
+		return false
+	}
+	l.floors--
+	return true
 }
 
 // intoBlocked takes the rows of outbox_blocked.

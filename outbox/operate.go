@@ -126,14 +126,36 @@ type Lane struct {
 	TriedAt time.Time `json:"tried_at"`
 }
 
+// byNumber has the transaction find rows by their numbers alone: a plan that
+// reads a whole table would go for a part of it.
+func byNumber(ctx context.Context, db *sqldb.DB, tx *sql.Tx) error {
+	if db.Engine != sqldb.Postgres {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)`)
+	return err
+}
+
+// snapshot begins a transaction that reads the tables as they are at one moment.
+func snapshot(ctx context.Context, db *sqldb.DB) (*sql.Tx, error) {
+	var opts *sql.TxOptions // a reader on SQLite sees one moment anyway
+	if db.Engine == sqldb.Postgres {
+		opts = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
+	}
+	tx, err := db.Read().BeginTx(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := byNumber(ctx, db, tx); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}
+
 // Status looks at everything that has to do with publishing, as it was at one
 // moment.
 func (o *Operator) Status(ctx context.Context) (s Status, err error) {
-	var opts *sql.TxOptions // a reader on SQLite sees one moment anyway
-	if o.db.Engine == sqldb.Postgres {
-		opts = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
-	}
-	db, err := o.db.Read().BeginTx(ctx, opts)
+	db, err := snapshot(ctx, o.db)
 	if err != nil {
 		return Status{}, fmt.Errorf("outbox status: %w", err)
 	}
@@ -142,7 +164,7 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
 	}
-	unpublished, err := countUnpublished(ctx, db, everyEvent)
+	unpublished, err := countUnpublished(ctx, db, s.Floor, everyEvent)
 	if err != nil {
 		return Status{}, err
 	}
@@ -238,6 +260,10 @@ const selectBlocked = `
 	SELECT b.seq, COALESCE(CAST(e.id AS TEXT), ''), COALESCE(e.event_type, ''), COALESCE(e.aggregate_id, ''), b.topic, b.key, b.reason, b.since, b.skipped_at
 	FROM outbox_blocked b LEFT JOIN outbox_events e ON e.seq = b.seq `
 
+// refused are the blocked events that the broker itself refuses: the first of each
+// key, and those without a key. The others wait behind them.
+const refused = `(SELECT MIN(seq) AS seq FROM outbox_blocked WHERE skipped_at IS NULL GROUP BY topic, key, CASE WHEN key IS NULL THEN seq END) refused`
+
 func scanBlocked(rows *sql.Rows) (b BlockedEvent, err error) {
 	var key []byte
 	err = rows.Scan(&b.Seq, &b.EventID, &b.EventType, &b.AggregateID, &b.Topic, &key, &b.Reason, sqldb.Time(&b.Since), sqldb.Time(&b.SkippedAt))
@@ -257,6 +283,7 @@ func (o *Operator) Blocked(ctx context.Context, f BlockedFilter, limit int) ([]B
 // of its key, which else would stay blocked. It returns which they are. Lanes
 // are tried at once as well.
 func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (released []BlockedEvent, err error) {
+	ctx = patient(ctx)
 	return released, o.change(ctx, a, "retry", f.String(), func(tx *sql.Tx) (int, error) {
 		where, args := f.where()
 		selected := `FROM outbox_blocked b WHERE b.skipped_at IS NULL AND ` + where
@@ -303,13 +330,13 @@ func (o *Operator) forEvents(ctx context.Context, tx *sql.Tx, events []BlockedEv
 // those that only wait behind them, which are published next. It returns which
 // were given up. Something must be selected.
 func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped []BlockedEvent, err error) {
+	ctx = patient(ctx)
 	if f == (BlockedFilter{}) {
 		return nil, ErrNothingSelected
 	}
 	return skipped, o.changeEach(ctx, a, "skip", func(tx *sql.Tx) ([]string, error) {
 		where, args := f.where()
-		args = append(args, errBlocked.Error())
-		rows, err := tx.QueryContext(ctx, selectBlocked+fmt.Sprintf(`WHERE b.skipped_at IS NULL AND b.reason <> $%d AND `, len(args))+where+` ORDER BY b.seq`, args...)
+		rows, err := tx.QueryContext(ctx, selectBlocked+`JOIN `+refused+` ON refused.seq = b.seq WHERE `+where+` ORDER BY b.seq`, args...)
 		if skipped, err = all(rows, err, scanBlocked, "select blocked events"); err != nil || len(skipped) == 0 {
 			return nil, err
 		}
@@ -321,10 +348,9 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 		if err := o.forEvents(ctx, tx, skipped, `UPDATE outbox_blocked SET skipped_at = $2 WHERE seq IN (SELECT nr FROM {rows})`, at); err != nil {
 			return nil, fmt.Errorf("skip events: %w", err)
 		}
-		// what stands there only because of its key, while nothing blocks that key any more
+		// what was skipped just now was the first of its key: nothing blocks the rest of it any more
 		rows, err = tx.QueryContext(ctx, selectBlocked+`
-			WHERE b.skipped_at IS NULL AND b.reason = $1 AND NOT EXISTS (
-				SELECT 1 FROM outbox_blocked h WHERE h.topic = b.topic AND h.key = b.key AND h.skipped_at IS NULL AND h.reason <> $1)`, errBlocked.Error())
+			WHERE b.skipped_at IS NULL AND (b.topic, b.key) IN (SELECT topic, key FROM outbox_blocked WHERE skipped_at = $1)`, at)
 		followers, err := all(rows, err, scanBlocked, "select what waits behind")
 		if err != nil {
 			return nil, err
@@ -336,6 +362,7 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 // SkipRefused gives up all events for a topic that does not take them now, as
 // many as wait for it, and returns how many.
 func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n int64, err error) {
+	ctx = patient(ctx)
 	if topic == "" {
 		return 0, ErrNothingSelected
 	}
@@ -343,11 +370,16 @@ func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n i
 		if err := endTerm(ctx, tx, everywhere); err != nil {
 			return 0, err
 		}
+		if err := byNumber(ctx, o.db, tx); err != nil {
+			return 0, fmt.Errorf("skip events: %w", err)
+		}
+		var floor int64
+		if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&floor); err != nil {
+			return 0, fmt.Errorf("read lease: %w", err)
+		}
 		res, err := tx.ExecContext(ctx, `
 			INSERT INTO outbox_blocked (seq, topic, key, reason, since, skipped_at)
-			SELECT seq, topic, key, 'the topic did not take it', $1, $1 FROM outbox e
-			WHERE topic = $2 AND published_at IS NULL AND seq > (SELECT floor FROM outbox_lease WHERE id = 1)
-				AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`, sqldb.Now(), topic)
+			SELECT e.seq, e.topic, e.key, 'the topic did not take it', $2, $2 `+fromUnpublished+` WHERE e.topic = $3`, floor, sqldb.Now(), topic)
 		if err != nil {
 			return 0, fmt.Errorf("skip events: %w", err)
 		}
@@ -361,6 +393,7 @@ func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n i
 // so. It returns how many events these are, and nothing is doubled by it but
 // the records: the inboxes know the events.
 func (o *Operator) Republish(ctx context.Context, since time.Time, a Action) (n int64, err error) {
+	ctx = patient(ctx)
 	return n, o.change(ctx, a, "republish", "since "+since.UTC().Format(time.RFC3339), func(tx *sql.Tx) (int, error) {
 		var first sql.NullInt64
 		if err := tx.QueryRowContext(ctx, `SELECT MIN(seq) FROM outbox_events WHERE created_at >= $1`, since.UTC()).Scan(&first); err != nil {
@@ -379,6 +412,11 @@ func (o *Operator) Republish(ctx context.Context, since time.Time, a Action) (n 
 		}
 		return int(n), nil
 	})
+}
+
+// patient is for statements that may read or write all that is retained.
+func patient(ctx context.Context) context.Context {
+	return sqldb.WithStatementTimeout(ctx, 10*time.Minute)
 }
 
 // errDry undoes a dry run.

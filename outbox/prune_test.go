@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"database/sql"
 	"fmt"
 	"iter"
 	"log/slog"
@@ -31,12 +32,13 @@ func TestPrune(t *testing.T) {
 		}
 		insert(1200, now.Add(-48*time.Hour))
 		insert(10, now)
+		old := now.Add(-36 * time.Hour)
 		for _, q := range []string{
-			`UPDATE outbox_lease SET floor = 1190`,
-			`INSERT INTO outbox_blocked (seq, topic, reason, since, skipped_at) VALUES (7, 'moves', 'too large', CURRENT_TIMESTAMP, NULL), (9, 'moves', 'too large', CURRENT_TIMESTAMP, CURRENT_TIMESTAMP)`,
-			`INSERT INTO outbox_published VALUES (1, 6, CURRENT_TIMESTAMP), (8, 1150, CURRENT_TIMESTAMP), (1151, 1205, CURRENT_TIMESTAMP)`,
+			`UPDATE outbox_lease SET floor = 1190 WHERE $1 = $1`,
+			`INSERT INTO outbox_blocked (seq, topic, reason, since, skipped_at) VALUES (7, 'moves', 'too large', $1, NULL), (9, 'moves', 'too large', $1, $1)`,
+			`INSERT INTO outbox_published VALUES (1, 6, $1), (8, 8, $1), (10, 1150, $1), (1151, 1205, $1)`,
 		} {
-			if _, err := db.ExecContext(t.Context(), q); err != nil {
+			if _, err := db.ExecContext(t.Context(), q, old); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -66,6 +68,50 @@ func TestPrune(t *testing.T) {
 			t.Errorf("once more: %d, %v", again, err)
 		}
 	}, sqltest.Schema{Name: "outbox", FS: Schema})
+}
+
+// An event that was published late, as after days without a broker, stays for
+// the retention after that: a topic that is lost then can be filled again.
+func TestPrunedByPublication(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		now := sqldb.Now()
+		for range 3 {
+			exec(t, db, `INSERT INTO outbox_events (id, aggregate_id, event_type, topic, headers, value, created_at) VALUES ($1, 'a', 'Moved', 'moves', '[]', $2, $3)`,
+				newID(t), []byte("{}"), now.Add(-8*24*time.Hour))
+		}
+		exec(t, db, `UPDATE outbox_lease SET floor = 3`)
+		exec(t, db, `INSERT INTO outbox_published VALUES (1, 1, $1), (2, 2, $2)`, now.Add(-7*24*time.Hour-time.Minute), now)
+		exec(t, db, `INSERT INTO outbox_blocked (seq, topic, reason, since, skipped_at) VALUES (3, 'moves', 'too large', $1, $2)`, now.Add(-8*24*time.Hour), now)
+		term := idleTerm(db)
+		for _, step := range []struct {
+			after time.Duration
+			want  string
+		}{{0, "[2 3]"}, {7*24*time.Hour + time.Second, "[]"}} {
+			if _, err := term.pruneOnce(t.Context(), now.Add(step.after-7*24*time.Hour)); err != nil {
+				t.Fatal(err)
+			}
+			rows, err := db.Query(`SELECT seq FROM outbox_events ORDER BY seq`)
+			left, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "read")
+			if err != nil || fmt.Sprint(left) != step.want {
+				t.Errorf("after %v: %v are left, %v; want %s", step.after, left, err, step.want)
+			}
+		}
+	}, sqltest.Schema{Name: "outbox", FS: Schema})
+}
+
+// What an id had on one topic says nothing of what it had on another.
+func TestHandedOverByTopic(t *testing.T) {
+	at := func(topic string, version int64) *row {
+		return &row{topic: topic, aggregateID: "1", version: sql.NullInt64{Int64: version, Valid: true}}
+	}
+	var v versions
+	v.note(at("orders", 4))
+	if v.follows(at("customers", 5)) {
+		t.Error("version 5 of a customer follows version 4 of an order")
+	}
+	if v.note(at("customers", 1)); !v.follows(at("orders", 5)) {
+		t.Error("version 5 of an order does not follow version 4")
+	}
 }
 
 func newID(t *testing.T) string {

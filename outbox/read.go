@@ -25,14 +25,23 @@ func (t *term) load(ctx context.Context, floor int64) error {
 	return nil
 }
 
+// rangesAbove are the conditions for the ranges that reach above a number. They
+// are disjoint and in order, so the last one that does not begin above it is the
+// first that can reach there: nothing before it is read.
+const rangesAbove = `first_seq >= COALESCE((SELECT MAX(first_seq) FROM outbox_published WHERE first_seq <= $1), 0) AND last_seq > $1`
+
+const loadSQL = `
+	SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE ` + rangesAbove + `
+	UNION ALL
+	SELECT seq, seq, CASE WHEN skipped_at IS NULL THEN topic ELSE '' END, key FROM outbox_blocked WHERE seq > $1
+	UNION ALL
+	SELECT seq, seq, topic, key FROM outbox_blocked WHERE skipped_at IS NULL AND seq <= $1
+	ORDER BY 1`
+
 // loadDone reads the spans that are done with, and the queues that are blocked:
 // from which seq on each, and n events in all.
 func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]int64, n int, err error) {
-	rows, err := t.reads.QueryContext(ctx, `
-		SELECT first_seq, last_seq, '' AS topic, NULL AS key FROM outbox_published WHERE last_seq > $1
-		UNION ALL
-		SELECT seq, seq, CASE WHEN skipped_at IS NULL THEN topic ELSE '' END, key FROM outbox_blocked
-		ORDER BY 1`, floor)
+	rows, err := t.reads.QueryContext(ctx, loadSQL, floor)
 	if err != nil {
 		return nil, nil, 0, err
 	}

@@ -46,6 +46,10 @@ type RelayConfig struct {
 	Since     time.Time     // what was published since is published again at the start, when the broker may have lost it; zero for nothing
 	Metrics   prometheus.Registerer
 	Log       *slog.Logger
+
+	// Alone says that no other process works on this database: who holds the
+	// lease at the start is dead, and need not be waited for.
+	Alone bool
 }
 
 // A Relay publishes what is committed to an outbox: at least once, and each
@@ -59,6 +63,7 @@ type Relay struct {
 	backlog *backlog
 	leads   atomic.Pointer[term] // nil while another relay leads
 	again   time.Time            // cfg.Since, until that is done
+	folded  int64                // from where on published ranges may still be folded
 }
 
 // NewRelay makes a Relay; Run starts it.
@@ -121,7 +126,7 @@ func (r *Relay) standBy(ctx context.Context) (*lease, int64, error) {
 	notifier.Go(func() { r.notify(notifyCtx) })
 	defer notifier.Wait()
 	defer stop()
-	return acquireLease(ctx, r.db, r.holder, r.cfg.TTL, func(err error) {
+	return acquireLease(ctx, r.db, r.holder, r.cfg.TTL, r.cfg.Alone, func(err error) {
 		if ctx.Err() == nil {
 			r.cfg.Log.Warn("relay stands by", "service", r.cfg.Service, "err", err)
 		}

@@ -237,8 +237,15 @@ func partitionOf(row *row, partitions int32) int32 {
 	return int32(byKey.Partition(&kgo.Record{Key: row.key}, int(partitions)))
 }
 
+// sinceSQL finds the first range that was published since a time. The limit, which
+// limits nothing, keeps PostgreSQL from looking through all in the order of their
+// numbers.
+const sinceSQL = `SELECT MIN(first_seq) FROM (
+	SELECT first_seq FROM outbox_published WHERE published_at >= $1 ORDER BY published_at, first_seq LIMIT 9223372036854775807) recent`
+
 // rewindSince has what was published since a time published again, once.
 func (t *term) rewindSince(ctx context.Context) error {
+	ctx = patient(ctx)
 	if t.again.IsZero() {
 		return nil
 	}
@@ -246,8 +253,11 @@ func (t *term) rewindSince(ctx context.Context) error {
 		if err := t.lease.holds(ctx, tx); err != nil {
 			return err
 		}
+		if err := byNumber(ctx, t.db, tx); err != nil {
+			return fmt.Errorf("rewind: %w", err)
+		}
 		var first sql.NullInt64
-		err := tx.QueryRowContext(ctx, `SELECT MIN(first_seq) FROM outbox_published WHERE published_at >= $1`, t.again).Scan(&first)
+		err := tx.QueryRowContext(ctx, sinceSQL, t.again).Scan(&first)
 		if err != nil {
 			return fmt.Errorf("rewind: %w", err)
 		}
@@ -267,6 +277,7 @@ func (t *term) rewindSince(ctx context.Context) error {
 // rewindAll has everything that is retained published again, to topics that
 // are remembered as they are now.
 func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {
+	ctx = patient(ctx)
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
 		if err := t.lease.holds(ctx, tx); err != nil {
 			return err
@@ -292,6 +303,12 @@ func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error
 	return errRewound
 }
 
+// cutSQL ends the range that spans a number before it: it can only be the last
+// of those that begin before it.
+const cutSQL = `
+	UPDATE outbox_published SET last_seq = $1 - 1
+	WHERE first_seq = (SELECT MAX(first_seq) FROM outbox_published WHERE first_seq < $1) AND last_seq >= $1`
+
 // rewind has everything from a seq on published again, by ending the term and
 // taking away what says that it was published. What is blocked stays blocked.
 func rewind(ctx context.Context, tx *sql.Tx, from int64) error {
@@ -301,7 +318,7 @@ func rewind(ctx context.Context, tx *sql.Tx, from int64) error {
 	if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published WHERE first_seq >= $1`, from); err != nil {
 		return fmt.Errorf("rewind: %w", err)
 	}
-	if _, err := tx.ExecContext(ctx, `UPDATE outbox_published SET last_seq = $1 - 1 WHERE last_seq >= $1`, from); err != nil {
+	if _, err := tx.ExecContext(ctx, cutSQL, from); err != nil {
 		return fmt.Errorf("rewind: %w", err)
 	}
 	return nil

@@ -27,13 +27,14 @@ type term struct {
 	lease    *lease
 	reads    connection
 	producer *kgo.Client
-	rounds   chan *round   // read, in order
-	landings chan landing  // acknowledged
-	laneDue  chan struct{} // a lane was opened
-	suspect  chan struct{} // the topics should be looked at
-	hand     *hand         // what is handed over
-	asked    time.Time     // when the writers were listed last
-	seen     versions      // by the reader
+	rounds   chan *round    // read, in order
+	landings chan landing   // acknowledged
+	laneDue  chan struct{}  // a lane was opened
+	suspect  chan struct{}  // the topics should be looked at
+	hand     *hand          // what is handed over
+	asked    time.Time      // when the writers were listed last
+	seen     versions       // by the reader
+	skipped  publishedRange // the last skipped event that was pruned, as a range
 
 	mu         sync.Mutex
 	cursor     *cursor
@@ -102,20 +103,15 @@ func (t *term) publishAll(ctx, tailCtx, run context.Context, floor int64) (err e
 	})
 	g.Go(func() error { return t.listen(ctx) })
 	g.Go(func() error { return t.watchTopics(ctx) })
-	g.Go(func() error { t.prune(ctx); return nil })
+	g.Go(func() error { t.tidy(ctx); return nil })
 	return g.Wait()
 }
 
 // prepare sets the session up, loads the cursor, and makes sure that the
 // topics are those the events went to.
 func (t *term) prepare(ctx context.Context, floor int64) error {
-	if t.db.Engine == sqldb.Postgres {
-		// a plan made while the table was nearly empty must not be kept: the index by seq is always right
-		for _, set := range []string{"enable_seqscan = off", "enable_bitmapscan = off", "enable_sort = off"} {
-			if _, err := t.reads.ExecContext(ctx, `SET `+set); err != nil {
-				return fmt.Errorf("prepare session: %w", err)
-			}
-		}
+	if err := t.prepareReads(ctx); err != nil {
+		return err
 	}
 	moved, err := RepairNumbering(ctx, t.db) // the database may have been exchanged under this process
 	if err != nil {
@@ -137,6 +133,20 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 		return err
 	}
 	return t.rewindSince(ctx)
+}
+
+// prepareReads has the session that reads go by numbers: a plan made while the
+// table was nearly empty must not be kept.
+func (t *term) prepareReads(ctx context.Context) error {
+	if t.db.Engine != sqldb.Postgres {
+		return nil
+	}
+	for _, set := range []string{"enable_seqscan = off", "enable_bitmapscan = off", "enable_sort = off"} {
+		if _, err := t.reads.ExecContext(ctx, `SET `+set); err != nil {
+			return fmt.Errorf("prepare session: %w", err)
+		}
+	}
+	return nil
 }
 
 // floor is the highest seq up to which everything is published, blocked or dead.
