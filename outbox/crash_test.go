@@ -48,6 +48,7 @@ var crashPoints = []struct {
 	{"parked or dead, its offset not committed", crashPlan{Point: "parked: committed", Nth: 1}},
 	{"dead, and the offsets committed", crashPlan{Point: "parked: committed", Nth: 1, Then: "offsets: committed", Times: 2}},
 	{"retried, before the commit", crashPlan{Point: "retry: handled", Nth: 1}},
+	{"retried, and the next let go, before the commit", crashPlan{Point: "retry: promoted", Nth: 1}},
 	{"retried, after the commit", crashPlan{Point: "retry: committed", Nth: 1}},
 	{"work claimed, not begun", crashPlan{Point: "work: claimed", Nth: 2}},
 	{"call made, not settled", crashPlan{Point: "work: called", Nth: 2}},

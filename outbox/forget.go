@@ -15,9 +15,6 @@ import (
 // is late, may the inbox forget that it was handled.
 const inboxRetention = (7 + 7 + 1) * 24 * time.Hour
 
-// openStates are those of a parked record that is not done.
-const openStates = `('retrying', 'waiting', 'dead')`
-
 // forgetLoop deletes, about once an hour, what is older than the retention. Any
 // process of the group may do it, several at once.
 func (c *Consumer) forgetLoop(ctx context.Context) {

@@ -21,8 +21,8 @@ import (
 )
 
 // The states of a parked record. The head of a key is its oldest record that
-// is neither handled nor discarded. A head is due when it is retrying and its
-// time has come, or when it is waiting: then what it waited for is done.
+// is neither handled nor discarded: it is retrying or dead, and what is behind
+// it waits. It is due when it is retrying and its time has come.
 const (
 	stateRetrying  = "retrying"
 	stateWaiting   = "waiting"
@@ -35,7 +35,7 @@ const (
 type parkedState struct {
 	state    string
 	attempts int
-	due      time.Time
+	wait     time.Duration // until a retry is due
 	err      error
 	at       time.Time
 }
@@ -47,19 +47,20 @@ func (c *Consumer) afterFailure(n int, cause error) parkedState {
 		s.state = stateDead
 		return s
 	}
-	s.due = c.dueAfter(s.at, n)
+	s.wait = c.waitAfter(n)
 	return s
 }
 
-func (c *Consumer) dueAfter(at time.Time, n int) time.Time {
+// waitAfter is how long a record waits after attempt number n.
+func (c *Consumer) waitAfter(n int) time.Duration {
 	delay := c.cfg.Delay * time.Duration(n)
-	return at.Add(delay + rand.N(delay/5+1)) //nolint:gosec // jitter
+	return delay + rand.N(delay/5+1) //nolint:gosec // jitter
 }
 
 // undecided is what becomes of a record that should die while the hook cannot
 // note it: its last attempt will be made again.
 func (c *Consumer) undecided(s parkedState, hook error) parkedState {
-	s.state, s.err, s.due = stateRetrying, errors.Join(s.err, hook), c.dueAfter(s.at, s.attempts)
+	s.state, s.err, s.wait = stateRetrying, errors.Join(s.err, hook), c.waitAfter(s.attempts)
 	s.attempts--
 	return s
 }
@@ -74,12 +75,13 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
+	due, wait := c.db.Clock(12, s.wait)
 	_, err = tx.ExecContext(ctx, `
 		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, key_hash, value, headers, event_id, event_type,
 			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, $12, $13, $14, $15, $15)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, CASE WHEN $2 = 'retrying' THEN `+due+` END, $13, $14, $15, $15)`,
 		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, nullBytes(in.rec.Key), nullBytes(in.rec.Value), string(headers),
-		in.id, text(in.msg.EventType, 200), s.attempts, sqldb.NullTime(s.due), string(classify(s.err)), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
+		in.id, text(in.msg.EventType, 200), s.attempts, wait, string(classify(s.err)), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
@@ -90,10 +92,20 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 // once for each record of a bad batch.
 const retryPause = 20 * time.Millisecond
 
+// mendEvery is how often heads that wait are looked for.
+const mendEvery = time.Minute
+
 // retryLoop tries parked records again when they are due, until ctx ends.
 func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 	still := func() bool { return ctx.Err() == nil }
+	mended := time.Time{}
 	for ctx.Err() == nil {
+		if time.Since(mended) > mendEvery {
+			mended = time.Now()
+			if err := c.insist(ctx, still, func() error { return c.mend(ctx) }); err != nil && ctx.Err() == nil {
+				c.cfg.Log.Error("look for heads that wait", "consumer_group", c.cfg.Group, "err", err)
+			}
+		}
 		var heads []head
 		var next time.Duration
 		err := c.insist(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })
@@ -136,79 +148,46 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 
 // A head is a parked record whose turn it is.
 type head struct {
-	*inbound
+	*inbound // once it is loaded
 	seq      int64
-	state    string
 	attempts int
 }
 
-// dueHeads returns the heads that are due. When there are none it says how
-// long to wait at most: until the next is due, or until another process may
-// have parked one.
-func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
-	const poll = 2 * time.Second
-	now := sqldb.Now()
-	var subjects []any // what this program handles, besides what could not be opened: another's may know the rest
-	for on := range c.subs {
-		subjects = append(subjects, on.topic, on.eventType)
-	}
-	known := make([]string, len(c.subs))
-	for i := range known {
-		known[i] = fmt.Sprintf("(topic = $%d AND event_type = $%d)", 2*i+3, 2*i+4)
-	}
-	rows, err := c.db.Read().QueryContext(ctx, `
-		SELECT seq, state, attempts, topic, partition, record_offset, key, value, headers, event_id
-		FROM parked_records p
-		WHERE consumer = $1 AND (state = 'waiting' OR state = 'retrying' AND (due_at IS NULL OR due_at <= $2)) AND NOT EXISTS (
-			SELECT 1 FROM parked_records q
-			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq < p.seq
-				AND q.state IN ('retrying', 'waiting', 'dead'))
-			AND (event_type = '' OR `+strings.Join(known, " OR ")+`)
-		ORDER BY seq LIMIT 100`, append([]any{c.cfg.Group, now}, subjects...)...)
-	if err != nil {
-		return nil, poll, fmt.Errorf("read parked records: %w", err)
-	}
-	defer rows.Close()
-	for rows.Next() {
-		h, err := c.scanHead(rows)
-		if err != nil {
-			return nil, poll, fmt.Errorf("read parked records: %w", err)
-		}
-		heads = append(heads, h)
-	}
-	if err := rows.Err(); err != nil || len(heads) > 0 {
-		return heads, 0, err
-	}
-	var due time.Time
-	err = c.db.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying'`, c.cfg.Group).Scan(sqldb.Time(&due))
-	if err != nil || due.IsZero() {
-		return nil, poll, err
-	}
-	return nil, min(poll, max(due.Sub(now), 50*time.Millisecond)), nil
-}
-
-func (c *Consumer) scanHead(rows *sql.Rows) (h head, err error) {
+// load reads the record of a head; false says that it need not be tried any more.
+func (c *Consumer) load(ctx context.Context, h *head) (found bool, err error) {
 	var headers, id string
 	rec := &kgo.Record{}
-	err = rows.Scan(&h.seq, &h.state, &h.attempts, &rec.Topic, &rec.Partition, &rec.Offset, &rec.Key, &rec.Value, &headers, &id)
-	if err != nil {
-		return head{}, err
+	err = c.db.Read().QueryRowContext(ctx, `
+		SELECT attempts, topic, partition, record_offset, key, value, headers, event_id FROM parked_records WHERE seq = $1 AND state = 'retrying'`, h.seq).
+		Scan(&h.attempts, &rec.Topic, &rec.Partition, &rec.Offset, &rec.Key, &rec.Value, &headers, &id)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
 	}
 	var list headerList
-	if err := json.Unmarshal([]byte(headers), &list); err != nil {
-		return head{}, fmt.Errorf("headers of record %d: %w", h.seq, err)
+	if err == nil {
+		err = json.Unmarshal([]byte(headers), &list)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read parked record %d: %w", h.seq, err)
 	}
 	rec.Headers = list
-	in := c.open(rec, [16]byte{}) // only what is handled here was asked for
-	in.id, in.attempt = id, h.attempts+1
-	h.inbound = in
-	return h, nil
+	h.inbound = c.open(rec, [16]byte{}) // only what is handled here was asked for
+	h.id, h.attempt = id, h.attempts+1
+	return true, nil
 }
 
 // retry runs the handler for a parked record. To claim the row and to handle
 // the event are one transaction, so that of two takers one finds nothing left.
 // An error leaves the record as it was: due, with no attempt spent.
 func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claimed bool, err error) {
+	found := false
+	err = c.insist(ctx, still, func() (err error) { found, err = c.load(ctx, &h); return err })
+	if errors.Is(err, errGivenUp) || err == nil && !found {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	h.began = time.Now()
 	move := func(s parkedState, then func(context.Context, *Tx) error) error {
 		return c.insist(ctx, still, func() error {
@@ -223,8 +202,17 @@ func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claime
 		})
 	}
 	err = move(parkedState{state: stateHandled, attempts: h.attempt}, func(ctx context.Context, tx *Tx) error {
-		_, err := c.handle(ctx, tx, []*inbound{h.inbound})
+		if _, err := c.handle(ctx, tx, []*inbound{h.inbound}); err != nil {
+			return err
+		}
 		crash("retry: handled")
+		if h.rec.Key == nil {
+			return nil
+		}
+		key := c.keyOf(h.inbound)
+		key.after = h.seq
+		err := promote(ctx, c.db, tx, []parkedKey{key})
+		crash("retry: promoted")
 		return err
 	})
 	if err == nil && claimed {
@@ -265,16 +253,15 @@ func (c *Consumer) claim(ctx context.Context, tx *Tx, h head, to parkedState) (b
 			return false, fmt.Errorf("claim parked record: %w", err)
 		}
 	}
-	finished := time.Time{}
-	if to.state == stateHandled {
-		finished = sqldb.Now()
-	}
+	due, wait := c.db.Clock(3, to.wait)
+	now, zero := c.db.Clock(4, 0)
 	res, err := tx.ExecContext(ctx, `
-		UPDATE parked_records SET state = $1, attempts = $2, due_at = $3, finished_at = $4,
+		UPDATE parked_records SET state = $1, attempts = $2,
+			due_at = CASE WHEN $1 = 'retrying' THEN `+due+` END, finished_at = CASE WHEN $1 = 'handled' THEN `+now+` END,
 			error_class = CASE WHEN $5 = '' THEN error_class ELSE $5 END, error = CASE WHEN $5 = '' THEN error ELSE $6 END,
 			first_failed_at = COALESCE(first_failed_at, $7), last_failed_at = COALESCE($7, last_failed_at)
-		WHERE seq = $8 AND state = $9 AND attempts = $10`,
-		to.state, to.attempts, sqldb.NullTime(to.due), sqldb.NullTime(finished), string(classify(to.err)), reason(to.err), sqldb.NullTime(to.at), h.seq, h.state, h.attempts)
+		WHERE seq = $8 AND state = 'retrying' AND attempts = $9`,
+		to.state, to.attempts, wait, zero, string(classify(to.err)), reason(to.err), sqldb.NullTime(to.at), h.seq, h.attempts)
 	if err != nil {
 		return false, fmt.Errorf("claim parked record: %w", err)
 	}
@@ -387,8 +374,14 @@ func keyHash(key []byte) any {
 	if key == nil {
 		return nil
 	}
+	return hashOf(key)
+}
+
+func hashOf(parts ...[]byte) int64 {
 	h := fnv.New64a()
-	h.Write(key) //nolint:gosec // a hash never fails
+	for _, part := range parts {
+		h.Write(part) //nolint:gosec // a hash never fails
+	}
 	return int64(h.Sum64())
 }
 

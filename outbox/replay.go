@@ -111,11 +111,12 @@ type ParkedRecord struct {
 	FirstFailedAt time.Time      `json:"first_failed_at,omitzero"`
 	LastFailedAt  time.Time      `json:"last_failed_at,omitzero"`
 	FinishedAt    time.Time      `json:"finished_at,omitzero"`
-	Followers     int64          `json:"followers"` // that wait behind it
+	Followers     int64          `json:"followers"` // that wait behind it; 0 for one that waits itself
 	Headers       []ParkedHeader `json:"headers,omitempty"`
 	Value         []byte         `json:"value,omitempty"`
 
 	seq int64
+	key []byte // nil without one
 }
 
 // A ParkedHeader is a header of a record, as text where it is text.
@@ -124,19 +125,20 @@ type ParkedHeader struct {
 	Value string `json:"value"`
 }
 
+// Followers are counted for heads alone: of all that wait behind one another
+// each would count the rest.
 const selectParked = `
 	SELECT p.seq, p.consumer, p.state, p.event_id, p.event_type, p.topic, p.partition, p.record_offset, p.key, p.attempts, p.due_at, p.error_class, p.error,
 		p.first_failed_at, p.last_failed_at, p.finished_at,
-		(SELECT COUNT(*) FROM parked_records q
+		CASE WHEN p.state IN ('retrying', 'dead') THEN (SELECT COUNT(*) FROM parked_records q
 			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq > p.seq
-				AND q.state IN ('retrying', 'waiting', 'dead') AND q.state = 'waiting')
+				AND q.state IN ` + openStates + ` AND q.state = 'waiting') ELSE 0 END
 	FROM parked_records p `
 
 func scanParked(rows *sql.Rows) (r ParkedRecord, err error) {
-	var key []byte
-	err = rows.Scan(&r.seq, &r.Group, &r.State, &r.EventID, &r.EventType, &r.Topic, &r.Partition, &r.Offset, &key, &r.Attempts, sqldb.Time(&r.DueAt),
+	err = rows.Scan(&r.seq, &r.Group, &r.State, &r.EventID, &r.EventType, &r.Topic, &r.Partition, &r.Offset, &r.key, &r.Attempts, sqldb.Time(&r.DueAt),
 		&r.ErrorClass, &r.Error, sqldb.Time(&r.FirstFailedAt), sqldb.Time(&r.LastFailedAt), sqldb.Time(&r.FinishedAt), &r.Followers)
-	r.Key = string(key)
+	r.Key = string(r.key)
 	return r, err
 }
 
@@ -181,7 +183,7 @@ func (o *Operator) Show(ctx context.Context, group, eventID string) (ParkedRecor
 // start. Something must be selected.
 func (o *Operator) Replay(ctx context.Context, f ParkedFilter, a Action) ([]ParkedRecord, error) {
 	f.State = stateDead
-	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = $4, finished_at = NULL`, stateRetrying)
+	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = {now}, finished_at = NULL`, stateRetrying)
 }
 
 // Discard gives dead records up for ever, and with an EventID also one that is
@@ -192,7 +194,7 @@ func (o *Operator) Discard(ctx context.Context, f ParkedFilter, a Action) ([]Par
 	if f.EventID != "" {
 		f.State = "open"
 	}
-	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = $4`, stateDiscarded)
+	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = {now}`, stateDiscarded)
 }
 
 // move changes the selected records, each if it still is what it was: another
@@ -217,24 +219,32 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 			were[i] = []any{r.seq, r.State, r.Attempts}
 		}
 		var seqs []int64
+		now, zero := o.db.Clock(4, 0)
 		err = sqldb.Rows{
 			Columns: `nr BIGINT, was TEXT, tries INTEGER`, SQL: `
-			UPDATE parked_records SET ` + set + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
+			UPDATE parked_records SET ` + strings.ReplaceAll(set, "{now}", now) + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
 		}.Query(ctx, o.db, tx, were, func(rows *sql.Rows) error {
 			seqs = append(seqs, 0)
 			return rows.Scan(&seqs[len(seqs)-1])
-		}, sqldb.Now())
+		}, zero)
 		if err != nil {
 			return fmt.Errorf("move parked records: %w", err)
 		}
 		slices.Sort(seqs)
 		var targets []string
+		var done []parkedKey
 		for _, r := range selected {
 			if _, won := slices.BinarySearch(seqs, r.seq); won {
 				targets = append(targets, ParkedFilter{Group: r.Group, EventID: r.EventID, Topic: r.Topic, Key: r.Key}.String())
+				if r.key != nil && r.State != stateWaiting && state == stateDiscarded {
+					done = append(done, parkedKey{r.Group, r.Topic, r.key, r.seq})
+				}
 				r.State = state
 				moved = append(moved, r)
 			}
+		}
+		if err := promote(ctx, o.db, tx, done); err != nil {
+			return err
 		}
 		return a.note(ctx, tx, action, targets, 1)
 	})

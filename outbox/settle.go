@@ -91,15 +91,14 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 			return err
 		}
 		todo := make([]*inbound, 0, len(batch))
+		var behind []*inbound
 		for i, in := range batch {
 			switch {
 			case !fresh[in.id]:
 				outcomes[i] = duplicate
 			case in.rec.Key != nil && parkedKeys[in.key]:
 				outcomes[i] = waiting
-				if err := c.insertParked(ctx, tx, in, parkedState{state: stateWaiting}); err != nil {
-					return err
-				}
+				behind = append(behind, in)
 			default:
 				outcomes[i] = handled
 				todo = append(todo, in)
@@ -108,7 +107,10 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 		}
 		culprit, err = c.handle(ctx, tx, todo)
 		crash("consumer: handled")
-		return err
+		if err != nil {
+			return err
+		}
+		return c.parkInTurn(ctx, tx, behind, parkedState{state: stateWaiting})
 	})
 	if err != nil {
 		return culprit, err
@@ -125,7 +127,7 @@ func (c *Consumer) settled(in *inbound, o outcome) {
 	in.settled = true
 	c.metrics.count(in, o)
 	switch o {
-	case waiting, retrying:
+	case retrying:
 		select {
 		case c.parked <- struct{}{}:
 		default:
@@ -179,37 +181,6 @@ func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh
 	return fresh, result.Err()
 }
 
-// parkedKeys finds the keys of the batch that have a parked record which is
-// not done. The table is nearly empty, mostly.
-func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (map[string]bool, error) {
-	n := 1
-	for n < len(batch) {
-		n *= 2
-	}
-	args := make([]any, 0, n+1)
-	args = append(args, c.cfg.Group)
-	for i := range n {
-		args = append(args, keyHash(batch[min(i, len(batch)-1)].rec.Key))
-	}
-	result, err := tx.QueryContext(ctx, `
-		SELECT DISTINCT topic, key FROM parked_records
-		WHERE consumer = $1 AND state IN ('retrying', 'waiting', 'dead') AND key_hash IN (`+sqldb.List(2, n)+`)`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("look for parked records: %w", err)
-	}
-	defer result.Close()
-	keys := map[string]bool{}
-	for result.Next() {
-		var topic string
-		var key []byte
-		if err := result.Scan(&topic, &key); err != nil {
-			return nil, fmt.Errorf("look for parked records: %w", err)
-		}
-		keys[topic+"\x00"+string(key)] = true
-	}
-	return keys, result.Err()
-}
-
 // setAside parks a record that could not be handled: to be tried again, or dead
 // at once when no retry will cure it. With its mark in the inbox it is settled
 // as far as its partition is concerned.
@@ -232,7 +203,7 @@ func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
 	}
 	crash("parked: committed")
 	c.settled(in, o)
-	if o != duplicate {
+	if o == outcome(s.state) {
 		c.failed(in, s)
 	}
 }
@@ -247,12 +218,19 @@ func (c *Consumer) park(ctx context.Context, in *inbound, s parkedState, o *outc
 		if err != nil || !fresh[in.id] {
 			return err // another process was faster
 		}
-		*o = outcome(s.state)
 		crash("parked: marked")
-		if err := c.insertParked(ctx, tx, in, s); err != nil {
+		parkedKeys, err := c.parkedKeys(ctx, tx, []*inbound{in})
+		if err != nil {
 			return err
 		}
-		return c.bury(ctx, tx, in, s)
+		if parkedKeys[in.key] { // put there by another process meanwhile
+			s = parkedState{state: stateWaiting}
+		}
+		*o = outcome(s.state)
+		if err := c.bury(ctx, tx, in, s); err != nil {
+			return err
+		}
+		return c.parkInTurn(ctx, tx, []*inbound{in}, s)
 	})
 }
 

@@ -36,16 +36,38 @@ var engine = []mutant{
 	{
 		name: "retry: of two takers both win",
 		file: "outbox/parked.go",
-		old:  `		WHERE seq = $8 AND state = $9 AND attempts = $10`,
-		new:  `		WHERE seq = $8 AND ($9 <> '' OR $10 = 0)`,
+		old:  `		WHERE seq = $8 AND state = 'retrying' AND attempts = $9`,
+		new:  `		WHERE seq = $8 AND $9 >= 0`,
 		test: simulation,
 	},
 	{
 		name: "retry: a follower need not wait for its head",
-		file: "outbox/parked.go",
-		old:  `				AND q.state IN ('retrying', 'waiting', 'dead'))`,
-		new:  `				AND q.state = 'waiting')`,
-		test: simulation,
+		file: "outbox/turns.go",
+		old:  "openStates + ` ORDER BY q.seq LIMIT 1) IS NULL`",
+		new:  "openStates + ` ORDER BY q.seq LIMIT 1) IS NULL OR true`",
+		test: "./outbox -run ^TestMend$",
+	},
+	{
+		name: "retry: nobody lets the next of a key go on",
+		file: "outbox/turns.go",
+		old:  `		err = retryNow(ctx, db, tx, next)`,
+		new:  `		err = ctx.Err()`,
+		test: "./outbox -run ^TestHotKey$",
+	},
+	{
+		name: "retry: who parks and who finishes take no turns",
+		file: "outbox/turns.go",
+		old:  `	if db.Engine == sqldb.SQLite || len(keys) == 0 {`,
+		new:  `	if db != nil {`,
+		test: "./outbox -run ^TestTurns$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "retry: what is due after a jump of the clock waits for it",
+		file: "outbox/turns.go",
+		old:  "`due_at > `+latest",
+		new:  "`due_at < due_at AND due_at > `+latest",
+		test: "./outbox -run ^TestClockJumps$",
 	},
 	{
 		name: "relay: marked before it is acknowledged, in the simulation",
@@ -225,14 +247,13 @@ var engine = []mutant{
 	{
 		name: "dead letters: written after the commit that says so",
 		file: "outbox/settle.go",
-		old: `		return c.bury(ctx, tx, in, s)
-	})
+		old: `		if err := c.bury(ctx, tx, in, s); err != nil {
+			return err
+		}
 `,
 		new: `		tx.AfterCommit(func() {
 			_ = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error { return c.bury(ctx, tx, in, s) })
 		})
-		return nil
-	})
 `,
 		test: "./outbox -run ^TestCrashPoints$/^dead_letter_written",
 	},

@@ -1,0 +1,288 @@
+package outbox
+
+import (
+	"cmp"
+	"context"
+	"database/sql"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// Of the records parked under one key one is tried, retrying or dead, and all
+// behind it wait. Whoever finishes it has the next retry in the same
+// transaction, so that who looks for what is due reads no row that waits, be it
+// one or a hundred thousand. No order hangs on that: a record is handled, tried
+// or not, only while no older one of its key is open.
+
+// openStates are those of a parked record that is not done.
+const openStates = `('retrying', 'waiting', 'dead')`
+
+// isHead holds for a parked record p before which none of its key are open. A
+// planner would make a join of NOT EXISTS, and may read all records for it.
+const isHead = `(
+	SELECT q.seq FROM parked_records q
+	WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq < p.seq
+		AND q.state IN ` + openStates + ` ORDER BY q.seq LIMIT 1) IS NULL`
+
+// A parkedKey is a key of a topic, as a group's records are parked under it.
+type parkedKey struct {
+	group, topic string
+	key          []byte
+	after        int64 // the record that was finished, where one was
+}
+
+// turnLocks is how many locks all keys share: a batch of many keys must not use
+// up the locks of a server.
+const (
+	turnLocks = 64
+	turnClass = 0x6f757462 // sets our locks apart from others'
+)
+
+// lockTurns has those who park behind records of the keys (shared) and those
+// who finish these records take turns until the transaction ends: who finishes
+// one sees what was parked behind it, or who parks sees that it is finished.
+// It comes after all other locks of a transaction, so that none is waited for
+// by somebody who is waited for here. SQLite has one writer, who needs no lock.
+func lockTurns(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, keys []parkedKey) error {
+	if db.Engine == sqldb.SQLite || len(keys) == 0 {
+		return nil
+	}
+	var locks []int32
+	for _, k := range keys {
+		locks = append(locks, int32(uint64(hashOf([]byte(k.group+"\x00"+k.topic+"\x00"), k.key))%turnLocks)) //nolint:gosec // below turnLocks
+	}
+	slices.Sort(locks) // taken in one order by all
+	fn := "pg_advisory_xact_lock"
+	if shared {
+		fn = "pg_advisory_xact_lock_shared"
+	}
+	rows, err := tx.QueryContext(ctx, `SELECT `+fn+`($1, lock) FROM unnest($2::INTEGER[]) AS lock`, turnClass, slices.Compact(locks))
+	if err != nil {
+		return fmt.Errorf("wait for the turn of a key: %w", err)
+	}
+	for rows.Next() {
+	}
+	return cmp.Or(rows.Err(), rows.Close())
+}
+
+// promote has the oldest open record of each key retry at once, if it waits,
+// in the transaction that has finished the one before it.
+func promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []parkedKey) error {
+	if err := lockTurns(ctx, db, tx, false, keys); err != nil {
+		return err
+	}
+	args := make([][]any, len(keys))
+	for i, k := range keys {
+		args[i] = []any{k.group, k.topic, hashOf(k.key), k.key, k.after}
+	}
+	var next [][]any
+	err := sqldb.Rows{
+		Columns: `in_group TEXT, on_topic TEXT, hash BIGINT, of_key BYTEA, after BIGINT`, SQL: `
+		SELECT (SELECT p.seq FROM parked_records p WHERE p.consumer = v.in_group AND p.topic = v.on_topic AND p.key_hash = v.hash AND p.key = v.of_key
+			AND p.seq > v.after AND p.state IN ` + openStates + ` ORDER BY p.seq LIMIT 1) FROM {rows}`,
+	}.Query(ctx, db, tx, args, func(rows *sql.Rows) error {
+		var seq sql.NullInt64
+		err := rows.Scan(&seq)
+		if seq.Valid {
+			next = append(next, []any{seq.Int64})
+		}
+		return err
+	})
+	if err == nil {
+		err = retryNow(ctx, db, tx, next)
+	}
+	if err != nil {
+		return fmt.Errorf("let the next of a key go on: %w", err)
+	}
+	return nil
+}
+
+// retryNow has the records retry at once, if they wait or nobody said when.
+func retryNow(ctx context.Context, db *sqldb.DB, q sqldb.Querier, seqs [][]any) error {
+	now, arg := db.Clock(2, 0)
+	return sqldb.Rows{
+		Columns: `nr BIGINT`, SQL: `
+		UPDATE parked_records SET state = 'retrying', due_at = ` + now + ` FROM {rows} 
+		WHERE seq = v.nr AND (state = 'waiting' OR state = 'retrying' AND due_at IS NULL) RETURNING seq`,
+	}.Query(ctx, db, q, seqs, func(*sql.Rows) error { return nil }, arg)
+}
+
+// parkedKeys finds the records of the batch that have an open record of their
+// key parked before them, and reports their keys. All are of one topic.
+func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (map[string]bool, error) {
+	keys := map[string]bool{}
+	var keyed []*inbound
+	for _, in := range batch {
+		if in.rec.Key != nil {
+			keyed = append(keyed, in)
+		}
+	}
+	if len(keyed) == 0 {
+		return keys, nil
+	}
+	list, args := c.keyList(keyed)
+	// the table is nearly empty, mostly: that is asked once; else each key is looked for in the index, whatever the planner believes
+	result, err := tx.QueryContext(ctx, `
+		SELECT v.nr FROM `+list+`
+		WHERE (SELECT EXISTS (SELECT 1 FROM parked_records WHERE consumer = $1 AND topic = $2 AND state IN `+openStates+`))
+			AND (SELECT true FROM parked_records p WHERE p.consumer = $1 AND p.topic = $2 AND p.key_hash = v.hash AND p.key = v.key
+				AND p.state IN `+openStates+` ORDER BY p.seq LIMIT 1)`, append([]any{c.cfg.Group, keyed[0].rec.Topic}, args...)...)
+	if err != nil {
+		return nil, fmt.Errorf("look for parked records: %w", err)
+	}
+	defer result.Close()
+	for result.Next() {
+		var nr int
+		if err := result.Scan(&nr); err != nil {
+			return nil, fmt.Errorf("look for parked records: %w", err)
+		}
+		keys[keyed[nr].key] = true
+	}
+	return keys, result.Err()
+}
+
+// keyList is the keys as a table v of nr, from 0, hash and key, and its
+// arguments from number 3.
+func (c *Consumer) keyList(ins []*inbound) (table string, args []any) {
+	if c.db.Engine == sqldb.Postgres {
+		hashes, keys := make([]int64, len(ins)), make([][]byte, len(ins))
+		for i, in := range ins {
+			hashes[i], keys[i] = hashOf(in.rec.Key), in.rec.Key
+		}
+		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr)) AS v`, []any{hashes, keys}
+	}
+	list := make([][2]any, len(ins))
+	for i, in := range ins {
+		list[i] = [2]any{hashOf(in.rec.Key), hex.EncodeToString(in.rec.Key)}
+	}
+	text, _ := json.Marshal(list) //nolint:errchkjson // numbers and texts
+	return `(SELECT key AS nr, value ->> 0 AS hash, unhex(value ->> 1) AS key FROM json_each($3)) AS v`, []any{string(text)}
+}
+
+// errTurn says that a record was to wait behind another that is done meanwhile,
+// or the other way round.
+var errTurn = marked{errors.New("another record of the key was parked or finished meanwhile"), classConflict}
+
+// parkInTurn parks records, those that wait behind others of their keys and
+// those that do not, if that still is so: whoever finishes what stands before
+// them will see them.
+func (c *Consumer) parkInTurn(ctx context.Context, tx *Tx, ins []*inbound, s parkedState) error {
+	var keys []parkedKey
+	for _, in := range ins {
+		if in.rec.Key != nil {
+			keys = append(keys, c.keyOf(in))
+		}
+	}
+	if err := lockTurns(ctx, c.db, tx, true, keys); err != nil {
+		return err
+	}
+	behind, err := c.parkedKeys(ctx, tx, ins)
+	if err != nil {
+		return err
+	}
+	for _, in := range ins {
+		if behind[in.key] != (s.state == stateWaiting) {
+			return errTurn
+		}
+		if err := c.insertParked(ctx, tx, in, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Consumer) keyOf(in *inbound) parkedKey {
+	return parkedKey{group: c.cfg.Group, topic: in.rec.Topic, key: in.rec.Key}
+}
+
+// mostHeads is how many records are tried at once, at most.
+const mostHeads = 100
+
+// dueStatement selects what is due: of each type that this program handles, and
+// of what could not be opened; another program of the group may know the rest.
+// Arguments are the group, now, and the time up to which things are due at all.
+func (c *Consumer) dueStatement(now, latest string) (statement string, args []any) {
+	const one = `SELECT seq FROM (SELECT seq FROM parked_records p
+		WHERE consumer = $1 AND state = 'retrying' AND %s AND %s AND ` + isHead + ` ORDER BY due_at LIMIT %d) AS d%d`
+	known := []string{`event_type = ''`}
+	for on := range c.subs {
+		args = append(args, on.topic, on.eventType)
+		known = append(known, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args)+3, len(args)+2))
+	}
+	var parts []string
+	for i, subject := range known {
+		parts = append(parts, fmt.Sprintf(one, subject, `due_at <= `+now, mostHeads, i))
+	}
+	// a clock that jumped back must not freeze them
+	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+latest, mostHeads, len(known)))
+	return strings.Join(parts, ` UNION ALL `), args
+}
+
+// longestPause is how long after a failure a record is due at most.
+func (c *Consumer) longestPause() time.Duration {
+	return c.cfg.Delay*time.Duration(c.cfg.Attempts)*6/5 + time.Second
+}
+
+// dueHeads returns the heads that are due. When there are none it says how
+// long to wait at most: until the next is due, or until another process may
+// have parked one.
+func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
+	const poll = 2 * time.Second
+	now, arg := c.db.Clock(2, 0)
+	latest, late := c.db.Clock(3, c.longestPause())
+	statement, subjects := c.dueStatement(now, latest)
+	rows, err := c.db.Read().QueryContext(ctx, statement, append([]any{c.cfg.Group, arg, late}, subjects...)...)
+	heads, err = all(rows, err, func(rows *sql.Rows) (h head, err error) { return h, rows.Scan(&h.seq) }, "read parked records")
+	if err != nil || len(heads) > 0 {
+		return heads[:min(len(heads), mostHeads)], 0, err
+	}
+	var due, at time.Time
+	err = c.db.Read().QueryRowContext(ctx, `
+		SELECT (SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying' AND due_at > `+now+`), `+now, c.cfg.Group, arg).
+		Scan(sqldb.Time(&due), sqldb.Time(&at))
+	if err != nil || due.IsZero() {
+		return nil, poll, err
+	}
+	return nil, min(poll, max(due.Sub(at), 50*time.Millisecond)), nil
+}
+
+// mend finds heads that wait, by skipping from key to key, and has them go on.
+// Nobody leaves one behind but a program of an earlier version and whoever
+// changes rows by hand.
+func (c *Consumer) mend(ctx context.Context) error {
+	topics := map[string]bool{}
+	for on := range c.subs {
+		topics[on.topic] = true
+	}
+	for topic := range topics {
+		rows, err := c.db.Read().QueryContext(ctx, `
+			WITH RECURSIVE hashes(hash) AS (
+				SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND state IN `+openStates+`
+				UNION ALL
+				SELECT (SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > hash AND state IN `+openStates+`)
+				FROM hashes WHERE hash IS NOT NULL)
+			SELECT seq FROM (
+				SELECT (SELECT seq FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash = hash AND state IN `+openStates+` ORDER BY seq LIMIT 1) AS first
+				FROM hashes WHERE hash IS NOT NULL) AS f
+			JOIN parked_records ON seq = first WHERE state = 'waiting' OR state = 'retrying' AND due_at IS NULL`, c.cfg.Group, topic)
+		waiting, err := all(rows, err, func(rows *sql.Rows) ([]any, error) {
+			var seq int64
+			err := rows.Scan(&seq)
+			return []any{seq}, err
+		}, "look for heads that wait")
+		if err == nil {
+			err = retryNow(ctx, c.db, c.db, waiting)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
