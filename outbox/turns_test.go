@@ -85,8 +85,8 @@ func TestHotKey(t *testing.T) {
 			what string
 			step func()
 		}{
-			{"a record of the key", func() { c.settle(ctx, []*inbound{c.relocation("hot", waiting + 2)}) }},
-			{"a record of another key", func() { c.settle(ctx, []*inbound{c.relocation("cold", waiting + 3)}) }},
+			{"a record of the key", func() { c.settle(ctx, []*inbound{c.relocation("hot", waiting+2)}) }},
+			{"a record of another key", func() { c.settle(ctx, []*inbound{c.relocation("cold", waiting+3)}) }},
 			{"a look for what is due", func() { due(0) }},
 			{"a look for heads that wait", func() {
 				if err := c.mend(ctx); err != nil {
