@@ -40,24 +40,28 @@ const (
 )
 
 // The schedule of a delivery that fails for now: the pause starts at retryBase
-// and doubles up to retryLimit; at giveUpAfter the last attempt is made.
+// and doubles up to retryLimit; at giveUpAfter the last attempt is made. A clock
+// that was set makes no day: it takes as many attempts as well as fit into one.
 const (
 	retryBase   = time.Second
 	retryLimit  = 15 * time.Minute
 	giveUpAfter = 24 * time.Hour
+	dayOfTries  = int(giveUpAfter / retryLimit)
 )
 
-// retryAt is when a delivery is tried again that would be after the pause, and
-// whether it is tried again at all.
-func retryAt(created, now time.Time, pause time.Duration) (time.Time, bool) {
-	end := created.Add(giveUpAfter)
-	if !now.Before(end) {
-		return time.Time{}, false
+// never is the pause before what is not done again.
+const never time.Duration = -1
+
+// retryIn is the pause before a delivery is tried again that is so old and had
+// so many attempts, the proposed one or a shorter, or never.
+func retryIn(age time.Duration, attempts int, pause time.Duration) time.Duration {
+	switch {
+	case age < giveUpAfter:
+		return min(pause, giveUpAfter-age)
+	case attempts < dayOfTries:
+		return pause
 	}
-	if at := now.Add(pause); at.Before(end) {
-		return at, true
-	}
-	return end, true
+	return never
 }
 
 // An order is what the notifications of an order need to know of it, as its

@@ -9,25 +9,39 @@ import (
 	"pizzaflow/event"
 )
 
-func TestRetryAt(t *testing.T) {
-	created := time.Date(2024, 1, 15, 10, 30, 0, 0, time.UTC)
+func TestRetryIn(t *testing.T) {
 	for _, tt := range []struct {
-		name       string
-		age, pause time.Duration
-		at         time.Duration // since creation
-		again      bool
+		name     string
+		age      time.Duration
+		attempts int
+		pause    time.Duration
+		want     time.Duration
 	}{
-		{"soon", time.Minute, time.Second, time.Minute + time.Second, true},
-		{"the last attempt is at the end", 23*time.Hour + 55*time.Minute, 15 * time.Minute, 24 * time.Hour, true},
-		{"over at the end", 24 * time.Hour, time.Second, 0, false},
-		{"over after it", 30 * time.Hour, time.Second, 0, false},
+		{"soon", time.Minute, 3, time.Second, time.Second},
+		{"the last attempt is at the end", 23*time.Hour + 55*time.Minute, 120, 15 * time.Minute, 5 * time.Minute},
+		{"over at the end", 24 * time.Hour, 96, time.Second, never},
+		{"over after it", 30 * time.Hour, 120, time.Second, never},
+		{"a day that nobody tried in", 25 * time.Hour, 1, time.Second, time.Second},
+		{"a year that nobody tried in", 365 * 24 * time.Hour, 95, 15 * time.Minute, 15 * time.Minute},
+		{"made in the future", -25 * time.Hour, 96, 15 * time.Minute, 15 * time.Minute},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			at, again := retryAt(created, created.Add(tt.age), tt.pause)
-			if again != tt.again || again && !at.Equal(created.Add(tt.at)) {
-				t.Errorf("retryAt = %v, %v; want %v, %v", at, again, created.Add(tt.at), tt.again)
+			if got := retryIn(tt.age, tt.attempts, tt.pause); got != tt.want {
+				t.Errorf("retryIn = %v, want %v", got, tt.want)
 			}
 		})
+	}
+}
+
+// A day of attempts fits into a day, so that a mail server that is away for
+// good is given up after one.
+func TestDayOfTriesFitsIntoADay(t *testing.T) {
+	age := time.Duration(0)
+	for n, pause := 1, retryBase; n < dayOfTries; n, pause = n+1, min(2*pause, retryLimit) {
+		age += pause + sendTimeout
+	}
+	if age >= giveUpAfter {
+		t.Errorf("%d attempts take %v", dayOfTries, age)
 	}
 }
 

@@ -41,6 +41,7 @@ func (s *Service) newLane(cfg Config, channel Channel, sender Sender) *lane {
 	l.work = outbox.NewWork(outbox.WorkConfig{
 		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: laneLimit,
 		Lease: cmp.Or(cfg.lease, lease), Patience: cmp.Or(cfg.patience, patience), Alone: cfg.Alone, Do: s.deliver, Log: cfg.Log,
+		Longest: outbox.LongestBackoff(retryBase, retryLimit),
 	})
 	return l
 }
@@ -81,7 +82,7 @@ func (s *Service) send(ctx context.Context, d delivery) Result {
 // settle records what an attempt came to.
 func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Result) error {
 	now := sqldb.Now()
-	next := settlement{claim: c, status: Pending, reason: r.reason()}
+	next := settlement{claim: c, status: Pending, pause: never, reason: r.reason()}
 	label := string(r.Outcome)
 	switch r.Outcome {
 	case Accepted:
@@ -89,9 +90,8 @@ func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Resu
 	case Permanent:
 		next.status = Failed
 	default:
-		due, again := retryAt(d.CreatedAt, now, outbox.Backoff(c.Attempt, retryBase, retryLimit))
-		next.dueAt = due
-		if !again {
+		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, outbox.Backoff(c.Attempt, retryBase, retryLimit))
+		if next.pause == never {
 			next.status, label = Failed, "expired"
 		}
 	}
@@ -103,7 +103,7 @@ func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Resu
 	}
 	s.metrics.deliveries.WithLabelValues(string(d.Channel), label).Inc()
 	if next.status == Sent {
-		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(now.Sub(d.CreatedAt).Seconds())
+		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(max(0, now.Sub(d.CreatedAt).Seconds()))
 	}
 	s.logAttempt(ctx, d, r, next)
 	return nil
@@ -147,7 +147,7 @@ func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, next set
 	case Failed:
 		s.log.LogAttrs(ctx, slog.LevelError, "Notification failed", attrs...)
 	default:
-		attrs = append(attrs, slog.Time("next_attempt", next.dueAt))
+		attrs = append(attrs, slog.Time("next_attempt", sqldb.Now().Add(next.pause)))
 		s.log.LogAttrs(ctx, slog.LevelWarn, "Notification postponed", attrs...)
 	}
 }

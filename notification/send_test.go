@@ -105,10 +105,10 @@ func TestGivenUpAfterADay(t *testing.T) {
 		s := w.service()
 		o := newOrder("+tempfail-always")
 		w.handle(s, o.created())
-		w.exec(`UPDATE notification_deliveries SET created_at = $1 WHERE channel = 'email'`, sqldb.Now().Add(-giveUpAfter))
+		w.exec(`UPDATE notification_deliveries SET created_at = $1, attempts = $2 WHERE channel = 'email'`, sqldb.Now().Add(-giveUpAfter), dayOfTries-1)
 		w.run(s)
 		w.settled()
-		w.want(o, map[string]string{"order_confirmation email": "failed 1", "order_confirmation sms": "sent 1"})
+		w.want(o, map[string]string{"order_confirmation email": "failed 96", "order_confirmation sms": "sent 1"})
 		w.counted(s, Email, "expired", 1)
 	})
 }
@@ -311,7 +311,7 @@ func TestOneOfAGroupLostItsLease(t *testing.T) {
 		}
 		settled := make([]settlement, len(all))
 		for i, id := range all {
-			settled[i] = settlement{claim: outbox.Claim{ID: id, Token: "ours", Attempt: 1}, status: Sent, sentAt: sqldb.Now(), providerID: "it-" + id}
+			settled[i] = settlement{claim: outbox.Claim{ID: id, Token: "ours", Attempt: 1}, status: Sent, pause: never, sentAt: sqldb.Now(), providerID: "it-" + id}
 		}
 		settled[1].claim.Token = "theirs"
 		settled[2].status, settled[2].sentAt, settled[2].reason = Failed, time.Time{}, "permanent: no such mailbox"

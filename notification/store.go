@@ -52,7 +52,7 @@ var (
 	}
 	intoDeliveries = sqldb.Insert{
 		Into:  `INSERT INTO notification_deliveries (id, notification_id, order_id, type, channel, status, created_at, due_at, lease_token, attempts)`,
-		Types: `UUID, UUID, UUID, TEXT, TEXT, TEXT, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, INTEGER`,
+		Types: `UUID, UUID, UUID, TEXT, TEXT, TEXT, TIMESTAMPTZ, CLOCK, TEXT, INTEGER`,
 	}
 	readClaimed = sqldb.Rows{
 		Columns: `did UUID, token TEXT`,
@@ -63,7 +63,7 @@ var (
 			JOIN order_contacts c ON c.order_id = d.order_id`,
 	}
 	updateSettled = sqldb.Rows{
-		Columns: `did UUID, token TEXT, new_status TEXT, due TIMESTAMPTZ, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
+		Columns: `did UUID, token TEXT, new_status TEXT, due CLOCK, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
 		SQL: `UPDATE notification_deliveries SET status = v.new_status, due_at = v.due, lease_token = NULL,
 				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent
 			FROM {rows} WHERE id = v.did AND lease_token = v.token RETURNING id`,
@@ -200,7 +200,7 @@ func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []deliv
 	for i, d := range all {
 		l := leases[d.Channel]
 		rows[i] = []any{
-			d.ID, d.notification, d.Order.ID, string(d.Type), string(d.Channel), string(Pending), d.CreatedAt, l.DueAt, l.Token, l.Attempts,
+			d.ID, d.notification, d.Order.ID, string(d.Type), string(d.Channel), string(Pending), d.CreatedAt, l.DueIn.Microseconds(), l.Token, l.Attempts,
 		}
 	}
 	if _, err := intoDeliveries.Exec(ctx, db, tx, rows); err != nil {
@@ -271,7 +271,7 @@ func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([
 type settlement struct {
 	claim      outbox.Claim
 	status     Status
-	dueAt      time.Time // of the next attempt, while pending
+	pause      time.Duration // before the next attempt, while pending; else never
 	sentAt     time.Time
 	providerID string // the receiver's name for the message, "" if it gave none
 	reason     string // why it was not sent, "" if it was
@@ -283,7 +283,7 @@ func settleDeliveries(ctx context.Context, db *sqldb.DB, all []settlement) ([]er
 	rows := make([][]any, len(all))
 	for i, t := range all {
 		rows[i] = []any{
-			t.claim.ID, t.claim.Token, string(t.status), sqldb.NullTime(t.dueAt), t.providerID, t.reason, sqldb.NullTime(t.sentAt),
+			t.claim.ID, t.claim.Token, string(t.status), sqldb.NullPause(t.pause), t.providerID, t.reason, sqldb.NullTime(t.sentAt),
 		}
 	}
 	var won ids

@@ -12,7 +12,7 @@
 //   - An order that was answered with 201 is committed, with its first history
 //     entry and its OrderCreated; one that was refused has left no trace.
 //   - Prices come from the menu at the moment of acceptance, never from outside.
-//   - One Idempotency-Key makes one order within its 24 hours, however many
+//   - One Idempotency-Key makes one order within 24 hours at least, however many
 //     requests carry it and whichever replica they reach.
 //   - An order leaves pending once. Whatever arrives later is absorbed.
 //   - An order that cannot be settled is marked: at once when a payment does not

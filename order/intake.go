@@ -82,7 +82,7 @@ func (s *Service) insert(ctx context.Context, batch []*newOrder) error {
 		if err := insertOrders(ctx, s.db, tx.Tx, batch, s.number); err != nil {
 			return err
 		}
-		if err := insertKeys(ctx, s.db, tx.Tx, batch, sqldb.Now().Add(-keyLifetime)); err != nil {
+		if err := insertKeys(ctx, s.db, tx.Tx, batch); err != nil {
 			return err
 		}
 		for _, o := range batch {

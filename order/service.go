@@ -28,7 +28,7 @@ import (
 var Schema embed.FS
 
 const (
-	keyLifetime  = 24 * time.Hour   // how long an Idempotency-Key stands for its order
+	keyLifetime  = 24 * time.Hour   // how long an Idempotency-Key stands for its order at least
 	placeTimeout = 10 * time.Second // for an order to wait until it is stored
 )
 
@@ -161,7 +161,7 @@ func (s *Service) Place(ctx context.Context, p Placement) (Answer, error) {
 // replay finds the answer that the placement's key was given before, or
 // sql.ErrNoRows.
 func (s *Service) replay(ctx context.Context, p Placement) (Answer, error) {
-	k, err := selectKey(ctx, s.db.Read(), p.Key, sqldb.Now().Add(-keyLifetime))
+	k, err := selectKey(ctx, s.db.Read(), p.Key)
 	if err != nil {
 		return Answer{}, fmt.Errorf("place order: %w", err)
 	}
@@ -319,7 +319,7 @@ func (s *Service) onDead(ctx context.Context, tx *outbox.Tx, d outbox.Dead) erro
 	if err != nil {
 		return fmt.Errorf("mark order: %w", err)
 	}
-	if err := markMismatch(ctx, tx.Tx, id, sqldb.Now()); err != nil {
+	if err := markMismatch(ctx, tx.Tx, id); err != nil {
 		return err
 	}
 	tx.AfterCommit(func() {

@@ -43,13 +43,10 @@ var (
 				attention_since = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_since END
 			FROM {rows} WHERE id = v.oid AND status = 'pending' RETURNING id`,
 	}
-	// a key is also taken from a row whose time is over
 	intoKeys = sqldb.Insert{
 		Into:  `INSERT INTO idempotency_keys (key, body_sha256, order_id, response, created_at)`,
-		Types: `TEXT, BYTEA, UUID, BYTEA, TIMESTAMPTZ`,
-		Then: `ON CONFLICT (key) DO UPDATE SET body_sha256 = excluded.body_sha256, order_id = excluded.order_id,
-				response = excluded.response, created_at = excluded.created_at
-			WHERE idempotency_keys.created_at <= $6`,
+		Types: `TEXT, BYTEA, UUID, BYTEA, CLOCK`,
+		Then:  `ON CONFLICT (key) DO NOTHING`,
 	}
 )
 
@@ -137,19 +134,18 @@ func selectNumbers(ctx context.Context, db querier, orders []*newOrder) (map[str
 	return numbers, nil
 }
 
-// insertKeys takes the keys of new orders, also from rows that were stored
-// before expired. On PostgreSQL it waits for other transactions that are taking
+// insertKeys takes the keys of new orders. On PostgreSQL it waits for other transactions that are taking
 // them. If some are taken by other orders, it marks whose they are and returns
 // errKeyTaken.
-func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder, expired time.Time) error {
+func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) error {
 	rows, keys := make([][]any, 0, len(orders)), make([]any, 0, len(orders))
 	for _, o := range orders {
 		if o.key != "" {
-			rows = append(rows, []any{o.key, o.sum, o.ID, o.answer, o.CreatedAt})
+			rows = append(rows, []any{o.key, o.sum, o.ID, o.answer, 0})
 			keys = append(keys, o.key)
 		}
 	}
-	n, err := intoKeys.Exec(ctx, db, tx, rows, expired)
+	n, err := intoKeys.Exec(ctx, db, tx, rows)
 	if err != nil {
 		return fmt.Errorf("insert idempotency keys: %w", err)
 	}
@@ -199,23 +195,21 @@ type keyRow struct {
 	response []byte
 }
 
-// selectKey reads what stands behind a key since expired; sql.ErrNoRows when
-// nothing does.
-func selectKey(ctx context.Context, db *sql.DB, key string, expired time.Time) (keyRow, error) {
+// selectKey reads what stands behind a key; sql.ErrNoRows when nothing does.
+func selectKey(ctx context.Context, db *sql.DB, key string) (keyRow, error) {
 	var k keyRow
-	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response FROM idempotency_keys
-		WHERE key = $1 AND created_at > $2`, key, expired).Scan(&k.sum, &k.orderID, &k.response)
+	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response FROM idempotency_keys WHERE key = $1`, key).Scan(&k.sum, &k.orderID, &k.response)
 	if err != nil {
 		return keyRow{}, fmt.Errorf("select idempotency key: %w", err)
 	}
 	return k, nil
 }
 
-// deleteKeys removes some of the keys that were stored before expired and
-// returns how many.
-func deleteKeys(ctx context.Context, db *sql.DB, expired time.Time) (int64, error) {
+// deleteKeys removes some of the keys that are older than lifetime and returns
+// how many.
+func deleteKeys(ctx context.Context, db *sqldb.DB, lifetime time.Duration) (int64, error) {
 	n, err := affected(db.ExecContext(ctx, `DELETE FROM idempotency_keys WHERE key IN
-		(SELECT key FROM idempotency_keys WHERE created_at <= $1 ORDER BY created_at LIMIT 1000)`, expired))
+		(SELECT key FROM idempotency_keys WHERE created_at <= `+db.Later("$1")+` ORDER BY created_at LIMIT 1000)`, -lifetime.Microseconds()))
 	if err != nil {
 		return 0, fmt.Errorf("delete idempotency keys: %w", err)
 	}
@@ -349,25 +343,25 @@ func updateStatus(ctx context.Context, tx *sql.Tx, o *Order) (bool, error) {
 
 // markMismatch marks an order whose payment does not match it, in whatever
 // status it is.
-func markMismatch(ctx context.Context, tx *sql.Tx, id string, at time.Time) error {
+func markMismatch(ctx context.Context, tx *sql.Tx, id string) error {
 	_, err := tx.ExecContext(ctx, `
-		UPDATE orders SET attention_reason = 'payment_amount_mismatch', attention_since = $2
-		WHERE id = $1 AND (attention_reason IS NULL OR attention_reason <> 'payment_amount_mismatch')`, id, at)
+		UPDATE orders SET attention_reason = 'payment_amount_mismatch', attention_since = `+sqldb.Clock+`
+		WHERE id = $1 AND (attention_reason IS NULL OR attention_reason <> 'payment_amount_mismatch')`, id)
 	if err != nil {
 		return fmt.Errorf("mark mismatch: %w", err)
 	}
 	return nil
 }
 
-// markOverdue marks some of the orders that have been pending since before
-// placed and returns how many. The conditions stand twice: an order that was
+// markOverdue marks some of the orders that have been pending for longer than
+// the deadline and returns how many. The conditions stand twice: an order that was
 // paid between the look and the lock must not be marked.
-func markOverdue(ctx context.Context, db *sql.DB, placed, at time.Time) (int64, error) {
+func markOverdue(ctx context.Context, db *sqldb.DB, deadline time.Duration) (int64, error) {
 	n, err := affected(db.ExecContext(ctx, `
-		UPDATE orders SET attention_reason = 'payment_overdue', attention_since = $1
+		UPDATE orders SET attention_reason = 'payment_overdue', attention_since = `+sqldb.Clock+`
 		WHERE status = 'pending' AND attention_reason IS NULL AND id IN (
-			SELECT id FROM orders WHERE status = 'pending' AND attention_reason IS NULL AND created_at <= $2
-			ORDER BY created_at LIMIT 500)`, at, placed))
+			SELECT id FROM orders WHERE status = 'pending' AND attention_reason IS NULL AND created_at <= `+db.Later("$1")+`
+			ORDER BY created_at LIMIT 500)`, -deadline.Microseconds()))
 	if err != nil {
 		return 0, fmt.Errorf("mark overdue: %w", err)
 	}

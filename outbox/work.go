@@ -2,12 +2,11 @@ package outbox
 
 import (
 	"context"
-	"crypto/rand"
-	"database/sql"
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,6 +19,13 @@ const (
 	workLookSoon = 20 * time.Millisecond  // after a take that found less than it could have
 	workAhead    = 32                     // times Limit: how many rows are held at most, worked on or waiting for it
 	workWrites   = 10 * time.Second       // for one statement about leases
+	workPullIn   = time.Minute            // between two looks for what is due too late
+)
+
+// The pauses before a row whose Do returned an error.
+const (
+	failedRetry     = 500 * time.Millisecond
+	lastFailedRetry = 30 * time.Second
 )
 
 // WorkConfig says which rows a Work takes and what is done for each. The table
@@ -37,6 +43,11 @@ type WorkConfig struct {
 	// Patience is how long Do may take; 2 minutes when zero. Then its context
 	// ends and the lease is not renewed any more.
 	Patience time.Duration
+	// Longest is the longest pause that Do makes before a row is due again, in
+	// microseconds, as an SQL expression over the row; see LongestBackoff. A row
+	// that is due later got its time before the clock was set back, and comes
+	// soon instead. Empty, a row may be due at any time.
+	Longest string
 	// Alone says that no other process works on these rows: whatever is leased
 	// when Run begins was left by a dead one and is due at once.
 	Alone bool
@@ -52,7 +63,7 @@ type WorkConfig struct {
 // A Claim is one row taken to be worked on.
 type Claim struct {
 	ID      string
-	Token   string // stands in the row for as long as it is this process's
+	Token   string // stands in the row for as long as it is this claim's; no other has the same
 	Attempt int    // how often the row was taken: 1, 2, …
 	Data    any    // what Lease.Begin was given; nil for a row that was found in the table
 
@@ -72,15 +83,19 @@ func (c Claim) Called() {
 // A call may be repeated, after a crash or a lost answer, so it must carry a
 // key that makes the other side recognise it.
 //
-// A row is held by a lease: the process's token, and due_at in the near future,
+// A row is held by a lease: the claim's token, and due_at in the near future,
 // which is moved on while the row is held. A process that dies moves nothing,
 // and its rows are due again. One that was away from its database, as all are
 // when the database restarts, takes no row from others for the length of a
-// lease, so that whoever lives can renew and settle first.
+// lease, so that whoever lives can renew and settle first. So does one that saw
+// the clock set forward, for then every lease looks as if it had run out. The
+// clock is the database's (sqldb.Clock): those of the processes may differ.
 type Work struct {
-	cfg   WorkConfig
-	token string
-	wake  chan struct{}
+	cfg  WorkConfig
+	wake chan struct{}
+
+	clock    sqldb.ClockWatch // these two are takeUntil's
+	pullInAt time.Time
 
 	mu      sync.Mutex
 	open    bool                // Run takes what is handed over
@@ -120,7 +135,7 @@ func NewWork(cfg WorkConfig) *Work {
 	if cfg.Where != "" {
 		cfg.Where = " AND " + cfg.Where
 	}
-	return &Work{cfg: cfg, token: rand.Text(), wake: make(chan struct{}, 1), held: map[string]*holding{}}
+	return &Work{cfg: cfg, wake: make(chan struct{}, 1), held: map[string]*holding{}}
 }
 
 // Wake says that a row became due. Without it the row is found by Run's own
@@ -135,29 +150,37 @@ func (w *Work) Wake() {
 // Run works until ctx ends, gives back what it has not begun, and lets the
 // running calls finish.
 func (w *Work) Run(ctx context.Context) error {
+	var err error
+	if w.cfg.Alone { // before anything is held here
+		err = w.inheritAll(ctx)
+	}
 	w.mu.Lock()
-	w.open, w.ctx, w.contact = true, context.WithoutCancel(ctx), time.Now()
+	w.open, w.ctx = true, context.WithoutCancel(ctx)
 	w.mu.Unlock()
+	w.inContact(err)
 	var renewing sync.WaitGroup
 	ended := make(chan struct{})
 	renewing.Go(func() { w.renewUntil(ended) })
-	if w.cfg.Alone {
-		w.inContact(w.inheritAll(ctx))
-	}
 	w.takeUntil(ctx)
-
-	w.mu.Lock()
-	rest := w.waiting
-	w.open, w.waiting = false, nil
-	for _, h := range rest {
-		w.drop(h)
-	}
-	w.mu.Unlock()
-	w.giveBack(w.ctx, rest)
+	w.giveBack(w.ctx, w.close())
 	w.running.Wait()
 	close(ended)
 	renewing.Wait()
 	return nil
+}
+
+// close has nothing more begun, and returns the rows that are held for nothing.
+func (w *Work) close() (rest []*holding) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, h := range w.waiting {
+		if w.held[h.claim.ID] == h { // else it was taken again since
+			rest = append(rest, h)
+			w.drop(h)
+		}
+	}
+	w.open, w.waiting = false, nil
+	return rest
 }
 
 // hold adds a row to those held and has it worked on. It reports false when
@@ -239,162 +262,6 @@ func (w *Work) finish(h *holding) {
 	w.begin()
 }
 
-// room is how many rows are taken now, so that as many wait as are worked on:
-// then no hand is idle while more are taken. What storing holds up is left to
-// others. If it is none, Run is woken when half of those that wait are begun.
-func (w *Work) room() int {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	n := 2*w.cfg.Limit - w.working - len(w.waiting) - max(0, w.storing-w.cfg.Limit)
-	w.hungry = n <= 0
-	return n
-}
-
-// takeUntil takes due rows from the table until ctx ends.
-func (w *Work) takeUntil(ctx context.Context) {
-	lookAt := time.Now()
-	due := time.NewTimer(0)
-	defer due.Stop()
-	for {
-		woken := false
-		select {
-		case <-ctx.Done():
-			return
-		case <-w.wake:
-			woken = true
-		case <-due.C:
-		}
-		next, err := w.take(ctx, woken)
-		w.inContact(err)
-		if err != nil && ctx.Err() == nil {
-			w.cfg.Log.Error("take due work", "table", w.cfg.Table, "err", err)
-			next = time.Second
-		}
-		if at := time.Now().Add(next); !woken || at.Before(lookAt) {
-			lookAt = at
-		}
-		pause := time.NewTimer(workPause)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
-		due.Reset(time.Until(lookAt))
-	}
-}
-
-// take takes as many due rows as can be worked on and says when to look again.
-// Unless somebody said that there is something, it looks first, without a lock:
-// mostly there is nothing to do.
-func (w *Work) take(ctx context.Context, woken bool) (next time.Duration, err error) {
-	room := w.room()
-	if room <= 0 {
-		if !woken {
-			return workLook, w.fallBehind(ctx)
-		}
-		return workLook, nil
-	}
-	if !woken {
-		if wait, err := w.look(ctx); wait > 0 || err != nil {
-			w.mu.Lock()
-			w.behind = w.behind && err != nil
-			w.mu.Unlock()
-			return wait, err
-		}
-		n, err := w.inherit(ctx, room)
-		if room -= n; err != nil || room == 0 {
-			return workLook, err
-		}
-	}
-	n, err := w.claim(ctx, room)
-	switch {
-	case err != nil:
-		return 0, err
-	case n == room: // there may be more
-		w.mu.Lock()
-		w.hungry = true
-		w.mu.Unlock()
-		return workLook, nil
-	default:
-		w.mu.Lock()
-		w.behind = false
-		w.mu.Unlock()
-	}
-	if woken || n > 0 {
-		return workLookSoon, nil
-	}
-	return workLook, nil
-}
-
-// fallBehind finds out whether rows in the table wait for those that are handed
-// over.
-func (w *Work) fallBehind(ctx context.Context) error {
-	var first time.Time
-	err := w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`+w.cfg.Where).Scan(sqldb.Time(&first))
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.behind = w.behind || err == nil && !first.IsZero() && time.Since(first) > workLook
-	return err
-}
-
-// look says how long nothing is due.
-func (w *Work) look(ctx context.Context) (time.Duration, error) {
-	var first time.Time
-	err := w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at) FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`+w.cfg.Where).Scan(sqldb.Time(&first))
-	if err != nil {
-		return 0, err
-	}
-	if first.IsZero() {
-		return workLook, nil
-	}
-	return min(workLook, max(0, time.Until(first))), nil
-}
-
-// claim takes up to n due rows that nobody holds, and returns how many it took.
-func (w *Work) claim(ctx context.Context, n int) (int, error) {
-	// what is claimed must be known: broken off, the statement may have taken
-	// rows that nobody works on until their lease runs out
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
-	defer cancel()
-	return w.takeRows(ctx, `due_at <= $3 AND lease_token IS NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $4`, n)
-}
-
-// takeRows leases the rows that are chosen and has them worked on: in what
-// chooses them $3 is the time and more follows from $4.
-func (w *Work) takeRows(ctx context.Context, chosen string, more ...any) (n int, err error) {
-	until, now := time.Now().Add(w.cfg.Lease), sqldb.Now()
-	statement := w.update(`due_at = $1, lease_token = $2, attempts = attempts + 1`, chosen) + ` RETURNING id, attempts`
-	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{now.Add(w.cfg.Lease), w.token, now}, more...)...)
-	taken, err := all(rows, err, func(rows *sql.Rows) (*holding, error) {
-		h := &holding{claim: Claim{Token: w.token}, until: until}
-		return h, rows.Scan(&h.claim.ID, &h.claim.Attempt)
-	}, "take due rows")
-	for _, h := range taken { // now that the statement has ended, whoever reads the row sees the token
-		crash("work: claimed")
-		w.hold(h)
-	}
-	return len(taken), err
-}
-
-// update is a statement that changes the rows that are chosen, on PostgreSQL
-// without those that another transaction has locked: one row must not hold up
-// the others, and another process takes other rows instead.
-//
-// The rows are chosen once and then found by nothing but their keys. A limit in
-// the UPDATE itself may limit nothing, since a planner may choose anew for every
-// row. And whatever else it asked for, PostgreSQL could begin with: going by
-// statistics from a quiet hour hardly a row is due or leased, so it read all
-// that were, and for each of them what was chosen. With 10,000 due rows it took
-// most of a second to renew 200 leases.
-func (w *Work) update(set, chosen string) string {
-	if w.cfg.DB.Engine == sqldb.Postgres {
-		chosen += ` FOR UPDATE SKIP LOCKED`
-	}
-	return `
-		WITH mine AS MATERIALIZED (SELECT id FROM ` + w.cfg.Table + ` WHERE ` + chosen + `)
-		UPDATE ` + w.cfg.Table + ` SET ` + set + ` WHERE id IN (SELECT id FROM mine)`
-}
-
 func (w *Work) do(ctx context.Context, c Claim) {
 	err := func() (err error) {
 		defer func() {
@@ -410,8 +277,9 @@ func (w *Work) do(ctx context.Context, c Claim) {
 	w.cfg.Log.Error("work", "table", w.cfg.Table, "id", c.ID, "attempt", c.Attempt, "err", err)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
 	defer cancel()
-	due := sqldb.Now().Add(Backoff(c.Attempt, 500*time.Millisecond, 30*time.Second))
-	_, err = w.cfg.DB.ExecContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, due, c.ID, c.Token)
+	pause := Backoff(c.Attempt, failedRetry, lastFailedRetry)
+	_, err = w.cfg.DB.ExecContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = `+w.cfg.DB.Later("$1")+`, lease_token = NULL WHERE id = $2 AND lease_token = $3`,
+		pause.Microseconds(), c.ID, c.Token)
 	if err != nil { // then the lease runs out by itself
 		w.cfg.Log.Error("give work back", "table", w.cfg.Table, "id", c.ID, "err", err)
 	}
@@ -427,4 +295,17 @@ func Backoff(attempt int, base, limit time.Duration) time.Duration {
 	}
 	d = min(d, limit)
 	return d/2 + mathrand.N(d/2+1) //nolint:gosec // jitter
+}
+
+// LongestBackoff is the longest pause that Backoff makes for a row after its
+// attempts, as WorkConfig.Longest wants it.
+func LongestBackoff(base, limit time.Duration) string {
+	var b strings.Builder
+	b.WriteString("CASE")
+	for attempt := 1; base < limit; attempt++ {
+		fmt.Fprintf(&b, " WHEN attempts <= %d THEN %d", attempt, base.Microseconds())
+		base *= 2
+	}
+	fmt.Fprintf(&b, " WHEN true THEN %d END", limit.Microseconds())
+	return b.String()
 }

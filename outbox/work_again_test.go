@@ -65,7 +65,7 @@ func TestLeaseThatRanOutBeforeItsCommit(t *testing.T) {
 			l := w.Lease(1)
 			tx.AfterCommit(func() { <-taken }) // whatever takes its time
 			l.Begin(tx, "late", nil)
-			_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ($1, $2, $3, $4)`, "late", l.DueAt, l.Token, l.Attempts)
+			_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ('late', `+db.Later("$1")+`, $2, $3)`, l.DueIn.Microseconds(), l.Token, l.Attempts)
 			return err
 		})
 		if err != nil {
@@ -144,4 +144,38 @@ func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, "all is done", func() bool { return count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 3 })
+}
+
+// A worker whose row another process took, failed at and let go, cannot settle
+// it any more, although the next to take it is of the same process.
+func TestStaleClaimSettlesNothing(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		jobs(t, db, 1)
+		began := [2]chan outbox.Claim{make(chan outbox.Claim, 1), make(chan outbox.Claim, 1)}
+		resume := [2]chan struct{}{make(chan struct{}), make(chan struct{})}
+		settled := make(chan int64, 2)
+		var calls atomic.Int64
+		run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+			n := calls.Add(1) - 1
+			began[n] <- c
+			<-resume[n]
+			done, err := settleJob(ctx, db, c)
+			settled <- done
+			return err
+		}}).Run)
+		first := <-began[0]
+		if _, err := db.Exec(`UPDATE jobs SET lease_token = NULL, due_at = ` + sqldb.Clock + `, attempts = attempts + 1`); err != nil {
+			t.Fatal(err)
+		}
+		second := <-began[1]
+		if first.Token == second.Token || second.Attempt != 3 {
+			t.Errorf("claims %+v and %+v", first, second)
+		}
+		for i, want := range []int64{0, 1} {
+			close(resume[i])
+			if n := <-settled; n != want {
+				t.Errorf("claim %d settled %d rows, want %d", i+1, n, want)
+			}
+		}
+	})
 }

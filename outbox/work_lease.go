@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"time"
 
@@ -9,10 +10,12 @@ import (
 )
 
 // A Lease is what a transaction writes into the work columns of rows that it
-// inserts. If Token is set, the rows are this process's from the start, and
-// need not be taken from the table again; otherwise they are simply due.
+// inserts: due_at is DueIn from now by the database's clock (DB.Later or a
+// column of the type CLOCK). If Token is set, the rows are this process's from
+// the start, and need not be taken from the table again; otherwise they are
+// simply due.
 type Lease struct {
-	DueAt    time.Time
+	DueIn    time.Duration
 	Token    sql.NullString
 	Attempts int
 	work     *Work
@@ -20,7 +23,7 @@ type Lease struct {
 }
 
 // Due is no lease: the rows are due, for whoever takes them.
-func (w *Work) Due() Lease { return Lease{DueAt: sqldb.Now(), work: w} }
+func (w *Work) Due() Lease { return Lease{work: w} }
 
 // Lease makes a lease for n new rows, which is taken if there is room for them.
 func (w *Work) Lease(n int) Lease {
@@ -29,7 +32,7 @@ func (w *Work) Lease(n int) Lease {
 	defer w.mu.Unlock()
 	if w.open && !w.behind && len(w.held)+n <= workAhead*w.cfg.Limit {
 		l.until = time.Now().Add(w.cfg.Lease)
-		l.DueAt, l.Token, l.Attempts = l.DueAt.Add(w.cfg.Lease), sql.NullString{String: w.token, Valid: true}, 1
+		l.DueIn, l.Token, l.Attempts = w.cfg.Lease, sql.NullString{String: rand.Text(), Valid: true}, 1
 	}
 	return l
 }
@@ -86,23 +89,19 @@ func (w *Work) renew(old []*holding) error {
 	ctx, cancel := context.WithTimeout(w.ctx, workWrites)
 	defer cancel()
 	until := time.Now().Add(w.cfg.Lease)
-	args := []any{sqldb.Now().Add(w.cfg.Lease), w.token}
-	for _, h := range old {
-		args = append(args, h.claim.ID)
-	}
-	chosen := `lease_token = $2 AND id IN (` + sqldb.List(3, len(old)) + `)`
-	rows, err := w.cfg.DB.QueryContext(ctx, w.update(`due_at = $1`, chosen)+` RETURNING id`, args...)
+	statement := w.update(`due_at = `+w.cfg.DB.Later("$1"), claimed(2, len(old))) + ` RETURNING id, lease_token`
+	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{w.cfg.Lease.Microseconds()}, claims(old)...)...)
 	if err != nil {
 		return err
 	}
 	defer rows.Close()
-	found := map[string]bool{}
+	tokens := map[string]string{}
 	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
+		var id, token string
+		if err := rows.Scan(&id, &token); err != nil {
 			return err
 		}
-		found[id] = true
+		tokens[id] = token
 	}
 	if err := rows.Err(); err != nil {
 		return err
@@ -111,7 +110,7 @@ func (w *Work) renew(old []*holding) error {
 	defer w.mu.Unlock()
 	for _, h := range old {
 		switch {
-		case found[h.claim.ID]:
+		case tokens[h.claim.ID] == h.claim.Token:
 			h.until, h.missed = until, false
 		case h.missed && h.cancel != nil: // lost for certain: the first time it may just have been settled
 			h.cancel()
@@ -120,6 +119,21 @@ func (w *Work) renew(old []*holding) error {
 		}
 	}
 	return nil
+}
+
+// claimed is the condition that rows are still their claims', for n claims whose
+// ids and tokens are the arguments from $first on. Of the claims of a row that this
+// process made only the last is held, so no row is found by another's token.
+func claimed(first, n int) string {
+	return `id IN (` + sqldb.List(first, n) + `) AND lease_token IN (` + sqldb.List(first+n, n) + `)`
+}
+
+func claims(held []*holding) []any {
+	args := make([]any, 2*len(held))
+	for i, h := range held {
+		args[i], args[len(held)+i] = h.claim.ID, h.claim.Token
+	}
+	return args
 }
 
 // inContact notes whether the database has answered.
@@ -155,7 +169,7 @@ func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 	if err != nil || len(ids) == 0 {
 		return 0, err
 	}
-	return w.takeRows(ctx, `due_at <= $3 AND lease_token IS NOT NULL AND id IN (`+sqldb.List(4, len(ids))+`)`, ids...)
+	return w.takeRows(ctx, `due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL AND id IN (`+sqldb.List(3, len(ids))+`)`, ids...)
 }
 
 // orphans lists rows whose lease ran out. Those that this process holds itself
@@ -163,7 +177,7 @@ func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 // and they are still worked on here.
 func (w *Work) orphans(ctx context.Context, n int) (ids []any, err error) {
 	rows, err := w.cfg.DB.Read().QueryContext(ctx, `
-		SELECT id FROM `+w.cfg.Table+` WHERE due_at <= $1 AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $2`, sqldb.Now(), n)
+		SELECT id FROM `+w.cfg.Table+` WHERE due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $1`, n)
 	if err != nil {
 		return nil, err
 	}
@@ -185,7 +199,7 @@ func (w *Work) orphans(ctx context.Context, n int) (ids []any, err error) {
 // inheritAll makes due what dead processes left, where no other can be alive.
 func (w *Work) inheritAll(ctx context.Context) error {
 	_, err := w.cfg.DB.ExecContext(ctx, `
-		UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL WHERE lease_token <> $2`+w.cfg.Where, sqldb.Now(), w.token)
+		UPDATE `+w.cfg.Table+` SET due_at = `+sqldb.Clock+`, lease_token = NULL WHERE lease_token IS NOT NULL`+w.cfg.Where)
 	if err != nil && ctx.Err() == nil { // then the leases run out by themselves
 		w.cfg.Log.Error("take over work", "table", w.cfg.Table, "err", err)
 	}
@@ -197,13 +211,10 @@ func (w *Work) giveBack(ctx context.Context, rest []*holding) {
 	ctx, cancel := context.WithTimeout(ctx, workWrites)
 	defer cancel()
 	err := sqldb.Chunks(len(rest), 256, func(from, to int) error {
-		args := []any{sqldb.Now(), w.token}
-		for _, h := range rest[from:to] {
-			args = append(args, h.claim.ID)
-		}
+		part := rest[from:to]
 		_, err := w.cfg.DB.ExecContext(ctx, `
-			UPDATE `+w.cfg.Table+` SET due_at = $1, lease_token = NULL, attempts = attempts - 1
-			WHERE lease_token = $2 AND id IN (`+sqldb.List(3, to-from)+`)`, args...)
+			UPDATE `+w.cfg.Table+` SET due_at = `+sqldb.Clock+`, lease_token = NULL, attempts = attempts - 1
+			WHERE `+claimed(1, len(part)), claims(part)...)
 		return err
 	})
 	if err != nil { // then the leases run out by themselves

@@ -264,7 +264,7 @@ func handOver(t *testing.T, db *sqldb.DB, w *outbox.Work, id string) outbox.Leas
 	err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
 		l = w.Lease(1)
 		l.Begin(tx, id, id+"'s data")
-		_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ($1, $2, $3, $4)`, id, l.DueAt, l.Token, l.Attempts)
+		_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ($1, `+db.Later("$2")+`, $3, $4)`, id, l.DueIn.Microseconds(), l.Token, l.Attempts)
 		return err
 	})
 	if err != nil {

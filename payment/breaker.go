@@ -1,7 +1,9 @@
 package payment
 
 import (
+	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
@@ -26,9 +28,25 @@ func newBreaker(log *slog.Logger) breaker {
 		Build()}
 }
 
-// acquire reports whether a call may be made. After it, the call's answer has
-// to be recorded or the permit released.
+// acquire reports whether a call may be made. After it, either call has to make
+// it or release has to be called, whatever happens in between: a half-open
+// circuit has few permits, and without any it would stay as it is for good.
 func (b breaker) acquire() bool { return b.circuit.TryAcquirePermit() }
+
+// call makes a call for which there is a permit, and takes note of how it went.
+// One that panics was not answered, nor was one that still runs when its ctx
+// ends, although no provider should.
+func (b breaker) call(ctx context.Context, fn func() Answer) (a Answer) {
+	var once sync.Once
+	record := func(a Answer) { once.Do(func() { b.record(a) }) }
+	a = Answer{Outcome: Unanswered}
+	stop := context.AfterFunc(ctx, func() { record(Answer{Outcome: Unanswered}) })
+	defer func() {
+		stop()
+		record(a)
+	}()
+	return fn()
+}
 
 // record takes note of how a call went.
 func (b breaker) record(a Answer) {

@@ -1,11 +1,55 @@
 package payment
 
 import (
+	"context"
 	"log/slog"
 	"testing"
 	"testing/synctest"
 	"time"
 )
+
+// A circuit that is half-open has three permits. Whatever a provider does with
+// them (it panics, or never comes back), they are there again.
+func TestPermitsComeBack(t *testing.T) {
+	for name, provider := range map[string]func(ctx context.Context, over <-chan struct{}) Answer{
+		"panics": func(context.Context, <-chan struct{}) Answer { panic("oops") },
+		"hangs":  func(_ context.Context, over <-chan struct{}) Answer { <-over; return captured() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b, over := newBreaker(slog.New(slog.DiscardHandler)), make(chan struct{})
+				defer close(over)
+				for round := range 3 {
+					b.circuit.HalfOpen()
+					for range 3 {
+						if !b.acquire() {
+							t.Fatalf("round %d: no permit", round)
+						}
+						go func() {
+							defer func() { _ = recover() }()
+							ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+							defer cancel()
+							b.call(ctx, func() Answer { return provider(ctx, over) })
+						}()
+					}
+					time.Sleep(2 * time.Second) // virtual
+					if !b.circuit.IsOpen() {
+						t.Fatalf("round %d: the circuit is %s after three calls without an answer", round, b.circuit.State())
+					}
+					time.Sleep(time.Minute)
+				}
+				for range 3 {
+					if !b.acquire() || b.call(t.Context(), captured).Outcome != Captured {
+						t.Fatal("no call is made when the provider is well again")
+					}
+				}
+				if !b.closed() {
+					t.Errorf("the circuit is %s after three answers", b.circuit.State())
+				}
+			})
+		})
+	}
+}
 
 func TestBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -32,42 +33,46 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // its answer, the less it is worth.
 func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 	p, begun := c.Data.(Payment) // its first attempt was recorded with it
+	moment := sqldb.Heard(sqldb.Now())
+	call, before := CallCharge, interrupted
 	if !begun {
 		f, err := s.loads.Do(ctx, c)
 		if err = errors.Join(err, f.err); err != nil {
 			return err
 		}
-		p = f.payment
+		p, moment = f.payment, f.moment
+		call = p.Next(moment.Now(), s.cfg.TTL)
 	}
-	call, before := CallCharge, interrupted
-	if !begun {
-		call = p.Next(sqldb.Now(), s.cfg.TTL)
+	permitted := s.breaker.acquire()
+	if !permitted {
+		return postponeWork(ctx, s.db, "payments", c, s.afterBreaker(c))
 	}
-	if !s.breaker.acquire() {
-		return postponeWork(ctx, s.db.DB, "payments", c, s.afterBreaker(c))
-	}
+	defer func() {
+		if permitted {
+			s.breaker.release()
+		}
+	}()
 	for {
 		if !begun {
 			var err error
-			if p, err = s.begin(ctx, c, p, call, before); err != nil {
-				s.breaker.release()
+			if p, err = s.begin(ctx, c, p, call, before, moment.Now()); err != nil {
 				return err
 			}
 		}
-		begun = false
+		begun, permitted = false, false
 		a := s.ask(ctx, p, call)
-		next, step := p.Apply(a, sqldb.Now(), s.cfg.TTL)
-		if step != StepCharge || !s.breaker.acquire() {
+		next, step := p.Apply(a, moment.Now(), s.cfg.TTL)
+		if permitted = step == StepCharge && s.breaker.acquire(); !permitted {
 			c.Called()
-			return s.settle(ctx, c, p, next, step, a)
+			return s.settle(ctx, c, p, next, step, a, moment.Now())
 		}
 		call, before = CallCharge, a
 	}
 }
 
 // begin commits that the call is about to be made.
-func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer) (Payment, error) {
-	next := p.Begin(call)
+func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
+	next := p.Begin(call, now)
 	lost, err := s.begins.Do(ctx, attempt{claim: c, from: p.Status, next: next, call: call, before: before})
 	return next, errors.Join(err, lost)
 }
@@ -75,7 +80,7 @@ func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Cal
 // beginAll commits many at once. The result of each is errLeaseLost or nil.
 func (s *Service) beginAll(ctx context.Context, all []attempt) (results []error, err error) {
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
-		won, err := beginAttempts(ctx, tx, s.db, all, sqldb.Now())
+		won, err := beginAttempts(ctx, tx, s.db, all)
 		results = make([]error, len(all))
 		for i, a := range all {
 			if !won[a.next.ID] {
@@ -87,8 +92,7 @@ func (s *Service) beginAll(ctx context.Context, all []attempt) (results []error,
 	return results, err
 }
 
-// ask makes the call. Lookups get half of the time, so that a lookup and a
-// charge fit into the lease.
+// ask makes the call, for which there is a permit. Lookups get half of the time.
 func (s *Service) ask(ctx context.Context, p Payment, call Call) Answer {
 	timeout, fn := s.cfg.Timeout, s.cfg.Provider.Charge
 	if call == CallLookup {
@@ -96,9 +100,7 @@ func (s *Service) ask(ctx context.Context, p Payment, call Call) Answer {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	a := fn(ctx, p.charge())
-	s.breaker.record(a)
-	return p.Believe(call, a)
+	return p.Believe(call, s.breaker.call(ctx, func() Answer { return fn(ctx, p.charge()) }))
 }
 
 // charge is p as the provider is asked for it.
@@ -113,14 +115,14 @@ type settlement struct {
 	from, next Payment
 	step       Step
 	answer     Answer
-	due        time.Time // when the payment is to be taken again, zero for never
+	pause      time.Duration // before the payment is taken again, or never
 }
 
 // settle commits what an answer led to. The lease token and the status fence
 // it, so that of two workers on one payment only one can.
-func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer) error {
+func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer, now time.Time) error {
 	lost, err := s.settles.Do(ctx, settlement{
-		claim: c, from: p, next: next, step: step, answer: a, due: s.due(next, step, sqldb.Now()),
+		claim: c, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, now),
 	})
 	if err = errors.Join(err, lost); err != nil {
 		return err
@@ -132,8 +134,7 @@ func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, s
 // settleAll commits many at once. The result of each is errLeaseLost or nil.
 func (s *Service) settleAll(ctx context.Context, all []settlement) (results []error, err error) {
 	err = s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		now := sqldb.Now()
-		won, err := settlePayments(ctx, tx.Tx, s.db, all, now)
+		won, err := settlePayments(ctx, tx.Tx, s.db, all)
 		if err != nil {
 			return err
 		}
@@ -149,7 +150,7 @@ func (s *Service) settleAll(ctx context.Context, all []settlement) (results []er
 				return err
 			}
 		}
-		return endAttempts(ctx, tx.Tx, s.db, ended, now)
+		return endAttempts(ctx, tx.Tx, s.db, ended)
 	})
 	return results, err
 }
@@ -169,26 +170,39 @@ func (s *Service) follow(ctx context.Context, tx *outbox.Tx, t settlement) error
 	return nil
 }
 
-// due is when the payment is to be taken again, zero for never.
-func (s *Service) due(p Payment, step Step, now time.Time) time.Time {
+// pause is how long the payment rests before it is taken again, or never.
+func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 	switch step {
 	case StepRetry, StepCharge:
 		limit := waitingRetry
 		if p.expired(now, s.cfg.TTL) {
 			limit = lastRetry
 		}
-		return now.Add(outbox.Backoff(p.Calls, firstRetry, limit))
+		return outbox.Backoff(p.Calls, firstRetry, limit)
 	case StepFail, StepCheck:
 		return p.NextCheck(s.cfg.LateChecks)
 	case StepRest, StepComplete, StepRefund:
 	}
-	return time.Time{}
+	return never
 }
 
-// afterBreaker is when a row that no call may be made for is taken again. The
+// longestPause is the longest pause before a payment is taken again, for
+// outbox.WorkConfig.
+func longestPause(checks []time.Duration) string {
+	var b strings.Builder
+	b.WriteString("CASE")
+	failed := Payment{Status: Failed, ErrorCode: CodeProviderUnavailable}
+	for ; failed.Checks < len(checks); failed.Checks++ {
+		fmt.Fprintf(&b, " WHEN status = 'failed' AND checks = %d THEN %d", failed.Checks, failed.NextCheck(checks).Microseconds())
+	}
+	fmt.Fprintf(&b, " WHEN true THEN %d END", lastRetry.Microseconds())
+	return b.String()
+}
+
+// afterBreaker is how long a row that no call may be made for rests. The
 // waiting spreads out the longer it lasts.
-func (s *Service) afterBreaker(c outbox.Claim) time.Time {
-	return sqldb.Now().Add(s.breaker.pause() + outbox.Backoff(c.Attempt, firstRetry, 5*time.Second))
+func (s *Service) afterBreaker(c outbox.Claim) time.Duration {
+	return s.breaker.pause() + outbox.Backoff(c.Attempt, firstRetry, 5*time.Second)
 }
 
 func (p Payment) completed() event.PaymentCompleted {
@@ -214,7 +228,6 @@ func (s *Service) orderRefund(ctx context.Context, tx *outbox.Tx, p Payment, a A
 	tx.AfterCommit(s.refunds.Wake)
 	return insertRefund(ctx, tx.Tx, refund{
 		ID: id.String(), PaymentID: p.ID, TransactionID: a.TransactionID, Amount: a.Amount - a.Refunded, Currency: a.Currency,
-		CreatedAt: sqldb.Now(),
 	})
 }
 

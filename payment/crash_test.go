@@ -144,20 +144,20 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 			t.Errorf("settle without the lease: %v", err)
 		}
 		r = readRow(t, db, o.OrderID)
-		if _, err := s.begin(t.Context(), claim, r.Payment, CallLookup, interrupted); !errors.Is(err, errLeaseLost) {
+		if _, err := s.begin(t.Context(), claim, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, errLeaseLost) {
 			t.Errorf("begin without the lease: %v", err)
 		}
 		if r := readRow(t, db, o.OrderID); r.Status != Processing || !r.leased || history(t, db, r.ID) != "charge open" || countRows(t, db, "outbox_events") != 0 {
 			t.Errorf("%s after %s, %d events", r.Status, history(t, db, r.ID), countRows(t, db, "outbox_events"))
 		}
-		if err := postponeWork(t.Context(), db.DB, "payments", claim, sqldb.Now()); !errors.Is(err, errLeaseLost) {
+		if err := postponeWork(t.Context(), db, "payments", claim, time.Second); !errors.Is(err, errLeaseLost) {
 			t.Errorf("postpone without the lease: %v", err)
 		}
 
 		table = "refunds"
 		err := db.Tx(t.Context(), func(tx *sql.Tx) error {
 			return insertRefund(t.Context(), tx, refund{
-				ID: o.OrderID, PaymentID: r.ID, TransactionID: b.ledger(o.OrderID)[0].ID, Amount: o.TotalAmount, Currency: "RUB", CreatedAt: sqldb.Now(),
+				ID: o.OrderID, PaymentID: r.ID, TransactionID: b.ledger(o.OrderID)[0].ID, Amount: o.TotalAmount, Currency: "RUB",
 			})
 		})
 		if err != nil {
@@ -325,8 +325,9 @@ func TestOpenCircuitIsNoAttempt(t *testing.T) {
 	}, schemas...)
 }
 
-// TestTTL: without a charge until the TTL the payment fails, but only when a
-// lookup says so.
+// TestTTL: without a charge until the TTL, nor by the one that is made after it,
+// the payment fails, but only when a lookup says so. One that nobody worked on
+// until it was too old is charged: that may have been a clock.
 func TestTTL(t *testing.T) {
 	t.Parallel()
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
@@ -372,7 +373,7 @@ func TestTTL(t *testing.T) {
 		}
 		b.setFront(nil)
 		awaitFinal(t, db, refusing, old, taken)
-		for o, want := range map[*event.OrderCreated]string{&refusing: CodeProviderUnavailable, &old: CodeProviderUnavailable, &taken: ""} {
+		for o, want := range map[*event.OrderCreated]string{&refusing: CodeProviderUnavailable, &old: "", &taken: ""} {
 			if r := audit(t, db, b, *o); r.ErrorCode != want {
 				t.Errorf("order of %s: %s %q", o.CustomerEmail, r.Status, r.ErrorCode)
 			}
@@ -384,10 +385,18 @@ func TestTTL(t *testing.T) {
 			return ""
 		})
 		audit(t, db, b, refusing)
-		if strings.Contains(history(t, db, readRow(t, db, old.OrderID).ID), "charge") {
-			t.Error("a payment past its TTL was charged")
+		if told := history(t, db, readRow(t, db, old.OrderID).ID); !strings.HasSuffix(told, "lookup absent, charge captured") || strings.Count(told, "charge") != 1 {
+			t.Errorf("a payment that grew old untried: %s", told)
 		}
-		awaitResults(t, s, "provider_unavailable", 2)
+		var after int
+		if err := db.Read().QueryRow(`SELECT COUNT(*) FROM payment_attempts a JOIN payments p ON p.id = a.payment_id
+			WHERE p.order_id = $1 AND a.kind = 'charge' AND a.started_at >= $2`, refusing.OrderID, readRow(t, db, refusing.OrderID).CreatedAt.Add(ttl)).Scan(&after); err != nil {
+			t.Fatal(err)
+		}
+		if after != 1 {
+			t.Errorf("%d charges after the TTL, want 1", after)
+		}
+		awaitResults(t, s, "provider_unavailable", 1)
 	}, schemas...)
 }
 

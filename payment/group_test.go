@@ -34,7 +34,7 @@ func TestOneOfAGroupLostItsLease(t *testing.T) {
 				t.Fatal(err)
 			}
 			p := rows[i].Payment
-			begins[i] = attempt{claim: c, from: p.Status, next: p.Begin(CallCharge), call: CallCharge, before: interrupted}
+			begins[i] = attempt{claim: c, from: p.Status, next: p.Begin(CallCharge, sqldb.Now()), call: CallCharge, before: interrupted}
 			a := Answer{Outcome: Captured, TransactionID: fmt.Sprint("ch_", i), Amount: p.Amount, Currency: p.Currency}
 			next, step := begins[i].next.Apply(a, sqldb.Now(), time.Hour)
 			settles[i] = settlement{claim: c, from: begins[i].next, next: next, step: step, answer: a}

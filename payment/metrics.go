@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"time"
 
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pizzaflow/measure"
@@ -35,7 +37,7 @@ type tally struct {
 	oldest time.Time
 }
 
-func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metrics, error) {
+func newMetrics(reg prometheus.Registerer, db *sqldb.DB, b breaker, log *slog.Logger) (metrics, error) {
 	m := metrics{
 		results: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pizza_payments_total",
@@ -52,7 +54,25 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (metr
 	if reg == nil {
 		return m, nil
 	}
-	return m, errors.Join(reg.Register(m.results), reg.Register(m.unansweredGauges()))
+	errs := []error{reg.Register(m.results), reg.Register(m.unansweredGauges())}
+	for _, state := range []circuitbreaker.State{circuitbreaker.ClosedState, circuitbreaker.HalfOpenState, circuitbreaker.OpenState} {
+		errs = append(errs, reg.Register(circuitGauge(b, state)))
+	}
+	return m, errors.Join(errs...)
+}
+
+// circuitGauge tells whether the circuit before the provider is in the state.
+func circuitGauge(b breaker, state circuitbreaker.State) prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name:        "pizza_payment_circuit",
+		Help:        "1 for the state of the circuit before the payment provider: closed (every call is made), open (none is), half_open (a few are).",
+		ConstLabels: prometheus.Labels{"state": strings.ReplaceAll(state.String(), "-", "_")},
+	}, func() float64 {
+		if b.circuit.State() == state {
+			return 1
+		}
+		return 0
+	})
 }
 
 func (m metrics) unansweredGauges() prometheus.Collector {

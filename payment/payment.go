@@ -23,7 +23,7 @@ const (
 // Codes of a failure that the provider does not name itself.
 const (
 	CodeDeclined            = "declined"             // refused without a reason
-	CodeProviderUnavailable = "provider_unavailable" // no charge came about before the TTL
+	CodeProviderUnavailable = "provider_unavailable" // no charge came about before the TTL, nor after it
 )
 
 // A Call is what the provider is asked for a payment.
@@ -76,6 +76,7 @@ type Payment struct {
 	Calls         int   // calls begun so far, the number of the last attempt
 	Checks        int   // lookups after the failure that found nothing
 	CreatedAt     time.Time
+	ChargedAt     time.Time // when the last charge was begun, zero when none was
 	CompletedAt   time.Time // when it became final
 }
 
@@ -93,9 +94,13 @@ const (
 	StepRefund               // money was taken after the failure was told: give it back
 )
 
+// keysLast is how long a provider is relied on to know the key of a charge: one
+// that asks for it again later may take the money a second time. Usual is a day.
+const keysLast = 23 * time.Hour
+
 // Next is the call to make for p now. A charge without a lookup before it is
 // only for a payment for which nothing was tried; one that waited longer than
-// ttl is not charged any more.
+// ttl is looked up first, whatever is known of it.
 func (p Payment) Next(now time.Time, ttl time.Duration) Call {
 	if p.Status == Pending && !p.expired(now, ttl) {
 		return CallCharge
@@ -104,10 +109,10 @@ func (p Payment) Next(now time.Time, ttl time.Duration) Call {
 }
 
 // Begin is p as it is recorded before the call is made.
-func (p Payment) Begin(c Call) Payment {
+func (p Payment) Begin(c Call, now time.Time) Payment {
 	switch {
 	case c == CallCharge:
-		p.Status = Processing
+		p.Status, p.ChargedAt = Processing, now
 	case p.Status == Processing: // found again after a crash
 		p.Status = Unknown
 	}
@@ -158,7 +163,7 @@ func (p Payment) Apply(a Answer, now time.Time, ttl time.Duration) (Payment, Ste
 		p.ErrorCode = declineCode(a.Code)
 		return p.finish(Failed, now), StepFail
 	case Absent:
-		if !p.expired(now, ttl) {
+		if p.mayCharge(now, ttl) {
 			return p, StepCharge
 		}
 		p.ErrorCode = CodeProviderUnavailable
@@ -188,13 +193,33 @@ func (p Payment) applyLate(a Answer) (Payment, Step) {
 	return p, StepRetry
 }
 
-// NextCheck is when a failed payment is to be looked up again: checks are
-// counted from the failure. It is zero when that is over or was never needed.
-func (p Payment) NextCheck(checks []time.Duration) time.Time {
+// never is the pause before what is not done again.
+const never time.Duration = -1
+
+// NextCheck is the pause before a failed payment is looked up again, or never
+// when that is over or was not needed. The checks are counted from the failure,
+// each from the one before, so that none is skipped for a clock that was set.
+func (p Payment) NextCheck(checks []time.Duration) time.Duration {
 	if p.Status != Failed || p.ErrorCode != CodeProviderUnavailable || p.Checks >= len(checks) {
-		return time.Time{}
+		return never
 	}
-	return p.CompletedAt.Add(checks[p.Checks])
+	if p.Checks == 0 {
+		return checks[0]
+	}
+	return max(0, checks[p.Checks]-checks[p.Checks-1])
+}
+
+// mayCharge reports whether p, of which the provider has nothing, is charged at
+// now: until it is older than ttl, and once after that. What makes it old may be
+// a clock that was set, or an outage of ours, in which nobody tried.
+func (p Payment) mayCharge(now time.Time, ttl time.Duration) bool {
+	switch {
+	case !p.expired(now, ttl), p.ChargedAt.IsZero():
+		return true
+	case now.Sub(p.CreatedAt) >= keysLast:
+		return false
+	}
+	return p.ChargedAt.Before(p.CreatedAt.Add(ttl))
 }
 
 func (p Payment) expired(now time.Time, ttl time.Duration) bool {

@@ -19,7 +19,14 @@ func open(s Status) Payment {
 }
 
 func failedUnavailable() Payment {
-	p, _ := open(Unknown).Apply(Answer{Outcome: Absent}, t0.Add(ttl), ttl)
+	p, _ := chargedAt(ttl).Apply(Answer{Outcome: Absent}, t0.Add(ttl), ttl)
+	return p
+}
+
+// chargedAt was charged last when it was that old.
+func chargedAt(age time.Duration) Payment {
+	p := open(Unknown)
+	p.ChargedAt = t0.Add(age)
 	return p
 }
 
@@ -71,9 +78,11 @@ func TestApply(t *testing.T) {
 		{"found taken past the TTL", open(Unknown), captured(), ttl + 1, Completed, "", StepComplete},
 		{"found declined", open(Unknown), declined, 0, Failed, "insufficient_funds", StepFail},
 		{"nothing found", open(Unknown), absent, ttl - 1, Unknown, "", StepCharge},
-		{"nothing found past the TTL", open(Unknown), absent, ttl, Failed, CodeProviderUnavailable, StepFail},
+		{"nothing found past the TTL, charged before it", chargedAt(ttl - 1), absent, ttl, Unknown, "", StepCharge},
+		{"nothing found past the TTL, charged after it", chargedAt(ttl), absent, ttl, Failed, CodeProviderUnavailable, StepFail},
+		{"nothing found when the provider may have forgotten", chargedAt(0), absent, keysLast, Failed, CodeProviderUnavailable, StepFail},
 		{"lookup unanswered past the TTL", open(Unknown), lost, 100 * ttl, Unknown, "", StepRetry},
-		{"never tried, past the TTL", open(Pending), absent, ttl, Failed, CodeProviderUnavailable, StepFail},
+		{"never tried, past the TTL", open(Pending), absent, 100 * ttl, Pending, "", StepCharge},
 		{"never tried, lookup unanswered", open(Pending), lost, ttl, Pending, "", StepRetry},
 		{"late capture", late, captured(), 2 * ttl, Failed, CodeProviderUnavailable, StepRefund},
 		{"late decline", late, declined, 2 * ttl, Failed, CodeProviderUnavailable, StepRest},
@@ -132,15 +141,17 @@ func TestNextCheck(t *testing.T) {
 	checks := []time.Duration{time.Minute, time.Hour}
 	p := failedUnavailable()
 	var got []time.Duration
-	for at := p.NextCheck(checks); !at.IsZero(); at = p.NextCheck(checks) {
+	at := p.CompletedAt
+	for pause := p.NextCheck(checks); pause != never; pause = p.NextCheck(checks) {
+		at = at.Add(pause)
 		got = append(got, at.Sub(p.CompletedAt))
 		p, _ = p.Apply(Answer{Outcome: Absent}, at, ttl)
 	}
 	if len(got) != 2 || got[0] != time.Minute || got[1] != time.Hour {
 		t.Errorf("checked at %v, want %v", got, checks)
 	}
-	if at := open(Unknown).NextCheck(checks); !at.IsZero() {
-		t.Errorf("an open payment is checked at %v", at)
+	if pause := open(Unknown).NextCheck(checks); pause != never {
+		t.Errorf("an open payment is checked in %v", pause)
 	}
 }
 
@@ -205,19 +216,24 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p, w, now := open(Pending), &world{}, t0
 		var told []Step
-		refunds, resting := 0, false
+		refunds, late, resting := 0, 0, false
 		for i := 0; i < 60 && !resting; i++ {
 			now = now.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "seconds")) * time.Second)
 			if w.inFlight && !w.declined && rapid.Bool().Draw(t, "arrives") {
 				w.take(p)
 			}
 			before := p
-			call, chargeAllowed := p.Next(now, ttl), p.Status == Pending
+			call, chargeAllowed := p.Next(now, ttl), p.Status == Pending && now.Sub(t0) < ttl
 			for again := true; again; {
 				again = false
-				p = p.Begin(call)
-				if call == CallCharge && (!chargeAllowed || now.Sub(t0) >= ttl) {
+				p = p.Begin(call, now)
+				if call == CallCharge && !chargeAllowed {
 					t.Fatalf("charged a payment that is %s, %s old, without asking first", before.Status, now.Sub(t0))
+				}
+				if call == CallCharge && now.Sub(t0) >= ttl {
+					if late++; late > 1 {
+						t.Fatalf("charged %d times after the TTL", late)
+					}
 				}
 				var a Answer
 				if call == CallCharge {
@@ -248,7 +264,7 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 					}
 				}
 			}
-			resting = resting || p.Status == Completed || (p.Status == Failed && p.NextCheck(checks).IsZero())
+			resting = resting || p.Status == Completed || (p.Status == Failed && p.NextCheck(checks) == never)
 		}
 		if w.charges > 1 || refunds > 1 || len(told) > 1 || int64(len(told)) != p.Version {
 			t.Fatalf("%d charges, %d refunds, told %v, version %d", w.charges, refunds, told, p.Version)

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"pizzaflow/outbox"
-	"pizzaflow/sqldb"
 )
 
 // lastRefundRetry is the longest pause before a refund is tried again. It is
@@ -24,18 +23,18 @@ func (s *Service) refund(ctx context.Context, c outbox.Claim) error {
 		return err
 	}
 	if !s.breaker.acquire() {
-		return postponeWork(ctx, s.db.DB, "refunds", c, s.afterBreaker(c))
+		return postponeWork(ctx, s.db, "refunds", c, s.afterBreaker(c))
 	}
 	a := s.giveBack(ctx, r)
-	if a.Outcome == Refused {
+	if a.Outcome == Refused && s.breaker.acquire() {
 		a = s.lookRefunded(ctx, p, r, a)
 	}
 	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		now, due := sqldb.Now(), time.Time{}
+		pause := never
 		if a.Outcome != Refunded {
-			due = now.Add(outbox.Backoff(c.Attempt, firstRetry, lastRefundRetry))
+			pause = outbox.Backoff(c.Attempt, firstRetry, lastRefundRetry)
 		}
-		if err := settleRefund(ctx, tx.Tx, c, a.Detail, due, now); err != nil {
+		if err := settleRefund(ctx, tx.Tx, s.db, c, a.Detail, pause); err != nil {
 			return err
 		}
 		tx.AfterCommit(func() {
@@ -54,9 +53,9 @@ func (s *Service) refund(ctx context.Context, c outbox.Claim) error {
 func (s *Service) giveBack(ctx context.Context, r refund) Answer {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout)
 	defer cancel()
-	a := s.cfg.Provider.Refund(ctx, Refund{Key: r.ID, TransactionID: r.TransactionID, Amount: r.Amount, Currency: r.Currency})
-	s.breaker.record(a)
-	return a
+	return s.breaker.call(ctx, func() Answer {
+		return s.cfg.Provider.Refund(ctx, Refund{Key: r.ID, TransactionID: r.TransactionID, Amount: r.Amount, Currency: r.Currency})
+	})
 }
 
 // lookRefunded asks whether a refused refund was refused because the money is
@@ -64,7 +63,7 @@ func (s *Service) giveBack(ctx context.Context, r refund) Answer {
 func (s *Service) lookRefunded(ctx context.Context, p Payment, r refund, refused Answer) Answer {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Timeout/2)
 	defer cancel()
-	a := s.cfg.Provider.Lookup(ctx, p.charge())
+	a := s.breaker.call(ctx, func() Answer { return s.cfg.Provider.Lookup(ctx, p.charge()) })
 	if a.Outcome == Captured && a.TransactionID == r.TransactionID && a.Refunded >= r.Amount {
 		return Answer{Outcome: Refunded, Detail: "was given back already"}
 	}

@@ -38,7 +38,7 @@ type Config struct {
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer
 
-	TTL     time.Duration // how long a payment is charged again where the provider has nothing; 15 minutes when zero
+	TTL     time.Duration // how long a payment is charged again where the provider has nothing, and once after that; 15 minutes when zero
 	Timeout time.Duration // of one call to the provider; 10 seconds when zero
 	Limit   int           // charges and lookups at once; 64 when zero
 	Lease   time.Duration // how long what a crash broke off stays untouched; 5 seconds when zero
@@ -75,7 +75,7 @@ func New(cfg Config) (*Service, error) {
 	cfg = cfg.withDefaults()
 	s := &Service{cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, breaker: newBreaker(cfg.Log)}
 	var err error
-	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.log); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.breaker, s.log); err != nil {
 		return nil, fmt.Errorf("payment service: %w", err)
 	}
 	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []outbox.Claim) ([]found, error) {
@@ -84,9 +84,9 @@ func New(cfg Config) (*Service, error) {
 	s.begins = sqldb.NewGroup(s.db, s.beginAll)
 	s.settles = sqldb.NewGroup(s.db, s.settleAll)
 	work := outbox.WorkConfig{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
-	work.Table, work.Limit, work.Do = "payments", cfg.Limit, unlessLost(s.charge)
+	work.Table, work.Limit, work.Do, work.Longest = "payments", cfg.Limit, unlessLost(s.charge), longestPause(cfg.LateChecks)
 	s.charges = outbox.NewWork(work)
-	work.Table, work.Limit, work.Do = "refunds", 4, unlessLost(s.refund)
+	work.Table, work.Limit, work.Do, work.Longest = "refunds", 4, unlessLost(s.refund), outbox.LongestBackoff(firstRetry, lastRefundRetry)
 	s.refunds = outbox.NewWork(work)
 	return s, nil
 }
@@ -145,7 +145,7 @@ func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox
 	if s.breaker.closed() {
 		lease = s.charges.Lease(len(ds))
 	}
-	now := sqldb.Now()
+	now := sqldb.Now() // the rows get the database's
 	all := make([]Payment, len(ds))
 	for i, d := range ds {
 		o := d.Event
@@ -161,7 +161,7 @@ func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox
 			CausationID: d.EventID, Traceparent: d.Traceparent, Status: Pending, CreatedAt: now,
 		}
 		if lease.Token.Valid {
-			all[i] = all[i].Begin(CallCharge)
+			all[i] = all[i].Begin(CallCharge, now)
 		}
 	}
 	stored, err := insertPayments(ctx, tx.Tx, s.db, all, lease)

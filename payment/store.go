@@ -22,12 +22,12 @@ var (
 	intoPayments = sqldb.Insert{
 		Into: `INSERT INTO payments (id, order_id, amount, currency, customer_email, causation_id, traceparent, status, calls,
 			created_at, updated_at, due_at, lease_token, attempts)`,
-		Types: `UUID, UUID, BIGINT, TEXT, TEXT, UUID, TEXT, TEXT, INTEGER, TIMESTAMPTZ, TIMESTAMPTZ, TIMESTAMPTZ, TEXT, INTEGER`,
+		Types: `UUID, UUID, BIGINT, TEXT, TEXT, UUID, TEXT, TEXT, INTEGER, CLOCK, CLOCK, CLOCK, TEXT, INTEGER`,
 		Then:  `ON CONFLICT (order_id) DO NOTHING RETURNING id`,
 	}
 	intoAttempts = sqldb.Insert{
 		Into:  `INSERT INTO payment_attempts (payment_id, attempt, kind, started_at)`,
-		Types: `UUID, INTEGER, TEXT, TIMESTAMPTZ`,
+		Types: `UUID, INTEGER, TEXT, CLOCK`,
 	}
 	readClaimed = sqldb.Rows{
 		Columns: `pid UUID, token TEXT`,
@@ -35,19 +35,19 @@ var (
 	}
 	updateBegun = sqldb.Rows{
 		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, new_calls INTEGER`,
-		SQL: `UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = $6 FROM {rows}
+		SQL: `UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = ` + sqldb.Clock + ` FROM {rows}
 			WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
 	}
 	updateSettled = sqldb.Rows{
 		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, tid TEXT, code TEXT, said TEXT, new_version BIGINT, new_checks INTEGER,
-			final TIMESTAMPTZ, due TIMESTAMPTZ`,
+			final TIMESTAMPTZ, due CLOCK`,
 		SQL: `UPDATE payments SET status = v.new_status, transaction_id = NULLIF(v.tid, ''), error_code = NULLIF(v.code, ''), error_message = NULLIF(v.said, ''),
-				version = v.new_version, checks = v.new_checks, completed_at = v.final, updated_at = $12, due_at = v.due, lease_token = NULL
+				version = v.new_version, checks = v.new_checks, completed_at = v.final, updated_at = ` + sqldb.Clock + `, due_at = v.due, lease_token = NULL
 			FROM {rows} WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
 	}
 	updateAttempts = sqldb.Rows{
 		Columns: `pid UUID, came_to TEXT, why TEXT`,
-		SQL: `UPDATE payment_attempts SET ended_at = $4, outcome = v.came_to, detail = NULLIF(v.why, '')
+		SQL: `UPDATE payment_attempts SET ended_at = ` + sqldb.Clock + `, outcome = v.came_to, detail = NULLIF(v.why, '')
 			FROM {rows} WHERE payment_id = v.pid AND ended_at IS NULL`,
 	}
 )
@@ -60,7 +60,7 @@ func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment
 	for i, p := range all {
 		rows[i] = []any{
 			p.ID, p.OrderID, int64(p.Amount), p.Currency, p.CustomerEmail, p.CausationID, p.Traceparent, string(p.Status), p.Calls,
-			p.CreatedAt, p.CreatedAt, l.DueAt, l.Token, l.Attempts,
+			0, 0, l.DueIn.Microseconds(), l.Token, l.Attempts,
 		}
 	}
 	stored := ids{}
@@ -73,7 +73,7 @@ func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment
 			begun = append(begun, attempt{next: p, call: CallCharge})
 		}
 	}
-	return stored, insertAttempts(ctx, tx, db, begun, all[0].CreatedAt)
+	return stored, insertAttempts(ctx, tx, db, begun)
 }
 
 // ids collects the only column of a result.
@@ -88,25 +88,30 @@ func (all ids) add(rows *sql.Rows) error {
 
 const selectPayment = `
 	SELECT id, order_id, amount, currency, customer_email, causation_id, traceparent, status, COALESCE(transaction_id, ''), COALESCE(error_code, ''),
-		version, calls, checks, created_at, completed_at
+		version, calls, checks, created_at, completed_at,
+		(SELECT MAX(a.started_at) FROM payment_attempts a WHERE a.payment_id = payments.id AND a.kind = 'charge'), ` + sqldb.Clock + `
 	FROM payments `
 
-func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, error) {
+// scanPayment reads a row of selectPayment, and when it was read.
+func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, sqldb.Moment, error) {
 	var p Payment
+	var now time.Time
 	err := row.Scan(&p.ID, &p.OrderID, &p.Amount, &p.Currency, &p.CustomerEmail, &p.CausationID, &p.Traceparent, &p.Status, &p.TransactionID, &p.ErrorCode,
-		&p.Version, &p.Calls, &p.Checks, sqldb.Time(&p.CreatedAt), sqldb.Time(&p.CompletedAt))
+		&p.Version, &p.Calls, &p.Checks, sqldb.Time(&p.CreatedAt), sqldb.Time(&p.CompletedAt), sqldb.Time(&p.ChargedAt), sqldb.Time(&now))
 	if err != nil {
-		return Payment{}, fmt.Errorf("read payment: %w", err)
+		return Payment{}, sqldb.Moment{}, fmt.Errorf("read payment: %w", err)
 	}
-	return p, nil
+	return p, sqldb.Heard(now), nil
 }
 
 func paymentOfOrder(ctx context.Context, tx *sql.Tx, orderID string) (Payment, error) {
-	return scanPayment(tx.QueryRowContext(ctx, selectPayment+`WHERE order_id = $1`, orderID))
+	p, _, err := scanPayment(tx.QueryRowContext(ctx, selectPayment+`WHERE order_id = $1`, orderID))
+	return p, err
 }
 
 func paymentByID(ctx context.Context, db *sql.DB, id string) (Payment, error) {
-	return scanPayment(db.QueryRowContext(ctx, selectPayment+`WHERE id = $1`, id))
+	p, _, err := scanPayment(db.QueryRowContext(ctx, selectPayment+`WHERE id = $1`, id))
+	return p, err
 }
 
 // countUnanswered counts the payments that the provider was asked for and has
@@ -128,10 +133,11 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 	return tallies, nil
 }
 
-// A found is a claimed payment as it stands in the table, or errLeaseLost when
-// it is not the claim's.
+// A found is a claimed payment as it stood in the table at a moment, or
+// errLeaseLost when it is not the claim's.
 type found struct {
 	payment Payment
+	moment  sqldb.Moment
 	err     error
 }
 
@@ -140,10 +146,10 @@ func claimedPayments(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) (
 	for i, c := range claims {
 		rows[i] = []any{c.ID, c.Token}
 	}
-	byID := map[string]Payment{}
+	byID := map[string]found{}
 	err := readClaimed.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
-		p, err := scanPayment(rows)
-		byID[p.ID] = p
+		p, moment, err := scanPayment(rows)
+		byID[p.ID] = found{payment: p, moment: moment}
 		return err
 	})
 	if err != nil {
@@ -151,8 +157,8 @@ func claimedPayments(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) (
 	}
 	all := make([]found, len(claims))
 	for i, c := range claims {
-		p, ok := byID[c.ID]
-		if all[i].payment = p; !ok {
+		f, ok := byID[c.ID]
+		if all[i] = f; !ok {
 			all[i].err = errLeaseLost
 		}
 	}
@@ -171,13 +177,13 @@ type attempt struct {
 
 // beginAttempts records that the calls are being made and returns the ids of
 // the payments that still were their claims'.
-func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt, at time.Time) (map[string]bool, error) {
+func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt) (map[string]bool, error) {
 	rows := make([][]any, len(all))
 	for i, a := range all {
 		rows[i] = []any{a.next.ID, a.claim.Token, string(a.from), string(a.next.Status), a.next.Calls}
 	}
 	won := ids{}
-	if err := updateBegun.Query(ctx, db, tx, rows, won.add, at); err != nil {
+	if err := updateBegun.Query(ctx, db, tx, rows, won.add); err != nil {
 		return nil, fmt.Errorf("begin attempts: %w", err)
 	}
 	var begun []attempt
@@ -191,16 +197,16 @@ func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt,
 			open = append(open, ending{a.next.ID, a.before})
 		}
 	}
-	if err := endAttempts(ctx, tx, db, open, at); err != nil {
+	if err := endAttempts(ctx, tx, db, open); err != nil {
 		return nil, err
 	}
-	return won, insertAttempts(ctx, tx, db, begun, at)
+	return won, insertAttempts(ctx, tx, db, begun)
 }
 
-func insertAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt, at time.Time) error {
+func insertAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt) error {
 	rows := make([][]any, len(all))
 	for i, a := range all {
-		rows[i] = []any{a.next.ID, a.next.Calls, string(a.call), at}
+		rows[i] = []any{a.next.ID, a.next.Calls, string(a.call), 0}
 	}
 	if _, err := intoAttempts.Exec(ctx, db, tx, rows); err != nil {
 		return fmt.Errorf("insert attempts: %w", err)
@@ -214,39 +220,41 @@ type ending struct {
 	answer    Answer
 }
 
-func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending, at time.Time) error {
+func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending) error {
 	rows := make([][]any, len(all))
 	for i, e := range all {
 		rows[i] = []any{e.paymentID, string(e.answer.Outcome), e.answer.Detail}
 	}
-	if err := updateAttempts.Query(ctx, db, tx, rows, nil, at); err != nil {
+	if err := updateAttempts.Query(ctx, db, tx, rows, nil); err != nil {
 		return fmt.Errorf("end attempts: %w", err)
 	}
 	return nil
 }
 
 // settlePayments ends the claims: each payment as it is now, to be taken again
-// when it is due or never. It returns the ids of those that still were their
+// after a pause or never. It returns the ids of those that still were their
 // claims'.
-func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlement, at time.Time) (map[string]bool, error) {
+func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlement) (map[string]bool, error) {
 	rows := make([][]any, len(all))
 	for i := range all {
 		t, p := &all[i], &all[i].next
 		rows[i] = []any{
 			p.ID, t.claim.Token, string(t.from.Status), string(p.Status), p.TransactionID, p.ErrorCode, message(p.ErrorCode),
-			p.Version, p.Checks, sqldb.NullTime(p.CompletedAt), sqldb.NullTime(t.due),
+			p.Version, p.Checks, sqldb.NullTime(p.CompletedAt), sqldb.NullPause(t.pause),
 		}
 	}
 	won := ids{}
-	if err := updateSettled.Query(ctx, db, tx, rows, won.add, at); err != nil {
+	if err := updateSettled.Query(ctx, db, tx, rows, won.add); err != nil {
 		return nil, fmt.Errorf("settle payments: %w", err)
 	}
 	return won, nil
 }
 
-// postponeWork ends the claim of a row of either table with nothing done.
-func postponeWork(ctx context.Context, db *sql.DB, table string, c outbox.Claim, due time.Time) error {
-	res, err := db.ExecContext(ctx, `UPDATE `+table+` SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, due, c.ID, c.Token)
+// postponeWork ends the claim of a row of either table with nothing done, until
+// after a pause.
+func postponeWork(ctx context.Context, db *sqldb.DB, table string, c outbox.Claim, pause time.Duration) error {
+	res, err := db.ExecContext(ctx, `UPDATE `+table+` SET due_at = `+db.Later("$1")+`, lease_token = NULL WHERE id = $2 AND lease_token = $3`,
+		pause.Microseconds(), c.ID, c.Token)
 	if err := changedOne(res, err); err != nil {
 		return fmt.Errorf("postpone: %w", err)
 	}
@@ -260,14 +268,13 @@ type refund struct {
 	TransactionID string
 	Amount        event.Money
 	Currency      string
-	CreatedAt     time.Time
 }
 
 func insertRefund(ctx context.Context, tx *sql.Tx, r refund) error {
 	_, err := tx.ExecContext(ctx, `
 		INSERT INTO refunds (id, payment_id, transaction_id, amount, currency, status, created_at, updated_at, due_at)
-		VALUES ($1, $2, $3, $4, $5, 'pending', $6, $7, $8)`,
-		r.ID, r.PaymentID, r.TransactionID, int64(r.Amount), r.Currency, r.CreatedAt, r.CreatedAt, r.CreatedAt)
+		VALUES ($1, $2, $3, $4, $5, 'pending', `+sqldb.Clock+`, `+sqldb.Clock+`, `+sqldb.Clock+`)`,
+		r.ID, r.PaymentID, r.TransactionID, int64(r.Amount), r.Currency)
 	if err != nil {
 		return fmt.Errorf("insert refund: %w", err)
 	}
@@ -278,8 +285,8 @@ func insertRefund(ctx context.Context, tx *sql.Tx, r refund) error {
 func claimedRefund(ctx context.Context, db *sql.DB, c outbox.Claim) (refund, error) {
 	var r refund
 	err := db.QueryRowContext(ctx, `
-		SELECT id, payment_id, transaction_id, amount, currency, created_at FROM refunds WHERE id = $1 AND lease_token = $2`, c.ID, c.Token).
-		Scan(&r.ID, &r.PaymentID, &r.TransactionID, &r.Amount, &r.Currency, sqldb.Time(&r.CreatedAt))
+		SELECT id, payment_id, transaction_id, amount, currency FROM refunds WHERE id = $1 AND lease_token = $2`, c.ID, c.Token).
+		Scan(&r.ID, &r.PaymentID, &r.TransactionID, &r.Amount, &r.Currency)
 	if errors.Is(err, sql.ErrNoRows) {
 		return refund{}, errLeaseLost
 	}
@@ -289,16 +296,18 @@ func claimedRefund(ctx context.Context, db *sql.DB, c outbox.Claim) (refund, err
 	return r, nil
 }
 
-// settleRefund ends the claim: done, or to be tried again at due.
-func settleRefund(ctx context.Context, tx *sql.Tx, c outbox.Claim, detail string, due, at time.Time) error {
-	status, completed := "pending", time.Time{}
-	if due.IsZero() {
-		status, completed = "completed", at
+// settleRefund ends the claim: done, when the pause is never, or to be tried
+// again after it.
+func settleRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, c outbox.Claim, detail string, pause time.Duration) error {
+	status, completed := "pending", "NULL"
+	if pause == never {
+		status, completed = "completed", sqldb.Clock
 	}
 	res, err := tx.ExecContext(ctx, `
-		UPDATE refunds SET status = $1, detail = NULLIF($2, ''), completed_at = $3, updated_at = $4, due_at = $5, lease_token = NULL
-		WHERE id = $6 AND lease_token = $7`,
-		status, detail, sqldb.NullTime(completed), at, sqldb.NullTime(due), c.ID, c.Token)
+		UPDATE refunds SET status = $1, detail = NULLIF($2, ''), completed_at = `+completed+`, updated_at = `+sqldb.Clock+`,
+			due_at = `+db.Later("$3")+`, lease_token = NULL
+		WHERE id = $4 AND lease_token = $5`,
+		status, detail, sqldb.NullPause(pause), c.ID, c.Token)
 	if err := changedOne(res, err); err != nil {
 		return fmt.Errorf("settle refund: %w", err)
 	}

@@ -14,8 +14,10 @@ import (
 // share: PostgreSQL's own, and on SQLite, which has one host, the process's,
 // Now. Two processes' clocks may differ and each may be set, so whatever one of
 // them writes and another compares (leases, due times, lifetimes) is this. It
-// is one value for the whole statement, which an index can be searched for.
-const Clock = `(SELECT clock_timestamp())`
+// is the time when the server received the statement: unlike clock_timestamp()
+// PostgreSQL searches an index for it and knows how many rows to expect, and
+// unlike now() it is not the beginning of the transaction.
+const Clock = `statement_timestamp()`
 
 // Later is SQL for the time that is later than Clock, or earlier, by as many
 // microseconds as the SQL expression says: db.Later("$1") with the argument
@@ -24,9 +26,9 @@ func (db *DB) Later(microseconds string) string { return later(db.Engine, micros
 
 func later(engine Engine, microseconds string) string {
 	if engine == SQLite {
-		return `(SELECT clock_timestamp(` + microseconds + `))`
+		return `statement_timestamp(` + microseconds + `)`
 	}
-	return `(SELECT clock_timestamp() + (` + microseconds + `) * INTERVAL '1 microsecond')`
+	return `(` + Clock + ` + (` + microseconds + `) * INTERVAL '1 microsecond')`
 }
 
 // sqliteTime is how the driver writes times, so that they compare as text.
@@ -35,7 +37,7 @@ const sqliteTime = "2006-01-02 15:04:05.999999999-07:00"
 // registerClock gives SQLite the function that PostgreSQL has, with an optional
 // argument: how many microseconds later.
 var registerClock = sync.OnceValue(func() error {
-	return sqlite.RegisterScalarFunction("clock_timestamp", -1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
+	return sqlite.RegisterScalarFunction("statement_timestamp", -1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
 		at := Now()
 		if len(args) > 0 {
 			switch later := args[0].(type) {
@@ -44,7 +46,7 @@ var registerClock = sync.OnceValue(func() error {
 			case int64:
 				at = at.Add(time.Duration(later) * time.Microsecond)
 			default:
-				return nil, fmt.Errorf("clock_timestamp: %T is no number of microseconds", later)
+				return nil, fmt.Errorf("statement_timestamp: %T is no number of microseconds", later)
 			}
 		}
 		return at.Format(sqliteTime), nil
@@ -55,6 +57,14 @@ var registerClock = sync.OnceValue(func() error {
 // is a time by the Clock. Its value is how much later than now it is, in
 // microseconds, or nil for NULL.
 const ClockColumn = "CLOCK"
+
+// NullPause is the value of such a column for a pause: NULL for a negative one.
+func NullPause(pause time.Duration) any {
+	if pause < 0 {
+		return nil
+	}
+	return pause.Microseconds()
+}
 
 // cell is the value of a column of the kind, given what stands for it.
 func cell(engine Engine, kind, value string) string {
@@ -72,20 +82,34 @@ func array(n int, kind string) string {
 	return fmt.Sprintf("$%d::%s[]", n, kind)
 }
 
+// A Moment is a time by the Clock that was read, from which on this process's
+// monotonic clock counts.
+type Moment struct{ said, heard time.Time }
+
+// Heard is the moment at which the Clock said what it said: now.
+func Heard(said time.Time) Moment { return Moment{said: said, heard: time.Now()} }
+
+// Now is the time by the Clock, if it was not set since.
+func (m Moment) Now() time.Time { return m.said.Add(time.Since(m.heard)).Truncate(time.Microsecond) }
+
 // A ClockWatch notices that a clock that may be set, such as the database's,
 // was. The zero value has seen nothing yet.
 type ClockWatch struct {
 	said         time.Time // the last reading
-	asked, heard time.Time // when, with the monotonic clock
+	asked, heard time.Time // when, by the monotonic clock
+	since        time.Time // when it was set, as far as is known, by the same
 }
 
 // Steady notes that the clock was read between asked and now, times of this
-// process, and said what it said. It reports whether the clock has gone on since
-// the last reading as time has, give or take slack; false for the first one.
-func (w *ClockWatch) Steady(said, asked time.Time, slack time.Duration) bool {
-	heard := time.Now()
-	last := *w
-	*w = ClockWatch{said: said, asked: asked, heard: heard}
+// process, and said what it said. It returns for how long the clock has gone on
+// as time has, give or take slack between two readings: zero if it was set since
+// the last one, and for the first.
+func (w *ClockWatch) Steady(said, asked time.Time, slack time.Duration) time.Duration {
+	last, heard := *w, time.Now()
 	went := said.Sub(last.said)
-	return !last.asked.IsZero() && went >= asked.Sub(last.heard)-slack && went <= heard.Sub(last.asked)+slack
+	if last.asked.IsZero() || went < asked.Sub(last.heard)-slack || went > heard.Sub(last.asked)+slack {
+		last.since = heard
+	}
+	*w = ClockWatch{said: said, asked: asked, heard: heard, since: last.since}
+	return heard.Sub(last.since)
 }

@@ -165,7 +165,7 @@ func TestClockWatch(t *testing.T) {
 		const slack = 100 * time.Millisecond
 		var w sqldb.ClockWatch
 		shift := time.Duration(0)
-		read := func(pass, takes time.Duration) bool {
+		read := func(pass, takes time.Duration) time.Duration {
 			time.Sleep(pass) // virtual
 			asked := time.Now()
 			time.Sleep(takes / 2)
@@ -173,25 +173,25 @@ func TestClockWatch(t *testing.T) {
 			time.Sleep(takes - takes/2)
 			return w.Steady(said, asked, slack)
 		}
-		if read(0, 0) {
+		if read(0, 0) != 0 {
 			t.Error("steady at the first reading")
 		}
 		for _, step := range []struct {
 			set, pass, takes time.Duration
-			steady           bool
+			steady           time.Duration
 		}{
-			{0, time.Second, 0, true},
-			{0, time.Hour, 30 * time.Second, true},
-			{0, time.Second, 0, true},
-			{50 * time.Millisecond, time.Second, 0, true},
-			{20 * time.Minute, time.Second, time.Second, false},
-			{0, time.Second, 0, true},
-			{-25 * time.Hour, time.Second, time.Second, false},
-			{0, time.Minute, 0, true},
+			{0, time.Second, 0, time.Second},
+			{0, time.Hour, 30 * time.Second, time.Hour + 31*time.Second},
+			{0, time.Second, 0, time.Hour + 32*time.Second},
+			{50 * time.Millisecond, time.Second, 0, time.Hour + 33*time.Second},
+			{20 * time.Minute, time.Second, time.Second, 0},
+			{0, time.Second, 0, time.Second},
+			{-25 * time.Hour, time.Second, time.Second, 0},
+			{0, time.Minute, 0, time.Minute},
 		} {
 			shift += step.set
 			if got := read(step.pass, step.takes); got != step.steady {
-				t.Errorf("%+v: steady %t", step, got)
+				t.Errorf("%+v: steady for %v", step, got)
 			}
 		}
 	})
