@@ -13,8 +13,8 @@ var services = []mutant{
 	{
 		name: "order: an order may await its payment for ever",
 		file: "order/watch.go",
-		old:  `now.Add(-s.deadline), now)`,
-		new:  `now.Add(-2*s.deadline), now)`,
+		old:  `markOverdue(ctx, s.db, s.deadline)`,
+		new:  `markOverdue(ctx, s.db, 2*s.deadline)`,
 		test: ". -run ^TestVirtualOrderDeadline$",
 	},
 	{
@@ -27,9 +27,37 @@ var services = []mutant{
 	{
 		name: "payment: charged again without a lookup",
 		file: "payment/charge.go",
-		old:  `		call = p.Next(sqldb.Now(), s.cfg.TTL)`,
+		old:  `		call = p.Next(moment.Now(), s.cfg.TTL)`,
 		new:  `		call = CallCharge`,
 		test: "./payment -run ^TestKilledAroundTheCharge$",
+	},
+	{
+		name: "payment: a clock alone makes it fail",
+		file: "payment/payment.go",
+		old:  `	return p.ChargedAt.Before(p.CreatedAt.Add(ttl))`,
+		new:  `	return false`,
+		test: "./payment -run ^TestTTL$",
+	},
+	{
+		name: "payment: a call that panics keeps its permit",
+		file: "payment/breaker.go",
+		old:  `		record(a)`,
+		new:  `		_ = a`,
+		test: "./payment -run ^TestPermitsComeBack$",
+	},
+	{
+		name: "notification: a clock alone has a message given up",
+		file: "notification/notification.go",
+		old:  `	case attempts < dayOfTries:`,
+		new:  `	case attempts < 1:`,
+		test: "./notification -run ^TestClockIsSet$",
+	},
+	{
+		name: "order: a key is gone when the clock was set",
+		file: "order/watch.go",
+		old:  `s.steady(ctx, &keys, removeAfter)`,
+		new:  `s.steady(ctx, &keys, 0)`,
+		test: "./order -run ^TestWhatTheClockMadeOldIsGivenTime$",
 	},
 	{
 		name: "e-mail: another Message-ID each time",
