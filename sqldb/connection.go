@@ -1,6 +1,7 @@
 package sqldb
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"database/sql/driver"
@@ -31,19 +32,18 @@ const (
 
 type statementTimeoutKey struct{}
 
-// WithStatementTimeout has each statement that is run with the context take up
-// to d instead of ten seconds. It is for those that read or write whole tables.
-// The context's own deadline holds beside it.
+// WithStatementTimeout has each statement that is run with the context, or in a
+// transaction that was begun with it, take up to d instead of ten seconds. It is
+// for those that read or write whole tables. The context's own deadline holds
+// beside it.
 func WithStatementTimeout(ctx context.Context, d time.Duration) context.Context {
 	return context.WithValue(ctx, statementTimeoutKey{}, d)
 }
 
-// bound gives a statement its deadline.
-func bound(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	if d, ok := ctx.Value(statementTimeoutKey{}).(time.Duration); ok {
-		limit = d
-	}
-	return context.WithTimeoutCause(ctx, limit, ErrNoAnswer)
+// statementLimit is what WithStatementTimeout gave a context; 0 is nothing.
+func statementLimit(ctx context.Context) time.Duration {
+	d, _ := ctx.Value(statementTimeoutKey{}).(time.Duration)
+	return d
 }
 
 // A generation says which connections of a pool are to be replaced: those that
@@ -101,6 +101,17 @@ type connection struct {
 	*pgxConn
 	generation *generation
 	made       time.Time
+	limit      time.Duration // for each statement of the transaction under way; 0 outside of one
+}
+
+// bound gives a statement its deadline.
+func (c *connection) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, cmp.Or(statementLimit(ctx), c.limit, statementTimeout), ErrNoAnswer)
+}
+
+// handshake gives its deadline to what the server has nothing to do for.
+func handshake(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, handshakeTimeout, ErrNoAnswer)
 }
 
 // leadsNowhere are the SQLSTATEs after which a new connection may find a server
@@ -134,7 +145,7 @@ func (c *connection) ResetSession(ctx context.Context) error {
 	if !c.IsValid() {
 		return driver.ErrBadConn
 	}
-	ctx, done := bound(ctx, handshakeTimeout)
+	ctx, done := handshake(ctx)
 	defer done()
 	if err := c.pgxConn.ResetSession(ctx); err != nil {
 		_ = c.seen(ctx, err) // database/sql takes another connection
@@ -145,14 +156,14 @@ func (c *connection) ResetSession(ctx context.Context) error {
 
 // Ping implements driver.Pinger.
 func (c *connection) Ping(ctx context.Context) error {
-	ctx, done := bound(ctx, handshakeTimeout)
+	ctx, done := handshake(ctx)
 	defer done()
 	return c.seen(ctx, c.pgxConn.Ping(ctx))
 }
 
 // ExecContext runs a statement that returns no rows.
 func (c *connection) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	ctx, done := bound(ctx, statementTimeout)
+	ctx, done := c.bound(ctx)
 	defer done()
 	res, err := c.pgxConn.ExecContext(ctx, query, args)
 	return res, c.seen(ctx, err)
@@ -161,7 +172,7 @@ func (c *connection) ExecContext(ctx context.Context, query string, args []drive
 // QueryContext runs a statement that returns rows; they must have come before
 // its deadline, too.
 func (c *connection) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	ctx, done := bound(ctx, statementTimeout)
+	ctx, done := c.bound(ctx)
 	rows, err := c.pgxConn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer done()
@@ -211,8 +222,9 @@ func (c *connection) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	if opts.ReadOnly {
 		access = pgx.ReadOnly
 	}
-	ask, done := bound(ctx, handshakeTimeout)
+	ask, done := handshake(ctx)
 	defer done()
+	c.limit = statementLimit(ctx)
 	tx, err := c.Conn().BeginTx(ask, pgx.TxOptions{IsoLevel: level, AccessMode: access})
 	if err != nil {
 		return nil, c.seen(ask, err)
@@ -234,8 +246,9 @@ func (t boundTx) Commit() error { return t.end(t.tx.Commit) }
 func (t boundTx) Rollback() error { return t.end(t.tx.Rollback) }
 
 func (t boundTx) end(how func(context.Context) error) error {
-	ctx, done := bound(t.ctx, statementTimeout)
+	ctx, done := t.conn.bound(t.ctx)
 	defer done()
+	t.conn.limit = 0
 	return t.conn.seen(ctx, how(ctx))
 }
 

@@ -74,6 +74,9 @@ func TestStatementDeadline(t *testing.T) {
 		"transaction": func() error {
 			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(short, `SELECT pg_sleep(60)`); return err })
 		},
+		"in a transaction": func() error {
+			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(t.Context(), `SELECT pg_sleep(60)`); return err })
+		},
 	} {
 		if err := run(); !errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.IsTimeout(err) || sqldb.Judge(err) != sqldb.Wait {
 			t.Errorf("%s: %v", what, err)

@@ -90,7 +90,7 @@ func awaitNotification(ctx context.Context, conn *pgx.Conn) error {
 		if err == nil || ctx.Err() != nil || conn.IsClosed() || !pgconn.Timeout(err) {
 			return err
 		}
-		ask, done := bound(ctx, handshakeTimeout)
+		ask, done := handshake(ctx)
 		err = conn.Ping(ask)
 		done()
 		if err != nil {

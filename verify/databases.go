@@ -54,13 +54,16 @@ func library(service string) []source {
 	}
 }
 
+// tableTimeout is for the reading of one table, however many rows it has.
+const tableTimeout = time.Hour
+
 // copyDatabase copies what a service's database holds at one moment.
 func (e *evidence) copyDatabase(ctx context.Context, service string, db *sqldb.DB) (err error) {
 	options := &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
 	if db.Engine == sqldb.SQLite {
 		options = nil // reads there are of one moment, and that pool can do nothing else
 	}
-	tx, err := db.Read().BeginTx(ctx, options)
+	tx, err := db.Read().BeginTx(sqldb.WithStatementTimeout(ctx, tableTimeout), options)
 	if err != nil {
 		return fmt.Errorf("read the database of %s: %w", service, err)
 	}
