@@ -233,7 +233,9 @@ func TestMetricsOfTheDead(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		reg := prometheus.NewRegistry()
 		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: reg})
-		outbox.On(c, func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error { return outbox.Permanent(errors.New("never")) })
+		outbox.On(c, func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error {
+			return outbox.Permanent(errors.New("never"))
+		})
 		run(t, c.Run)
 		f.produce(moved("a", 1), moved("b", 1))
 		eventually(t, "both are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 2 })
