@@ -204,7 +204,7 @@ func (d *deployment) environment(name string) []string {
 	if d.dbURL != "" {
 		env["DATABASE_URL"] = d.dbURL
 		if d.db != nil {
-			env["DATABASE_URL"] = behindProxy(d.dbURL, d.db)
+			env["DATABASE_URL"] = onHost(d.dbURL, d.db.address)
 		}
 	}
 	switch {
@@ -255,9 +255,10 @@ func host(t *testing.T, rawURL string) string {
 	return u.Host
 }
 
-func behindProxy(database string, p *proxy) string {
-	u, _ := url.Parse(database) // parsed before
-	u.Host = p.address
+// onHost is the URL with another host and port.
+func onHost(rawURL, address string) string {
+	u, _ := url.Parse(rawURL) // parsed before
+	u.Host = address
 	return u.String()
 }
 

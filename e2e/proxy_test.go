@@ -1,9 +1,9 @@
 package e2e
 
 import (
-	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -14,7 +14,14 @@ type proxy struct {
 
 	mu     sync.Mutex
 	target string
-	open   map[net.Conn]bool
+	deaf   bool // new connections are swallowed, too
+	open   map[*flow]bool
+}
+
+// A flow is one connection through a proxy.
+type flow struct {
+	client, server net.Conn    // server is nil while there is none
+	swallowed      atomic.Bool // nothing gets through any more, nor an end
 }
 
 func newProxy(t *testing.T) *proxy {
@@ -23,7 +30,7 @@ func newProxy(t *testing.T) *proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{address: ln.Addr().String(), open: map[net.Conn]bool{}}
+	p := &proxy{address: ln.Addr().String(), open: map[*flow]bool{}}
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
@@ -31,7 +38,7 @@ func newProxy(t *testing.T) *proxy {
 			if err != nil {
 				return
 			}
-			serving.Go(func() { p.serve(conn) })
+			serving.Go(func() { p.serve(&flow{client: conn}) })
 		}
 	})
 	t.Cleanup(func() {
@@ -49,38 +56,90 @@ func (p *proxy) lead(target string) {
 	defer p.mu.Unlock()
 	p.target = target
 	if target == "" {
-		for conn := range p.open {
-			conn.Close()
+		for f := range p.open {
+			f.cut()
 		}
 	}
 }
 
-func (p *proxy) serve(client net.Conn) {
-	defer client.Close()
+// swallow lets nothing more through what is open, either way, and tells
+// nobody: not even an end of one side gets to the other. With deaf the same
+// happens to new connections, until lead or another swallow.
+func (p *proxy) swallow(deaf bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deaf = deaf
+	for f := range p.open {
+		f.swallowed.Store(true)
+	}
+}
+
+// hear ends the deafness for new connections; what was swallowed stays so.
+func (p *proxy) hear() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.deaf = false
+}
+
+func (p *proxy) serve(f *flow) {
+	if !p.connect(f) {
+		f.client.Close()
+		return
+	}
+	var both sync.WaitGroup
+	both.Go(func() { f.carry(f.server, f.client) })
+	both.Go(func() { f.carry(f.client, f.server) })
+	both.Wait()
+	p.mu.Lock()
+	delete(p.open, f)
+	p.mu.Unlock()
+	f.cut()
+}
+
+// connect gives the flow its other side, and reports whether there is one.
+func (p *proxy) connect(f *flow) bool {
 	p.mu.Lock()
 	target := p.target
-	p.open[client] = true
 	p.mu.Unlock()
-	defer func() {
-		p.mu.Lock()
-		delete(p.open, client)
-		p.mu.Unlock()
-	}()
 	if target == "" {
-		return
+		return false
 	}
 	server, err := net.Dial("tcp", target)
 	if err != nil {
-		return
+		return false
 	}
-	defer server.Close()
-	var both sync.WaitGroup
-	for _, way := range []struct{ from, to net.Conn }{{client, server}, {server, client}} {
-		both.Go(func() {
-			_, _ = io.Copy(way.to, way.from) // an end of either side is the end of both
-			way.from.Close()
-			way.to.Close()
-		})
+	f.server = server
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f.swallowed.Store(p.deaf)
+	p.open[f] = true
+	if p.target == "" { // cut meanwhile
+		f.cut()
 	}
-	both.Wait()
+	return true
+}
+
+func (f *flow) cut() {
+	f.client.Close()
+	f.server.Close()
+}
+
+// carry passes on what one side says. An end of either side is the end of
+// both, unless the flow is swallowed: then it is heard by nobody.
+func (f *flow) carry(to, from net.Conn) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		if !f.swallowed.Load() {
+			if n > 0 {
+				_, _ = to.Write(buf[:n]) // who does not take it ends, which the other way of the flow sees
+			}
+			if err != nil {
+				f.cut()
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
 }

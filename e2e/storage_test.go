@@ -12,42 +12,48 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-
-	"pizzaflow/sqldb"
 )
 
 // newDatabase creates an empty database and returns its URL.
 func newDatabase(t *testing.T) string {
 	t.Helper()
-	server := databaseServer(t)
+	return databaseOn(t, databaseServer(t))
+}
+
+// databaseOn creates an empty database on a server, with options, and returns
+// its URL.
+func databaseOn(t *testing.T, server string, options ...string) string {
+	t.Helper()
 	name := "e2e_" + strings.ToLower(rand.Text())
-	execute := func(statement string) error {
-		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-		defer cancel()
-		db, err := sqldb.Open(ctx, server)
-		if err != nil {
-			return err
-		}
-		_, err = db.ExecContext(ctx, statement)
-		return errors.Join(err, db.Close())
-	}
-	if err := execute("CREATE DATABASE " + name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := execute("DROP DATABASE " + name + " WITH (FORCE)"); err != nil {
-			t.Error(err)
-		}
-	})
+	execute(t, server, "CREATE DATABASE "+name+" "+strings.Join(options, " "))
+	t.Cleanup(func() { execute(t, server, "DROP DATABASE "+name+" WITH (FORCE)") })
 	u, err := url.Parse(server)
 	if err != nil {
 		t.Fatal(err)
 	}
 	u.Path = "/" + name
 	return u.String()
+}
+
+// execute runs statements on a connection of its own to a PostgreSQL.
+func execute(t *testing.T, url string, statements ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // cleanups have no other
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	for _, s := range statements {
+		if _, err := conn.Exec(ctx, s); err != nil {
+			t.Fatalf("%s: %v", s, err)
+		}
+	}
 }
 
 var (

@@ -1,0 +1,252 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// answerLimit is how long a customer may wait for an answer, whatever has
+// become of the database: a statement is given up after 10 s.
+const answerLimit = 20 * time.Second
+
+// A stream is orders placed at a steady pace by customers who repeat a request
+// under its key until it is accepted, as a 503 asks them to. Anything that is
+// neither 201 nor a 503 with Retry-After is a fault.
+type stream struct {
+	d      *deployment
+	cancel context.CancelFunc
+	placed sync.WaitGroup
+	breaks atomic.Bool // a connection may break, because processes are killed
+
+	mu       sync.Mutex
+	requests []orderRequest // those that are placed
+	orders   []order        // by request
+	refused  int            // 503
+	wrong    []string       // answers that nobody may get
+}
+
+// startStream places perSecond orders a second until it is finished.
+func (d *deployment) startStream(t *testing.T, perSecond int) *stream {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	s := &stream{d: d, cancel: cancel}
+	tick := time.NewTicker(time.Second / time.Duration(perSecond))
+	s.placed.Go(func() {
+		defer tick.Stop()
+		for i := 0; ; i++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				s.placed.Go(func() { s.place(t.Context(), customer(i, "")) })
+			}
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		s.placed.Wait()
+	})
+	return s
+}
+
+// place asks until the order is accepted.
+func (s *stream) place(ctx context.Context, r orderRequest) {
+	for {
+		asked := time.Now()
+		status, header, body, err := s.d.ask(ctx, r)
+		took := time.Since(asked)
+		if ctx.Err() != nil {
+			return
+		}
+		s.mu.Lock()
+		var o order
+		switch {
+		case err != nil && s.breaks.Load():
+		case err != nil:
+			s.wrong = append(s.wrong, err.Error())
+		case status == http.StatusCreated:
+			if err := json.Unmarshal(body, &o); err != nil {
+				s.wrong = append(s.wrong, err.Error())
+			}
+			s.requests, s.orders = append(s.requests, r), append(s.orders, o)
+		case status == http.StatusServiceUnavailable && header.Get("Retry-After") != "":
+			s.refused++
+		default:
+			s.wrong = append(s.wrong, fmt.Sprintf("%d, Retry-After %q, after %s: %s", status, header.Get("Retry-After"), took, body))
+		}
+		if took > answerLimit {
+			s.wrong = append(s.wrong, fmt.Sprintf("an answer (%d) took %s", status, took))
+		}
+		s.mu.Unlock()
+		if o.OrderID != "" || !pauseFor(ctx, time.Second) {
+			return
+		}
+	}
+}
+
+// ask posts an order under its customer's key and returns the whole answer.
+func (d *deployment) ask(ctx context.Context, r orderRequest) (int, http.Header, []byte, error) {
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, d.shop("/api/v1/orders"), bytes.NewReader(raw))
+	if err != nil {
+		return 0, nil, nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set("Idempotency-Key", r.CustomerEmail)
+	return send(req)
+}
+
+// pauseFor waits, and reports false when ctx has ended.
+func pauseFor(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// expect adds an order that was placed beside the stream.
+func (s *stream) expect(r orderRequest, o order) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.requests, s.orders = append(s.requests, r), append(s.orders, o)
+}
+
+// counts are how many were accepted and how often was refused so far.
+func (s *stream) counts() (accepted, refused int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.orders), s.refused
+}
+
+// awaitRefused waits until so many more requests are refused.
+func (s *stream) awaitRefused(t *testing.T, n int) {
+	t.Helper()
+	_, before := s.counts()
+	eventually(t, answerLimit, func() string {
+		if _, now := s.counts(); now < before+n {
+			return fmt.Sprintf("%d requests got 503, want %d", now-before, n)
+		}
+		return ""
+	})
+}
+
+// awaitServed waits until an order that is placed from now on is accepted and
+// paid, and returns how long that took.
+func (s *stream) awaitServed(t *testing.T, within time.Duration) time.Duration {
+	t.Helper()
+	began := time.Now()
+	s.mu.Lock()
+	from := len(s.orders)
+	s.mu.Unlock()
+	eventually(t, within, func() string {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, o := range s.orders[from:] {
+			if now, err := s.d.look(t.Context(), o.OrderID); err == nil && now.Status == "paid" {
+				return ""
+			}
+		}
+		return fmt.Sprintf("of %d orders accepted meanwhile none is paid", len(s.orders)-from)
+	})
+	return time.Since(began)
+}
+
+// finish ends the stream and wants everything done as if nothing had been in
+// the way: each order accepted, paid once and told, nothing tried more often
+// than it had to be.
+func (s *stream) finish(t *testing.T) {
+	t.Helper()
+	s.settle(t, nil)
+	s.d.checkNothingParked(t)
+	s.d.checkNothingSpent(t)
+}
+
+// settle ends the stream and wants each order accepted, paid once and told;
+// messages may have come again that a kill met on their way.
+func (s *stream) settle(t *testing.T, inFlight map[string]int) {
+	t.Helper()
+	s.cancel()
+	s.placed.Wait()
+	for i, wrong := range s.wrong {
+		if i == 5 {
+			t.Errorf("… and %d more", len(s.wrong)-i)
+			break
+		}
+		t.Errorf("a customer got: %s", wrong)
+	}
+	t.Logf("%d orders, %d times 503", len(s.orders), s.refused)
+	began := time.Now()
+	s.d.awaitSettled(t, len(s.orders))
+	t.Logf("settled %s after the last order", time.Since(began).Round(100*time.Millisecond))
+	s.d.checkLoad(t, s.requests, s.orders, inFlight)
+	for _, name := range s.d.setup.processes {
+		p := s.d.process(name)
+		if !p.alive() {
+			t.Errorf("pizza %s has ended: %s", name, p.cmd.ProcessState)
+		} else if wrong := waitFor(t.Context(), answerLimit, func() string { return p.ready(t.Context()) }); wrong != "" {
+			t.Errorf("pizza %s is not ready again: %s", name, wrong)
+		}
+	}
+}
+
+// checkNothingParked wants that no record has failed but those of obstructed.
+func (d *deployment) checkNothingParked(t *testing.T) {
+	t.Helper()
+	for _, service := range domain {
+		if rows := d.rows(t, service, `SELECT state, attempts, event_type, error FROM parked_records WHERE error NOT LIKE '%obstructed%'`); len(rows) > 0 {
+			t.Errorf("%s: %d records were parked, among them %v", service, len(rows), rows[0])
+		}
+	}
+}
+
+// checkNothingSpent wants that nothing was sent or charged again on account of
+// the database. Where the answer to a charge could not be stored it is looked
+// up.
+func (d *deployment) checkNothingSpent(t *testing.T) {
+	t.Helper()
+	if rows := d.rows(t, "payment", `SELECT payment_id, COUNT(*) FROM payment_attempts WHERE kind = 'charge' GROUP BY payment_id HAVING COUNT(*) <> 1`); len(rows) > 0 {
+		t.Errorf("%d payments were charged again, among them %v", len(rows), rows[0])
+	}
+	if rows := d.rows(t, "notification", `SELECT id, channel, attempts, error FROM notification_deliveries WHERE attempts <> 1`); len(rows) > 0 {
+		t.Errorf("%d deliveries were tried again, among them %v", len(rows), rows[0])
+	}
+}
+
+// metric adds up the series of all processes that have the labels. A process
+// that gives no metrics counts as none.
+func (d *deployment) metric(ctx context.Context, name string, labels ...string) (sum float64) {
+	for _, process := range d.setup.processes {
+		admin := d.process(process).address("ADMIN_ADDR")
+		if admin == "" {
+			continue
+		}
+		status, body, err := fetch(ctx, "http://"+admin+"/metrics")
+		if err != nil || status != http.StatusOK {
+			continue
+		}
+		series := map[string]float64{}
+		for line := range strings.Lines(string(body)) {
+			if at := strings.LastIndexByte(line, ' '); at > 0 && line[0] != '#' {
+				series[line[:at]], _ = strconv.ParseFloat(strings.TrimSpace(line[at:]), 64)
+			}
+		}
+		sum += sumOf(series, name, labels...)
+	}
+	return sum
+}

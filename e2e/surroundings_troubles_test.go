@@ -1,0 +1,163 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	server "pizzaflow/e2e/servers"
+	"pizzaflow/sqldb"
+)
+
+// backLimit is how long after the end of a trouble everything is as before.
+const backLimit = 20 * time.Second
+
+// awaitNotReady waits until a process that takes orders says that it is not
+// ready, with a reason.
+func (d *deployment) awaitNotReady(t *testing.T, within time.Duration) {
+	t.Helper()
+	for _, name := range d.setup.processes {
+		if !runs(name, "order") {
+			continue
+		}
+		wrong := waitFor(t.Context(), within, func() string {
+			said := d.process(name).ready(t.Context())
+			reason, is := strings.CutPrefix(said, "/readyz: 503 not ready:")
+			if !is || strings.TrimSpace(reason) == "" {
+				return fmt.Sprintf("%q", said)
+			}
+			return ""
+		})
+		if wrong != "" {
+			t.Errorf("after %s pizza %s still says of its readiness: %s", within, name, wrong)
+		}
+	}
+}
+
+// A databaseHost is a PostgreSQL with one database in which the services live
+// as the role pizza, which is no superuser.
+type databaseHost struct {
+	server *server.Database
+	url    string // of the database, for the superuser
+	name   string
+	setup  setup // everything in one process
+}
+
+// newHost makes the database on the server. Settings (name = value) are of the
+// role.
+func newHost(t *testing.T, database *server.Database, settings ...string) *databaseHost {
+	t.Helper()
+	url := databaseOn(t, database.URL)
+	name := url[strings.LastIndexByte(strings.Split(url, "?")[0], '/')+1 : strings.IndexByte(url, '?')]
+	h := &databaseHost{server: database, url: url, name: name}
+	h.execute(t, `CREATE ROLE pizza LOGIN`, `GRANT CREATE ON DATABASE `+name+` TO pizza`)
+	for _, s := range settings {
+		h.execute(t, `ALTER ROLE pizza SET `+s)
+	}
+	h.setup = setup{engine: sqldb.Postgres, own: &ownServers{database: url}}.with("DATABASE_URL=" + strings.Replace(url, "postgres@", "pizza@", 1))
+	return h
+}
+
+func (h *databaseHost) endAll() string {
+	return `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`
+}
+
+// execute runs statements as the superuser, beside the database.
+func (h *databaseHost) execute(t *testing.T, statements ...string) {
+	t.Helper()
+	execute(t, h.server.URL, statements...)
+}
+
+// textOf is the one value that a statement gives, on a connection of its own.
+func textOf(t *testing.T, url, statement string) (text string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	if err := conn.QueryRow(ctx, statement).Scan(&text); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+	return text
+}
+
+// again runs the statement ten times a second until the returned function is
+// called.
+func (h *databaseHost) again(t *testing.T, statement string) (end func()) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), h.server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer conn.Close(context.WithoutCancel(ctx))
+		for pauseFor(ctx, 100*time.Millisecond) {
+			if _, err := conn.Exec(context.WithoutCancel(ctx), statement); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// occupy takes every connection that the server has for others than its
+// superuser, also those that the services have, until the returned function is
+// called.
+func (h *databaseHost) occupy(t *testing.T) (end func()) {
+	t.Helper()
+	h.execute(t, `CREATE ROLE guest LOGIN`)
+	url := strings.Replace(h.server.URL, "postgres@", "guest@", 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		var taken []*pgx.Conn
+		for ctx.Err() == nil {
+			conn, err := pgx.Connect(ctx, url)
+			if err == nil {
+				taken = append(taken, conn)
+				continue
+			}
+			pauseFor(ctx, 5*time.Millisecond)
+		}
+		for _, conn := range taken {
+			conn.Close(context.WithoutCancel(ctx))
+		}
+	}()
+	endServices := h.again(t, h.endAll())
+	return func() {
+		endServices()
+		cancel()
+		<-ended
+		h.execute(t, `DROP ROLE guest`)
+	}
+}
+
+// lock locks tables against everything until the returned function is called.
+func (h *databaseHost) lock(t *testing.T, tables ...string) (end func()) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), h.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{`BEGIN`, `LOCK TABLE ` + strings.Join(tables, ", ") + ` IN ACCESS EXCLUSIVE MODE`} {
+		if _, err := conn.Exec(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() { conn.Close(context.Background()) }
+}
