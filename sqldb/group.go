@@ -47,6 +47,7 @@ var ErrFull = errors.New("too many wait for the database")
 type Group[T, R any] struct {
 	flush    func(ctx context.Context, items []T) ([]R, error)
 	flushers int // that may run at a time
+	last     lastFlush
 
 	mu      sync.Mutex
 	queue   []*call[T, R]
@@ -71,6 +72,7 @@ func NewGroup[T, R any](db *DB, flush func(ctx context.Context, items []T) ([]R,
 	if db.Engine == SQLite {
 		g.flushers = 1
 	}
+	db.flushes.add(&g.last)
 	return g
 }
 
@@ -176,6 +178,7 @@ func (g *Group[T, R]) refuse(err error) {
 // together. It returns an error when the database is away.
 func (g *Group[T, R]) settle(calls []*call[T, R]) error {
 	results, err := g.attempt(calls)
+	g.last.ended(err)
 	switch {
 	case err == nil && len(results) != len(calls): // stored as it seems, so not to be run again
 		fail(calls, fmt.Errorf("flush: %d results for %d items", len(results), len(calls)))

@@ -34,6 +34,9 @@ const (
 	SQLite   Engine = "sqlite"
 )
 
+// busyTimeout is how long SQLite waits for a file that somebody else has locked.
+const busyTimeout = 10 * time.Second
+
 // ErrURL is returned by Open for a URL of neither engine.
 var ErrURL = errors.New("database URL: want postgres://… or sqlite:PATH")
 
@@ -43,7 +46,9 @@ var ErrURL = errors.New("database URL: want postgres://… or sqlite:PATH")
 type DB struct {
 	*sql.DB
 	Engine Engine
-	read   *sql.DB
+
+	read    *sql.DB
+	flushes flushes
 	// PostgreSQL:
 	sessions *sql.DB // keeps no connection: see Session
 	schema   string  // the first schema of search_path, "" for the default
@@ -100,7 +105,7 @@ func openSQLite(path string) (*DB, error) {
 	}
 	dsn := func(txlock string, pragmas ...string) string {
 		q := url.Values{"_txlock": {txlock}, "_time_format": {"sqlite"}, "_pragma": append([]string{
-			"busy_timeout(10000)", "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)",
+			fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()), "journal_mode(wal)", "synchronous(full)", "foreign_keys(1)",
 		}, pragmas...)}
 		return (&url.URL{Scheme: "file", Path: abs, RawQuery: q.Encode()}).String()
 	}

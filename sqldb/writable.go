@@ -1,0 +1,187 @@
+package sqldb
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// faultMemory is for how long a flush that failed speaks against the database
+// while no other follows: whoever is told may send no more, and then it takes a
+// try to find out whether it is over.
+const faultMemory = 10 * time.Second
+
+// spaceTried is how many bytes must find room for a disk not to be full: more
+// than one batch of a Group needs.
+const spaceTried = 256 << 10
+
+// CheckWrites finds out whether the database takes writes: it returns what the
+// last flush of a Group failed with, if that was less than ten seconds ago and
+// the database's fault, and else does a real write. That one needs the locks and rights of all tables in the schema, room
+// on the disk, and a commit; it changes no row and leaves nothing behind. It
+// waits a second for a lock, and no longer than ctx lasts, unless it is the
+// commit that PostgreSQL does not answer: ten seconds.
+func (db *DB) CheckWrites(ctx context.Context) error {
+	if err := db.flushes.fault(); err != nil {
+		return fmt.Errorf("the last write failed: %w", err)
+	}
+	check := db.checkServer
+	if db.Engine == SQLite {
+		check = db.checkFile
+	}
+	err := check(ctx)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return fmt.Errorf("try to write: %w: %w", ErrNoAnswer, err)
+	case err != nil:
+		return fmt.Errorf("try to write: %w", err)
+	}
+	return nil
+}
+
+// checkFile writes a file beside SQLite's, and then the number in the header of
+// SQLite's own that is left to its users.
+func (db *DB) checkFile(ctx context.Context) (err error) {
+	var path string
+	if err := db.read.QueryRowContext(ctx, `SELECT file FROM pragma_database_list WHERE name = 'main'`).Scan(&path); err != nil {
+		return err
+	}
+	if err := checkSpace(path + "-space"); err != nil {
+		return err
+	}
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return fmt.Errorf("whoever writes waits, for a file that somebody else has locked or for the disk: %w", err)
+	}
+	steady := context.WithoutCancel(ctx) // it is the one connection that writes, and must be left as it was
+	defer func() {
+		_, e := conn.ExecContext(steady, busyPatience(busyTimeout))
+		err = errors.Join(err, e, conn.Close())
+	}()
+	if _, err := conn.ExecContext(steady, busyPatience(time.Second)); err != nil {
+		return err
+	}
+	_, err = conn.ExecContext(ctx, `PRAGMA user_version = 0`)
+	return err
+}
+
+// busyPatience is a statement that says how long to wait for a locked file.
+func busyPatience(d time.Duration) string {
+	return fmt.Sprintf("PRAGMA busy_timeout(%d)", d.Milliseconds())
+}
+
+// checkSpace fills a file of that name and removes it.
+func checkSpace(path string) (err error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
+	fill := make([]byte, spaceTried)
+	_, _ = rand.Read(fill) // never fails; zeros need no room where files may have holes
+	_, err = f.Write(fill)
+	return err
+}
+
+// checkServer writes nothing into each table, 256 KiB into a temporary file of
+// the server, and an empty message into its write-ahead log.
+func (db *DB) checkServer(ctx context.Context) error {
+	return db.Tx(ctx, func(tx *sql.Tx) error {
+		script, err := writesNothing(ctx, tx)
+		if err != nil {
+			return err
+		}
+		// several statements in one go
+		_, err = tx.ExecContext(ctx, script, pgx.QueryExecModeSimpleProtocol)
+		return err
+	})
+}
+
+// writesNothing is a script that inserts no row into each table. PostgreSQL
+// asks for locks, rights and a primary all the same. One table after the other
+// is let go again, so that whoever locks several waits for one at most. What is
+// generated for a function is kept in memory up to work_mem, and beyond in a
+// file where the tables are.
+func writesNothing(ctx context.Context, tx *sql.Tx) (string, error) {
+	rows, err := tx.QueryContext(ctx, `
+		SELECT format('INSERT INTO %I (%I) OVERRIDING SYSTEM VALUE SELECT NULL WHERE false', c.relname, min(a.attname))
+		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+		WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%\_migrations'
+		GROUP BY c.relname ORDER BY c.relname`)
+	if err != nil {
+		return "", err
+	}
+	defer rows.Close()
+	var script strings.Builder
+	script.WriteString(`SET LOCAL lock_timeout = '1s'; SET LOCAL work_mem = '64kB'; SAVEPOINT nothing;`)
+	for rows.Next() {
+		var insert string
+		if err := rows.Scan(&insert); err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&script, "%s; ROLLBACK TO nothing;", insert)
+	}
+	fmt.Fprintf(&script, "SELECT count(*) FROM generate_series(1, %d); SELECT pg_logical_emit_message(true, 'pizzaflow', '')", spaceTried/generatedRow)
+	return script.String(), rows.Err()
+}
+
+// generatedRow is about how many bytes a row of generate_series takes in a file.
+const generatedRow = 16
+
+// A lastFlush is how the last flush of a Group went.
+type lastFlush struct {
+	mu  sync.Mutex
+	err error // if it was the database's fault
+	at  time.Time
+}
+
+// ended takes note of how a flush went.
+func (f *lastFlush) ended(err error) {
+	if !IsUnavailable(err) {
+		err = nil
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.err, f.at = err, time.Now()
+}
+
+// fault is the database's, if it is recent.
+func (f *lastFlush) fault() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if time.Since(f.at) > faultMemory {
+		return nil
+	}
+	return f.err
+}
+
+// flushes are the last ones of all Groups of a database.
+type flushes struct {
+	mu  sync.Mutex
+	all []*lastFlush
+}
+
+func (f *flushes) add(g *lastFlush) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.all = append(f.all, g)
+}
+
+func (f *flushes) fault() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, g := range f.all {
+		if err := g.fault(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
