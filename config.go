@@ -78,6 +78,8 @@ type Config struct {
 
 	OpsToken string `name:"ops-token" env:"OPS_TOKEN" secret:"yes" help:"The bearer token of the operator API on ADMIN_ADDR, at least 16 characters. Empty: that API is shut."`
 
+	StopGrace time.Duration `name:"stop-grace" env:"STOP_GRACE" default:"5s" help:"How long requests are still taken once the process is told to stop, up to 30s, where somebody asks /readyz, which says so meanwhile."`
+
 	RateLimit      int      `name:"rate-limit" env:"RATE_LIMIT" default:"600" help:"Requests a minute from one peer; 0 is no limit. This machine is never limited."`
 	TrustedProxies []string `name:"trusted-proxies" env:"TRUSTED_PROXIES" help:"Addresses or CIDR ranges whose X-Forwarded-For counts."`
 
@@ -223,6 +225,9 @@ func (c Config) validateNumbers() error {
 		if d < time.Millisecond {
 			errs = append(errs, bad(key, "%s is too short", d))
 		}
+	}
+	if d := c.StopGrace; d < 0 || d > maxStopGrace {
+		errs = append(errs, bad("STOP_GRACE", "%s is not from 0s to %s", d, maxStopGrace))
 	}
 	if d := c.KafkaRetention; d != 0 && (d < time.Hour || d > maxTopicRetention) {
 		errs = append(errs, bad("KAFKA_RETENTION", "%s is not from 1h to %s: a record must be gone before the inboxes forget it", d, maxTopicRetention))

@@ -12,14 +12,12 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"golang.org/x/sync/errgroup"
 
 	"pizzaflow/event"
 	"pizzaflow/frontend"
@@ -46,8 +44,14 @@ type Host struct {
 // A process is one running pizza. It has three stages, started from the ground
 // up and stopped from the doors down: each ends when what stands on it has.
 type process struct {
-	cfg    Config
-	host   Host
+	cfg   Config
+	host  Host
+	asked context.Context // ends when somebody wants the process to stop
+	ctx   context.Context // ends when asked does, and with the first failure
+	fail  context.CancelCauseFunc
+
+	stopBegan func() time.Time // the first who asks for it begins the stop
+
 	ground *stage // broker, sandbox, admin
 	engine *stage // relays, consumers, workers
 	doors  *stage // what customers talk to
@@ -59,58 +63,80 @@ type process struct {
 	outside   struct{ provider, smtp, sms string }
 	kafka     kafka.Config
 	unclean   time.Time    // since when the embedded broker may lack records
-	api       http.Handler // the order API, if the order service runs here
-	databases []*sqldb.DB
+	door      web.Gate     // what is behind HTTP_ADDR
+	orders    web.Gate     // the order API of this process
+	api       http.Handler // the order API that the pages use
 	operators *operatorAPI
 	closers   []io.Closer
 	topics    chan struct{} // closed when the topics are there
-	connected atomic.Bool
-	started   atomic.Bool
+	readiness readiness
 }
 
 // Run runs the services of the configuration until ctx ends, then stops them
 // in good order: no new requests, running ones finished, offsets committed,
-// leases given back. An error of the configuration wraps ErrConfig.
-func Run(ctx context.Context, cfg Config, host Host) (err error) {
+// leases given back. What has not ended 55 s after ctx has is named in an error
+// and left behind: then the process must end, as if it had been killed. An
+// error of the configuration wraps ErrConfig.
+func Run(ctx context.Context, cfg Config, host Host) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
 	if host.Listen == nil {
 		host.Listen = net.Listen
 	}
-	asked := ctx
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	p := &process{
-		cfg: cfg, host: host, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{}, topics: make(chan struct{}),
-		ground: newStage(ctx, fail), engine: newStage(ctx, fail), doors: newStage(ctx, fail),
+	p := newProcess(ctx, cfg, host)
+	defer p.fail(nil)
+	ended := make(chan error, 1)
+	go func() { ended <- p.run() }()
+	select {
+	case err := <-ended:
+		return err
+	case <-p.ctx.Done():
 	}
+	return p.awaitEnd(ended)
+}
+
+func newProcess(ctx context.Context, cfg Config, host Host) *process {
+	p := &process{
+		cfg: cfg, host: host, asked: ctx, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{},
+		topics: make(chan struct{}),
+	}
+	p.ctx, p.fail = context.WithCancelCause(ctx)
+	p.stopBegan = sync.OnceValue(time.Now)
+	p.ground, p.engine, p.doors = newStage(p.ctx, p.fail), newStage(p.ctx, p.fail), newStage(p.ctx, p.fail)
 	p.metrics = web.Guard(p.registry, host.Log)
 	p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	defer func() { err = errors.Join(err, p.doors.stop(), p.engine.stop(), p.ground.stop(), p.close()) }()
-	if err := p.start(ctx); err != nil {
-		if asked.Err() != nil {
-			return nil // told to stop before all was up
-		}
-		return err
+	return p
+}
+
+// run starts everything, and stops it when its time has come.
+func (p *process) run() error {
+	err := p.start(p.ctx)
+	if err != nil && p.asked.Err() != nil {
+		p.host.Log.Info("stopped before all was up", "err", err)
+		err = nil
 	}
-	<-ctx.Done()
-	host.Log.Info("stopping")
-	return nil
+	if err != nil {
+		p.fail(err)
+	}
+	<-p.ctx.Done()
+	return errors.Join(err, p.stop())
 }
 
 // start brings everything up in order. The ports come first: one that is taken
-// must stop the start before anything has begun.
+// must stop the start before anything has begun. Then comes what answers while
+// the rest waits for its databases.
 func (p *process) start(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		p.listen, p.startAdmin, p.startSandbox, p.startBroker, p.startServices, p.startFrontend, p.startDoors,
+		p.listen, p.startAdmin, p.startDoors, p.startSandbox, p.startBroker, p.startFrontend, p.startServices,
 	} {
 		if err := step(ctx); err != nil {
 			return err
 		}
 	}
-	p.started.Store(true)
-	return p.welcome()
+	p.readiness.started.Store(true)
+	p.welcome()
+	return nil
 }
 
 // listen takes every port the process needs, and tells which it got.
@@ -247,14 +273,15 @@ func (p *process) startServices(ctx context.Context) error {
 			return kafkaFault(err)
 		}
 		p.engine.Go("topics", func(ctx context.Context) error {
-			err := kafka.EnsureTopics(ctx, p.kafka, p.host.Log, p.cfg.topicsHere()...)
+			p.readiness.wait("the topics", errors.New("not seen yet"))
+			err := kafka.AwaitTopics(ctx, p.kafka, p.host.Log, func(reason error) { p.readiness.wait("the topics", reason) }, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
 				return nil // told to stop while it waited for the broker
 			}
 			if err != nil {
 				return kafkaFault(err)
 			}
-			p.connected.Store(true)
+			p.readiness.wait("the topics", nil)
 			close(p.topics)
 			<-ctx.Done()
 			return nil
@@ -279,7 +306,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	if err != nil {
 		return err
 	}
-	p.databases = append(p.databases, db)
+	p.readiness.add(name, db)
 	for use, pool := range db.Pools() {
 		p.metrics.MustRegister(collectors.NewDBStatsCollector(pool, strings.TrimSpace(name+" "+use)))
 	}
@@ -306,7 +333,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	if name == "order" {
 		mux := http.NewServeMux()
 		svc.Routes(mux)
-		p.api = mux
+		p.orders.Open(mux)
 	}
 	return nil
 }
@@ -314,14 +341,18 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 // awaitDatabase opens a service's database, and waits for one that is not there
 // yet, is locked or full: no process needs another to have started before it.
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
+	what := "the " + name + " database"
+	p.readiness.wait(what, errors.New("being opened"))
 	for attempt := 1; ; attempt++ {
 		db, err := p.openDatabase(ctx, name, schema)
 		if err != nil && ctx.Err() != nil { // the URL has no part in it
 			return nil, fmt.Errorf("%s: told to stop while opening the database: %w", name, ctx.Err())
 		}
 		if err == nil || !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {
+			p.readiness.wait(what, nil)
 			return db, err
 		}
+		p.readiness.wait(what, err)
 		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
 		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
 		select {
@@ -381,14 +412,19 @@ func (p *process) lock(service string) error {
 	return nil
 }
 
+// startFrontend puts the pages behind the door, or the order API alone, which
+// is there when its database is.
 func (p *process) startFrontend(context.Context) error {
+	if p.cfg.runs("order") {
+		p.api = &p.orders
+	}
 	if !p.cfg.runs("frontend") {
+		p.door.Open(&p.orders)
 		return nil
 	}
-	api := p.api
-	if api == nil {
+	if p.api == nil {
 		var err error
-		if api, err = frontend.Remote(p.cfg.OrderURL, p.host.Dial, p.host.Log); err != nil {
+		if p.api, err = frontend.Remote(p.cfg.OrderURL, p.host.Dial, p.host.Log); err != nil {
 			return bad("ORDER_URL", "%w", err)
 		}
 	}
@@ -396,16 +432,16 @@ func (p *process) startFrontend(context.Context) error {
 	if err != nil {
 		return kafkaFault(err)
 	}
-	shop, err := frontend.New(frontend.Config{API: api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.metrics})
+	shop, err := frontend.New(frontend.Config{API: p.api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.metrics})
 	if err != nil {
 		return fmt.Errorf("frontend: %w", err)
 	}
 	p.engine.Go("frontend", p.withTopics(shop.Run))
-	p.api = shop.Handler()
+	p.door.Open(shop.Handler())
 	return nil
 }
 
-// startDoors serves what is public.
+// startDoors serves what is public, from before there is anything behind it.
 func (p *process) startDoors(context.Context) error {
 	proxies, err := p.cfg.trustedProxies()
 	if err != nil {
@@ -416,7 +452,7 @@ func (p *process) startDoors(context.Context) error {
 		if !p.cfg.runs("frontend") {
 			limit = 0 // the peers are frontends, each of which speaks for many customers
 		}
-		h := web.Handler(p.api, web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
+		h := web.Handler(p.lastCalls(&p.door), web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
 		p.doors.Go("HTTP_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, h, p.host.Log) })
 	}
 	return nil
@@ -434,24 +470,8 @@ func (p *process) startAdmin(context.Context) error {
 	return nil
 }
 
-// ready says why the process cannot do its work yet.
-func (p *process) ready(ctx context.Context) error {
-	if !p.started.Load() {
-		return errors.New("still starting")
-	}
-	for _, db := range p.databases {
-		if err := db.PingContext(ctx); err != nil {
-			return fmt.Errorf("a database does not answer: %w", err)
-		}
-	}
-	if p.cfg.needsKafka() && !p.connected.Load() {
-		return errors.New("the topics are not there yet")
-	}
-	return nil
-}
-
 // welcome tells a person where everything is.
-func (p *process) welcome() error {
+func (p *process) welcome() {
 	var b strings.Builder
 	b.WriteString("\nPizzaflow is running. Ctrl-C stops it.\n\n")
 	line := func(what, where string) { fmt.Fprintf(&b, "  %-9s %s\n", what, where) }
@@ -459,7 +479,7 @@ func (p *process) welcome() error {
 		line("Shop", p.publicURL+"/")
 		line("Tracker", p.publicURL+"/orders/{order_id}")
 		line("API", p.publicURL+"/docs/")
-	} else if p.api != nil {
+	} else if p.cfg.runs("order") {
 		line("API", p.publicURL+"/api/v1/orders")
 	}
 	if ln := p.listeners["SANDBOX_ADDR"]; ln != nil {
@@ -472,55 +492,5 @@ func (p *process) welcome() error {
 		line("Broker", strings.Join(p.kafka.Brokers, ","))
 		line("Events", fmt.Sprintf("kcat -b %s -t %s -C -e", strings.Join(p.kafka.Brokers, ","), event.OrderTopic))
 	}
-	if _, err := fmt.Fprintln(p.host.Stderr, b.String()); err != nil {
-		return fmt.Errorf("print welcome: %w", err)
-	}
-	return nil
-}
-
-// close closes what is left, last opened first.
-func (p *process) close() error {
-	var errs []error
-	for _, c := range slices.Backward(p.closers) {
-		if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// A stage owns goroutines that end together. One that ends before it is told
-// to brings the process down.
-type stage struct {
-	ctx    context.Context
-	cancel context.CancelFunc
-	fail   context.CancelCauseFunc
-	group  errgroup.Group
-}
-
-func newStage(ctx context.Context, fail context.CancelCauseFunc) *stage {
-	s := &stage{fail: fail}
-	s.ctx, s.cancel = context.WithCancel(context.WithoutCancel(ctx))
-	return s
-}
-
-// Go runs fn, which must return when its context ends.
-func (s *stage) Go(name string, fn func(context.Context) error) {
-	s.group.Go(func() error {
-		err := fn(s.ctx)
-		if err == nil && s.ctx.Err() == nil {
-			err = errors.New("ended by itself")
-		}
-		if err != nil {
-			err = fmt.Errorf("%s: %w", name, err)
-			s.fail(err)
-		}
-		return err
-	})
-}
-
-// stop ends the stage and waits for its last goroutine.
-func (s *stage) stop() error {
-	s.cancel()
-	return s.group.Wait()
+	_, _ = fmt.Fprintln(p.host.Stderr, b.String()) // there is nobody to tell that nobody reads it
 }

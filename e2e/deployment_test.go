@@ -195,6 +195,7 @@ func (d *deployment) environment(name string) []string {
 		"DATA_DIR": d.dir, "LOG_FORMAT": "json",
 		"HTTP_ADDR": "127.0.0.1:0", "ADMIN_ADDR": "127.0.0.1:0", "KAFKA_LISTEN": "127.0.0.1:0",
 		"SANDBOX_ADDR": "127.0.0.1:0", "SANDBOX_SMTP_ADDR": "127.0.0.1:0",
+		"STOP_GRACE": "0s", // nobody balances load here
 	}
 	if name != "" {
 		env["SERVICES"] = servicesOf(name)

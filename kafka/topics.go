@@ -113,6 +113,11 @@ func (t Topic) request() kmsg.CreateTopicsRequestTopic {
 // logs why it waits; the error then says what was missing and what to do. What waiting cannot cure (a refused
 // password or certificate, a setting the broker rejects) is returned at once.
 func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Topic) error {
+	return AwaitTopics(ctx, c, log, func(error) {}, topics...)
+}
+
+// AwaitTopics is EnsureTopics for whoever wants to be told each time why it waits.
+func AwaitTopics(ctx context.Context, c Config, log *slog.Logger, waiting func(reason error), topics ...Topic) error {
 	log = orDiscard(log)
 	opts, err := c.Options()
 	if err != nil {
@@ -129,7 +134,7 @@ func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Top
 	}
 	defer client.Close()
 
-	e := &ensuring{client: client, config: c, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, told: map[string]bool{}}
+	e := &ensuring{client: client, config: c, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, tell: waiting, told: map[string]bool{}}
 	if err := e.run(ctx); err != nil {
 		return fmt.Errorf("ensure topics: %w", err)
 	}
@@ -143,6 +148,7 @@ type ensuring struct {
 	brokers string
 	log     *slog.Logger
 	topics  []Topic
+	tell    func(reason error)
 
 	waiting  error // why the last round was not enough
 	loggedAt time.Time
@@ -170,6 +176,7 @@ func (e *ensuring) run(ctx context.Context) error {
 		// A request cut short by ctx tells less than the round before it did.
 		if ctx.Err() == nil || e.waiting == nil {
 			e.waiting = e.remind(reason, pause)
+			e.tell(reason)
 		}
 		select {
 		case <-ctx.Done():

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log"
 	"log/slog"
 	"slices"
 	"strings"
@@ -89,6 +90,9 @@ func TestRepeatedLinesAreCounted(t *testing.T) {
 	})
 }
 
+// plain is how net/http logs.
+func plain(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelWarn) }
+
 // Lines are folded with their like alone.
 func TestWhatTellsLinesApart(t *testing.T) {
 	type names string
@@ -101,8 +105,8 @@ func TestWhatTellsLinesApart(t *testing.T) {
 		"error as text":  {func(l *slog.Logger, i int) { l.Error("x", "error", strings.Repeat("a", i)) }, 1},
 		"count":          {func(l *slog.Logger, i int) { l.Warn("x", "rows", i) }, 1},
 		"time":           {func(l *slog.Logger, i int) { l.Warn("x", "since", time.Unix(int64(i), 0)) }, 1},
-		"port":           {func(l *slog.Logger, i int) { l.Warn(fmt.Sprintf("http: from 10.0.0.1:%d: EOF", 1000*i)) }, 1},
-		"message":        {func(l *slog.Logger, i int) { l.Warn(strings.Repeat("a", i+1)) }, 10},
+		"port":           {func(l *slog.Logger, i int) { plain(l).Printf("http: from 10.0.0.1:%d: EOF", 1000*i) }, 1},
+		"message":        {func(l *slog.Logger, i int) { plain(l).Print(strings.Repeat("a", i+1)) }, 10},
 		"level":          {func(l *slog.Logger, i int) { l.Log(context.Background(), slog.LevelWarn+slog.Level(4*(i%2)), "x") }, 2},
 		"service":        {func(l *slog.Logger, i int) { l.Warn("x", "service", fmt.Sprint(i)) }, 10},
 		"word":           {func(l *slog.Logger, i int) { l.Warn("x", "state", names(fmt.Sprint(i))) }, 10},

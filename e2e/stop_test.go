@@ -1,0 +1,181 @@
+package e2e
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// promisedStop is how long a stop may take, whatever is full, locked or silent.
+const promisedStop = time.Minute
+
+// TestRequestsAreTakenWhileItStops wants whoever balances the load to be told
+// before the first request is refused.
+func TestRequestsAreTakenWhileItStops(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, setup{engine: sqldb.SQLite}.with("STOP_GRACE=10s"))
+	p := d.process("")
+	signalled := time.Now()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 8*time.Second, func() string {
+		if why := p.ready(t.Context()); !strings.Contains(why, "503 not ready: stopping") {
+			return "/readyz: " + why
+		}
+		return ""
+	})
+	o, err := d.post(t.Context(), customer(1, ""), "")
+	if took := time.Since(signalled); err != nil && took < 9*time.Second {
+		t.Fatalf("refused %v after SIGTERM: %v", took, err)
+	}
+	d.suspect(o.OrderID)
+	select {
+	case <-p.ended:
+	case <-time.After(promisedStop):
+		t.Fatal("it does not end")
+	}
+	if code, took := p.cmd.ProcessState.ExitCode(), time.Since(signalled); code != 0 || took < 10*time.Second {
+		t.Errorf("it ended with %d after %v, within its grace", code, took)
+	}
+	d.start("")
+	d.await(t, o.OrderID, "paid", settleLimit)
+}
+
+// TestStopWhileFilesAreLocked has payments and messages under way that cannot be
+// recorded: what does not end is named, and then the process ends all the same.
+func TestStopWhileFilesAreLocked(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, setup{engine: sqldb.SQLite, processes: []string{"order,payment,notification,frontend,broker", "sandbox"}})
+	shop := d.process("order,payment,notification,frontend,broker")
+	quiet := silence(t)
+	d.sandbox.lead(quiet) // so calls are under way when it is told to stop
+	d.smtp.lead(quiet)
+	for i := range 10 {
+		d.place(t, customer(i, ""))
+	}
+	eventually(t, paidLimit, func() string {
+		calls := d.value(t, "payment", `SELECT COUNT(*) FROM payments WHERE status = 'processing'`)
+		sending := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE lease_token IS NOT NULL`)
+		if calls == "0" || sending == "0" {
+			return calls + " charges and " + sending + " messages are under way"
+		}
+		return ""
+	})
+	lets := []func(){d.lockOut(t, "payment", ""), d.lockOut(t, "notification", ""), d.lockOut(t, "order", "")}
+	began := time.Now()
+	if err := shop.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-shop.ended:
+	case <-time.After(promisedStop + 15*time.Second): // so that the log tells where it hangs
+		t.Errorf("it did not end within %v", promisedStop)
+		shop.kill()
+	}
+	took := time.Since(began)
+	if took > promisedStop {
+		t.Errorf("it took %v", took)
+	}
+	if code := shop.cmd.ProcessState.ExitCode(); code != 0 && !named(t, shop.log) {
+		t.Errorf("it ended with %d after %v, and does not say what it left behind", code, took)
+	}
+	for _, let := range lets {
+		let()
+	}
+	d.start(d.setup.processes...)
+	d.awaitSettled(t, 10)
+}
+
+// named reports whether the log says what was left behind.
+func named(t *testing.T, file string) bool {
+	t.Helper()
+	return slices.ContainsFunc(logLines(t, file), func(l map[string]any) bool {
+		what, _ := l["what"].(string)
+		return l["msg"] == "not ended in time, and left behind" && what != ""
+	})
+}
+
+// TestEndsInSilence are the ends that nobody asked for and nobody heard of: a
+// terminal that closes asks for a good end, and a log that nobody reads any more
+// is no reason to end at all.
+func TestEndsInSilence(t *testing.T) {
+	t.Parallel()
+	t.Run("the terminal closes", func(t *testing.T) {
+		t.Parallel()
+		d := deploy(t, embedded)
+		p := d.process("")
+		if err := p.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-p.ended:
+		case <-time.After(promisedStop):
+			t.Fatal("it goes on")
+		}
+		told := slices.ContainsFunc(logLines(t, p.log), func(l map[string]any) bool {
+			because, _ := l["because"].(string)
+			return l["msg"] == "stopping" && strings.Contains(because, "hangup")
+		})
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 || !told {
+			t.Errorf("ended with %d, and told why: %v", code, told)
+		}
+	})
+	t.Run("nobody reads the log", func(t *testing.T) {
+		t.Parallel()
+		d := prepare(t, embedded)
+		reader, writer, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := os.Create(filepath.Join(t.TempDir(), "out"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer out.Close()
+		cmd := exec.Command(pizza)
+		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = filepath.Dir(d.dir), d.environment(""), out, writer, dieWithUs()
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		writer.Close()
+		reader.Close()
+		p := &process{cmd: cmd, addresses: map[string]string{}}
+		eventually(t, startLimit, func() string {
+			printed, err := os.ReadFile(out.Name())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for line := range strings.Lines(string(printed)) {
+				key, address, _ := strings.Cut(strings.TrimSpace(line), "=")
+				p.addresses[key] = address
+			}
+			return p.ready(t.Context())
+		})
+		if status, _, err := fetch(t.Context(), "http://"+p.addresses["HTTP_ADDR"]+"/"); err != nil || status != http.StatusOK { // writes a line
+			t.Errorf("%d %v", status, err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("it ended with %v", err)
+			}
+		case <-time.After(promisedStop):
+			t.Error("it does not end")
+			_ = cmd.Process.Kill()
+		}
+	})
+}
