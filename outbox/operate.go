@@ -31,10 +31,6 @@ type Action struct {
 	DryRun bool
 }
 
-// operatorTimeout is for a statement that a person asked for: it may be about
-// all events that are retained.
-const operatorTimeout = 10 * time.Minute
-
 // ErrNothingSelected is returned for a filter that is empty where one must
 // choose.
 var ErrNothingSelected = errors.New("nothing is selected")
@@ -159,7 +155,7 @@ func snapshot(ctx context.Context, db *sqldb.DB) (*sql.Tx, error) {
 // Status looks at everything that has to do with publishing, as it was at one
 // moment.
 func (o *Operator) Status(ctx context.Context) (s Status, err error) {
-	ctx = sqldb.WithStatementTimeout(ctx, operatorTimeout)
+	ctx = patient(ctx)
 	db, err := snapshot(ctx, o.db)
 	if err != nil {
 		return Status{}, fmt.Errorf("outbox status: %w", err)
@@ -465,7 +461,7 @@ func lockLease(ctx context.Context, tx *sql.Tx) error {
 
 // do runs fn in a transaction, which a dry run undoes.
 func (o *Operator) do(ctx context.Context, a Action, action string, fn func(*sql.Tx) error) error {
-	ctx = sqldb.WithStatementTimeout(ctx, operatorTimeout)
+	ctx = patient(ctx)
 	err := o.db.Tx(ctx, func(tx *sql.Tx) error {
 		if err := fn(tx); err != nil || !a.DryRun {
 			return err

@@ -22,7 +22,6 @@ const migrationTimeout = time.Hour
 // keeps its own version table, <set>_migrations. Any number of processes may
 // call it at once. On PostgreSQL the schema that search_path names is created.
 func (db *DB) Migrate(ctx context.Context, set string, fsys fs.FS) error {
-	ctx = WithStatementTimeout(ctx, migrationTimeout)
 	files, err := fs.Sub(fsys, path.Join("schema", string(db.Engine)))
 	if err != nil {
 		return fmt.Errorf("migrate %s: %w", set, err)
