@@ -58,7 +58,9 @@ func TestSilentConnections(t *testing.T) {
 // brings its own time has it.
 func TestStatementDeadline(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
-	short := sqldb.WithStatementTimeout(t.Context(), 50*time.Millisecond)
+	soon, done := context.WithTimeout(t.Context(), 20*time.Second)
+	defer done()
+	short := sqldb.WithStatementTimeout(soon, 50*time.Millisecond)
 	for what, run := range map[string]func() error{
 		"exec": func() error { _, err := db.ExecContext(short, `SELECT pg_sleep(60)`); return err },
 		"query": func() error {
@@ -75,7 +77,7 @@ func TestStatementDeadline(t *testing.T) {
 			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(short, `SELECT pg_sleep(60)`); return err })
 		},
 		"in a transaction": func() error {
-			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(t.Context(), `SELECT pg_sleep(60)`); return err })
+			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(soon, `SELECT pg_sleep(60)`); return err })
 		},
 	} {
 		if err := run(); !errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.IsTimeout(err) || sqldb.Judge(err) != sqldb.Wait {

@@ -68,6 +68,8 @@ func TestPostgresVerdicts(t *testing.T) {
 		{"57P02", sqldb.Wait, raised("57P02")}, {"57P03", sqldb.Wait, raised("57P03")}, {"57P05", sqldb.Wait, raised("57P05")},
 		{"57P04", sqldb.Fatal, raised("57P04")}, {"28P01", sqldb.Fatal, raised("28P01")},
 		{"58030", sqldb.Wait, raised("58030")}, {"XX000", sqldb.Wait, raised("XX000")}, {"XX001", sqldb.Wait, raised("XX001")}, {"XX002", sqldb.Wait, raised("XX002")},
+		{"F0000", sqldb.Wait, raised("F0000")}, {"55000", sqldb.Wait, raised("55000")}, {"72000", sqldb.Retry, raised("72000")},
+		{"0L000", sqldb.Fatal, raised("0L000")}, {"0P000", sqldb.Fatal, raised("0P000")}, {"55P02", sqldb.Fatal, raised("55P02")},
 		{"P0001", sqldb.Fault, raised("P0001")}, {"54001", sqldb.Fault, raised("54001")},
 	} {
 		t.Run(c.code, func(t *testing.T) {

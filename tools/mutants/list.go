@@ -608,8 +608,8 @@ var engine = []mutant{
 	{
 		name: "sqldb: a lock time-out is the statement's own fault",
 		file: "sqldb/errors.go",
-		old:  `	"55P03": Wait,`,
-		new:  `	"55P03": Fault,`,
+		old:  `	"55":    Wait, // object`,
+		new:  `	"55":    Fault, // object`,
 		test: "./sqldb -run ^TestPostgresVerdicts$",
 		env:  "DATABASE_URL",
 	},
@@ -626,7 +626,7 @@ var engine = []mutant{
 		file: "sqldb/connection.go",
 		old:  `cmp.Or(statementLimit(ctx), c.limit, statementTimeout)`,
 		new:  `cmp.Or(time.Hour, c.limit, statementTimeout)`,
-		test: "./sqldb -run ^TestStatementDeadline$ -timeout 60s",
+		test: "./sqldb -run ^TestStatementDeadline$",
 		env:  "DATABASE_URL",
 	},
 	{
