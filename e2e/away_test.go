@@ -102,6 +102,10 @@ func (d *deployment) checkDatabaseAway(t *testing.T) {
 	if wrong := d.process(shopkeeping).ready(t.Context()); !strings.Contains(wrong, "503") {
 		t.Errorf("without a database it is ready: %q", wrong)
 	}
+	metrics := scrape(t, d) // which is 200
+	if _, told := metrics["go_goroutines"]; !told || sumOf(metrics, "pizza_orders_total", `status="paid"`) == 0 {
+		t.Errorf("without a database the metrics are %v", metrics)
+	}
 	d.db.lead(host(t, d.dbURL))
 	o, err := d.post(t.Context(), customer(3, ""), "")
 	if err != nil {
