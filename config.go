@@ -187,8 +187,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// topicRetention is how long the topics keep records unless told otherwise. With the 7 days for which an outbox
-// can publish an event again, maxTopicRetention ends where the inboxes, after 15 days, forget what was handled.
+// topicRetention is how long the topics keep records unless told otherwise, and maxTopicRetention how long at most:
+// for as long, and the 7 days for which an outbox can publish an event again, the inboxes remember what was handled.
 const (
 	topicRetention    = 7 * 24 * time.Hour
 	maxTopicRetention = 8 * 24 * time.Hour
@@ -230,7 +230,7 @@ func (c Config) validateNumbers() error {
 		errs = append(errs, bad("STOP_GRACE", "%s is not from 0s to %s", d, maxStopGrace))
 	}
 	if d := c.KafkaRetention; d != 0 && (d < time.Hour || d > maxTopicRetention) {
-		errs = append(errs, bad("KAFKA_RETENTION", "%s is not from 1h to %s: a record must be gone before the inboxes forget it", d, maxTopicRetention))
+		errs = append(errs, bad("KAFKA_RETENTION", "%s is not from 1h to %s: the inboxes remember each event for longer than its topic holds it", d, maxTopicRetention))
 	}
 	if n := c.KafkaReplication; n < 0 || n > math.MaxInt16 {
 		errs = append(errs, bad("KAFKA_REPLICATION", "%d is no number of copies", n))

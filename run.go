@@ -323,7 +323,8 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	}
 	reg := web.Guard(prometheus.WrapRegistererWithPrefix("pizza_", p.registry), p.host.Log)
 	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
-		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay, Metrics: reg, Log: p.host.Log,
+		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay,
+		TopicRetention: p.cfg.topicsHold(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
 	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Alone: alone(out), Metrics: reg, Log: p.host.Log})

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strings"
+	"time"
 
 	"pizzaflow/event"
 	"pizzaflow/kafka"
@@ -43,6 +45,16 @@ func (c Config) topics() []kafka.Topic {
 		out = append(out, t, kafka.DeadLetters(t))
 	}
 	return out
+}
+
+// topicsHold is how long a topic may hold a record, with the segment in which it stands.
+func (c Config) topicsHold() (longest time.Duration) {
+	for _, t := range c.topics() {
+		if !strings.HasSuffix(t.Name, kafka.DeadLetters(kafka.Topic{}).Name) { // nobody consumes those
+			longest = max(longest, t.Retention+t.SegmentTime())
+		}
+	}
+	return longest
 }
 
 // topicsHere are the topics that the services of this process read or write: more need not be there, nor visible

@@ -54,6 +54,12 @@ func DeadLetters(t Topic) Topic {
 	return d
 }
 
+// SegmentTime is for how long records may go into one segment of t: a seventh of the retention, up to a day. Only
+// whole segments are deleted, so a record may stay for as long as this beyond the retention.
+func (t Topic) SegmentTime() time.Duration {
+	return min(max(t.Retention/7, time.Minute), 24*time.Hour)
+}
+
 func (t Topic) validate() error {
 	switch {
 	case t.Name == "":

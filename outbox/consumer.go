@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,10 +29,15 @@ type ConsumerConfig struct {
 	Kafka    []kgo.Opt     // how to reach the brokers
 	Attempts int           // before a record is dead-lettered: 3 when zero
 	Delay    time.Duration // before attempt n+1 it is n times this, plus up to 20 %: 5 s when zero
-	// Retention is how long the inbox remembers an event, and how long parked
-	// records stay once they are done: 15 days when zero. It must be longer than
-	// outbox and topic together keep an event.
+	// OutboxRetention is how long an outbox may publish an event again, and
+	// TopicRetention how long its topic may hold it then, with the whole segment
+	// in which it stands: 7 and 8 days when zero.
+	OutboxRetention, TopicRetention time.Duration
+	// Retention is how long the inbox remembers an event, counted from when it
+	// last came, and how long parked records stay once they are done: when zero,
+	// as long as both of the above and 12 hours for what is late. Run refuses less.
 	Retention time.Duration
+	Replay    string // how an operator replays dead records, for the log: Operator.Replay when empty
 	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 }
@@ -89,9 +95,10 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Attempts == 0 {
 		cfg.Attempts = 3
 	}
-	if cfg.Retention == 0 {
-		cfg.Retention = inboxRetention
-	}
+	cfg.OutboxRetention = cmp.Or(cfg.OutboxRetention, outboxRetention)
+	cfg.TopicRetention = cmp.Or(cfg.TopicRetention, topicRetention)
+	cfg.Retention = cmp.Or(cfg.Retention, cfg.leastRetention())
+	cfg.Replay = cmp.Or(cfg.Replay, "Operator.Replay")
 	if cfg.Delay == 0 {
 		cfg.Delay = 5 * time.Second
 	}
@@ -173,6 +180,9 @@ func (c *Consumer) OnDead(fn func(ctx context.Context, tx *Tx, d Dead) error) { 
 // Run consumes until ctx ends; then it finishes what it has begun, commits and
 // leaves the group.
 func (c *Consumer) Run(ctx context.Context) error {
+	if least := c.cfg.leastRetention(); c.cfg.Retention < least {
+		return fmt.Errorf("consume: a retention of %s is too short: what was handled must be remembered for %s, while outbox and topic keep it", c.cfg.Retention, least)
+	}
 	if len(c.subs) == 0 {
 		<-ctx.Done()
 		return nil

@@ -21,7 +21,7 @@ const (
 	batchLimit    = 512                    // then up to this, where the gain of still larger ones has gone
 	batchTime     = 100 * time.Millisecond // the records of a transaction should take no longer: above it batches get smaller
 	windowRecords = 4000                   // of one partition between fetched and done; above it fetching pauses
-	windowBytes   = 8 << 20                // the same, by the size of the values
+	windowBytes   = 8 << 20                // the same, by the size of the records
 	commitEvery   = 500 * time.Millisecond
 	drainTimeout  = 6 * time.Second // of a partition that is taken away; less than the group waits for a member
 )
@@ -46,6 +46,7 @@ type dispatcher struct {
 	partitions map[topicPartition]*partition
 	queues     map[string]*queue
 	ready      []string // keys that have a record waiting and none at work
+	steps      []step   // over what cannot be read
 	ending     bool
 }
 
@@ -64,7 +65,7 @@ type partition struct {
 	epoch     int32
 	committed int64
 	highWater int64 // the end of the log at the last look
-	bytes     int   // of the values in the window
+	bytes     int   // of the records in the window
 	atWork    int
 	paused    bool
 	lag       prometheus.Gauge
@@ -189,7 +190,7 @@ func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte,
 	for _, in := range ins {
 		in.part = p
 		p.window = append(p.window, in)
-		p.bytes += len(in.rec.Value)
+		p.bytes += in.size()
 		p.next = in.next
 		if in.done {
 			continue
@@ -278,11 +279,20 @@ func (d *dispatcher) advance(p *partition) {
 	n := 0
 	for n < len(p.window) && p.window[n].done {
 		p.lowWater, p.epoch = p.window[n].next, p.window[n].rec.LeaderEpoch
-		p.bytes -= len(p.window[n].rec.Value)
+		p.bytes -= p.window[n].size()
 		n++
 	}
 	clear(p.window[:n]) // the rest keeps the array
 	p.window = p.window[n:]
+}
+
+// size is how much memory a record takes, about.
+func (in *inbound) size() int {
+	n := 256 + len(in.rec.Value) + 2*len(in.rec.Key) // once more as its queue's
+	for _, h := range in.rec.Headers {
+		n += 64 + len(h.Key) + len(h.Value)
+	}
+	return n
 }
 
 // showLag sets the gauge of a partition.
@@ -323,6 +333,7 @@ func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
 		case <-tick.C:
 		}
 		d.commit(ctx, client)
+		d.takeSteps(ctx, client)
 		crash("offsets: committed")
 	}
 }

@@ -9,17 +9,26 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// An event may come again for as long as somebody keeps it: the outbox for 7
-// days after it was published, and when it is published anew on the last of
-// them, the topic for 7 more. Only then, and a day for the clocks and for what
-// is late, may the inbox forget that it was handled.
-const inboxRetention = (7 + 7 + 1) * 24 * time.Hour
+// An event may come again for as long as somebody keeps it: the outbox for some
+// days, and when it is published anew on the last of them, the topic for some
+// more, until the segment that it stands in is deleted. Only then may the inbox
+// forget that it was handled.
+const (
+	outboxRetention = 7 * 24 * time.Hour
+	topicRetention  = 8 * 24 * time.Hour // a week, and a segment of a day
+	lateness        = 12 * time.Hour     // of clocks, and of who deletes what is old
+)
+
+// leastRetention is for how long an inbox must remember what was handled.
+func (cfg ConsumerConfig) leastRetention() time.Duration {
+	return cfg.OutboxRetention + cfg.TopicRetention + lateness
+}
 
 // forgetLoop deletes, about once an hour, what is older than the retention. Any
 // process of the group may do it, several at once.
 func (c *Consumer) forgetLoop(ctx context.Context) {
 	for pause(ctx, pruneEvery*4/5+rand.N(pruneEvery*2/5)) { //nolint:gosec // jitter
-		n, err := c.forget(ctx, sqldb.Now().Add(-c.cfg.Retention))
+		n, err := c.forgetOld(ctx)
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("delete old rows", "consumer_group", c.cfg.Group, "err", err)
 		}
@@ -29,13 +38,23 @@ func (c *Consumer) forgetLoop(ctx context.Context) {
 	}
 }
 
+// forgetOld forgets what is older than the retention by the database's clock.
+func (c *Consumer) forgetOld(ctx context.Context) (deleted int64, err error) {
+	var before time.Time
+	then, age := c.db.Clock(1, -c.cfg.Retention)
+	if err := c.db.Read().QueryRowContext(ctx, `SELECT `+then, age).Scan(sqldb.Time(&before)); err != nil {
+		return 0, fmt.Errorf("ask for the time: %w", err)
+	}
+	return c.forget(ctx, before)
+}
+
 // forget deletes the parked records that were done, and the inbox rows that
 // were written, before that time. An inbox row stays while its record is parked
 // and not done.
 func (c *Consumer) forget(ctx context.Context, before time.Time) (deleted int64, err error) {
 	deleted, err = c.repeat(ctx, `
 		DELETE FROM parked_records WHERE seq IN (
-			SELECT seq FROM parked_records WHERE consumer = $1 AND finished_at < $2 AND state NOT IN `+openStates+` ORDER BY seq LIMIT $3)`,
+			SELECT seq FROM parked_records WHERE consumer = $1 AND finished_at < $2 AND state NOT IN `+openStates+` ORDER BY finished_at LIMIT $3)`,
 		c.cfg.Group, before, pruneRows)
 	if err != nil {
 		return deleted, err
@@ -71,13 +90,14 @@ func (c *Consumer) repeat(ctx context.Context, statement string, args ...any) (d
 
 // forgetInOrder deletes inbox rows of SQLite, which has no index by time: the
 // rows are looked at in the order they were written, up to the first young one.
+// One that says it is from the future, where the clock was, stops nobody.
 func (c *Consumer) forgetInOrder(ctx context.Context, before time.Time) (deleted int64, err error) {
 	for last := int64(0); ; {
 		var upTo, young int64
 		err := c.db.Read().QueryRowContext(ctx, `
-			SELECT COALESCE(MAX(rowid), 0), COUNT(CASE WHEN handled_at >= $1 THEN 1 END)
+			SELECT COALESCE(MAX(rowid), 0), COUNT(CASE WHEN handled_at >= $1 AND handled_at <= $4 THEN 1 END)
 			FROM (SELECT rowid, handled_at FROM inbox_events WHERE rowid > $2 ORDER BY rowid LIMIT $3)`,
-			before, last, pruneRows).Scan(&upTo, &young)
+			before, last, pruneRows, sqldb.Now()).Scan(&upTo, &young)
 		if err != nil {
 			return deleted, fmt.Errorf("look for old rows: %w", err)
 		}

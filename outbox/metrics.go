@@ -57,7 +57,7 @@ func newConsumerMetrics(cfg ConsumerConfig) consumerMetrics {
 	reg, of := cfg.Metrics, prometheus.Labels{"group": cfg.Group}
 	return consumerMetrics{
 		processed: register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting or dead.", ConstLabels: of,
+			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting, dead, or again: produced again while the event is parked.", ConstLabels: of,
 		}, []string{"topic", "event_type", "result"})),
 		processing: register(reg, prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.", ConstLabels: of,
@@ -85,7 +85,7 @@ func newConsumerMetrics(cfg ConsumerConfig) consumerMetrics {
 // the time they took.
 func (m *consumerMetrics) of(on subject) (map[outcome]prometheus.Counter, prometheus.Observer) {
 	counts := map[outcome]prometheus.Counter{}
-	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead} {
+	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead, again} {
 		counts[o] = m.processed.WithLabelValues(on.topic, on.eventType, string(o))
 	}
 	return counts, m.processing.WithLabelValues(on.topic, on.eventType)

@@ -75,6 +75,11 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
+	// one that was done so long ago that the inbox has forgotten it makes way
+	_, err = tx.ExecContext(ctx, `DELETE FROM parked_records WHERE consumer = $1 AND event_id = $2 AND state NOT IN `+openStates, c.cfg.Group, in.id)
+	if err != nil {
+		return fmt.Errorf("park record: %w", err)
+	}
 	due, wait := c.db.Clock(12, s.wait)
 	_, err = tx.ExecContext(ctx, `
 		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, key_hash, value, headers, event_id, event_type,

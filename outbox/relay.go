@@ -75,7 +75,7 @@ func NewRelay(cfg RelayConfig) *Relay {
 		cfg.TTL = 2 * time.Second
 	}
 	if cfg.Retention == 0 {
-		cfg.Retention = 7 * 24 * time.Hour
+		cfg.Retention = outboxRetention
 	}
 	host, err := os.Hostname()
 	if err != nil {

@@ -72,6 +72,7 @@ const (
 	waiting   outcome = "waiting" // behind a parked record of its key
 	retrying  outcome = "retrying"
 	dead      outcome = "dead"
+	again     outcome = "again" // produced again while its event is parked or discarded: passed over
 )
 
 // try handles the batch in one transaction. It names the record whose handler
@@ -80,6 +81,7 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	outcomes := make([]outcome, len(batch))
+	var repeats []repeat
 	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
 		culprit = nil
 		fresh, err := c.receive(ctx, tx, batch)
@@ -91,11 +93,12 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 			return err
 		}
 		todo := make([]*inbound, 0, len(batch))
-		var behind []*inbound
+		var behind, known []*inbound
 		for i, in := range batch {
 			switch {
 			case !fresh[in.id]:
 				outcomes[i] = duplicate
+				known = append(known, in)
 			case in.rec.Key != nil && parkedKeys[in.key]:
 				outcomes[i] = waiting
 				behind = append(behind, in)
@@ -104,6 +107,9 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 				todo = append(todo, in)
 			}
 			delete(fresh, in.id) // one event twice in one batch
+		}
+		if repeats, err = c.again(ctx, tx, known); err != nil {
+			return err
 		}
 		culprit, err = c.handle(ctx, tx, todo)
 		crash("consumer: handled")
@@ -116,6 +122,10 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 		return culprit, err
 	}
 	crash("consumer: committed")
+	for _, r := range repeats {
+		outcomes[slices.Index(batch, r.in)] = again
+		c.passedOver(r)
+	}
 	for i, in := range batch {
 		c.settled(in, outcomes[i])
 	}
@@ -163,9 +173,10 @@ func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh
 	if c.db.Engine == sqldb.SQLite {
 		list, arg = `json_each($3)`, `["`+strings.Join(ids, `","`)+`"]`
 	}
+	now, zero := c.db.Clock(2, 0)
 	result, err := tx.QueryContext(ctx, `
-		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT $1, value, $2 FROM `+list+` WHERE true
-		ON CONFLICT DO NOTHING RETURNING event_id`, c.cfg.Group, sqldb.Now(), arg)
+		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT $1, value, `+now+` FROM `+list+` WHERE true
+		ON CONFLICT DO NOTHING RETURNING event_id`, c.cfg.Group, zero, arg)
 	if err != nil {
 		return nil, fmt.Errorf("mark in inbox: %w", err)
 	}

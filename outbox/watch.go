@@ -222,16 +222,47 @@ func (d *dispatcher) fetchFailed(client *kgo.Client, topic string, topicID [16]b
 }
 
 // stepOver puts a batch that unpacks to more than is allowed among the dead
-// letters, and goes on behind it. It stands for records nobody will know.
+// letters, and has the client go on behind it. It stands for records nobody will
+// know. The client tells of it once, and fetches nothing more of the partition
+// until it is told where to.
 func (d *dispatcher) stepOver(client *kgo.Client, batch *kgo.ErrDecompressTooLarge, topicID [16]byte) {
 	rec := &kgo.Record{Topic: batch.Topic, Partition: batch.Partition, Offset: batch.Offset, LeaderEpoch: batch.Epoch}
 	in := d.c.open(rec, topicID)
 	in.next = batch.NextOffset
 	in.err = Permanent(fmt.Errorf("a batch of %d records unpacks to more than %d MiB", batch.NextOffset-batch.Offset, maxBatchBytes>>20))
 	d.enqueue(client, batch.Topic, topicID, kgo.FetchPartition{Partition: batch.Partition, LogStartOffset: -1}, in)
-	d.committing <- struct{}{} // the client's own idea of offsets must not change under a commit
-	defer func() { <-d.committing }()
-	client.SetOffsets(map[string]map[int32]kgo.EpochOffset{batch.Topic: {batch.Partition: {Epoch: batch.Epoch, Offset: batch.NextOffset}}})
+	if in.part == nil {
+		return // taken away meanwhile
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.steps = append(d.steps, step{in.part, kgo.EpochOffset{Epoch: batch.Epoch, Offset: batch.NextOffset}})
+}
+
+// A step is where the client shall go on in a partition.
+type step struct {
+	part *partition
+	to   kgo.EpochOffset
+}
+
+// takeSteps has the client go on behind what was stepped over. Its own idea of
+// offsets must not change under a commit, for which the poll must not wait.
+func (d *dispatcher) takeSteps(ctx context.Context, client *kgo.Client) {
+	select {
+	case d.committing <- struct{}{}:
+		defer func() { <-d.committing }()
+	case <-ctx.Done():
+		return
+	}
+	d.mu.Lock()
+	steps := d.steps
+	d.steps = nil
+	d.mu.Unlock()
+	for _, s := range steps {
+		if !s.part.gone.Load() {
+			client.SetOffsets(map[string]map[int32]kgo.EpochOffset{s.part.topic: {s.part.partition: s.to}})
+		}
+	}
 }
 
 // withTopicIDs writes the ids of the topics into a commit.

@@ -48,6 +48,57 @@ var engine = []mutant{
 		test: "./outbox -run ^TestMend$",
 	},
 	{
+		name: "inbox: what still comes is forgotten",
+		file: "outbox/again.go",
+		old:  `	if err := c.refresh(ctx, tx, ids); err != nil {`,
+		new:  `	if err := ctx.Err(); err != nil {`,
+		test: "./outbox -run ^TestInboxRemembersWhatStillComes$",
+	},
+	{
+		name: "inbox: the rows of SQLite leave the order of their time",
+		file: "outbox/again.go",
+		old:  `	if c.db.Engine == sqldb.SQLite {`,
+		new:  `	if c.db == nil {`,
+		test: "./outbox -run ^TestInboxRemembersWhatStillComes$",
+	},
+	{
+		name: "inbox: a row from the future keeps all behind it",
+		file: "outbox/forget.go",
+		old:  `AND handled_at <= $4 THEN`,
+		new:  `AND handled_at <> $4 THEN`,
+		test: "./outbox -run ^TestInboxRemembersWhatStillComes$",
+	},
+	{
+		name: "inbox: a retention that is too short",
+		file: "outbox/consumer.go",
+		old:  `c.cfg.Retention < least {`,
+		new:  `c.cfg.Retention < least/1000 {`,
+		test: "./outbox -run ^TestRetentionTooShort$",
+	},
+	{
+		name: "dead letters: produced again, and nobody is told",
+		file: "outbox/settle.go",
+		old:  `		c.passedOver(r)`,
+		new:  `		_ = r`,
+		test: "./outbox -run ^TestProducedAgain$",
+	},
+	{
+		name: "consumer: the poll waits for a commit",
+		file: "outbox/watch.go",
+		old:  `	d.steps = append(d.steps, step{`,
+		new: `	d.committing <- struct{}{}
+	<-d.committing
+	d.steps = append(d.steps, step{`,
+		test: "./outbox -run ^TestStepOverNeverWaits$",
+	},
+	{
+		name: "consumer: a window of headers without end",
+		file: "outbox/dispatch.go",
+		old:  `		n += 64 + len(h.Key) + len(h.Value)`,
+		new:  `		n += 64`,
+		test: "./outbox -run ^TestWindowCountsKeysAndHeaders$",
+	},
+	{
 		name: "retry: nobody lets the next of a key go on",
 		file: "outbox/turns.go",
 		old:  `		err = retryNow(ctx, db, tx, next)`,
