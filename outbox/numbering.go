@@ -26,25 +26,67 @@ var numbered = []struct{ table, column, highest string }{
 // A dump that was restored table by table, or a replica that was promoted, has
 // the rows and a sequence that begins anew: its next events would stand below
 // what the relay has done with, and be published by nobody. It returns the
-// tables whose sequence was moved past the rows. It must be called after the
-// migrations and before anything is written; a role that may not change a
-// sequence gets an error.
+// tables whose sequence was moved past the rows. It is for after the migrations
+// and before anything is written; events that were written before all the same,
+// by a process that did not notice that its database was exchanged, get new
+// numbers. A role that may not change a sequence gets an error.
 func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err error) {
 	for _, n := range numbered {
+		var behind []string
 		err := db.Tx(ctx, func(tx *sql.Tx) error {
+			behind = nil
 			var highest sql.NullInt64
 			if err := tx.QueryRowContext(ctx, n.highest).Scan(&highest); err != nil {
 				return err
 			}
-			behind, err := db.MoveSequence(ctx, tx, n.table, n.column, highest.Int64)
-			if behind {
-				moved = append(moved, n.table)
+			next, err := db.MoveSequence(ctx, tx, n.table, n.column, highest.Int64)
+			if err != nil || next == 0 {
+				return err
 			}
-			return err
+			behind = append(behind, n.table)
+			if n.table != "outbox_events" {
+				return nil
+			}
+			return renumber(ctx, db.Engine, tx, next)
 		})
+		moved = append(moved, behind...)
 		if err != nil {
 			return moved, fmt.Errorf("compare the sequence of %s with its rows: %w", n.table, err)
 		}
 	}
 	return moved, nil
+}
+
+// renumberSQL gives an event the next number. SQLite counts insertions alone.
+var renumberSQL = map[sqldb.Engine][]string{
+	sqldb.Postgres: {`UPDATE outbox_events SET seq = DEFAULT WHERE seq = $1`},
+	sqldb.SQLite: {
+		`UPDATE sqlite_sequence SET seq = seq + 1 WHERE name = 'outbox_events' AND $1 = $1`,
+		`UPDATE outbox_events SET seq = (SELECT seq FROM sqlite_sequence WHERE name = 'outbox_events') WHERE seq = $1`,
+	},
+}
+
+// renumber gives new numbers to the events with numbers below next that the
+// sequence gave since it began anew: those that the relay has nothing to do with
+// any more, and yet has never published, for they are younger than the range
+// that they stand in. The sequence must have been moved.
+func renumber(ctx context.Context, engine sqldb.Engine, tx *sql.Tx, next int64) error {
+	rows, err := tx.QueryContext(ctx, `
+		SELECT seq FROM outbox_events e
+		WHERE seq < $1 AND seq <= (SELECT floor FROM outbox_lease WHERE id = 1)
+			AND NOT EXISTS (SELECT 1 FROM outbox_published p WHERE e.seq BETWEEN p.first_seq AND p.last_seq AND p.published_at >= e.created_at)
+			AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)
+		ORDER BY seq`, next)
+	low, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "find events below the watermark")
+	if err != nil {
+		return err
+	}
+	for _, seq := range low { // one after the other: the events of an aggregate stay in their order
+		for _, statement := range renumberSQL[engine] {
+			if _, err := tx.ExecContext(ctx, statement, seq); err != nil {
+				return fmt.Errorf("renumber events: %w", err)
+			}
+		}
+	}
+	return nil
 }

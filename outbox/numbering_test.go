@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/uuid"
+
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -62,13 +64,55 @@ func TestRepairNumbering(t *testing.T) {
 	}
 }
 
+// Events that were written with numbers of a sequence that had begun anew get
+// new ones, in their order. What was published, and what is blocked, keeps its
+// number.
+func TestRepairNumberingOfWhatIsThere(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		for range 6 { // the first stand in a range that is older than they are, or in none
+			nextSeq(t, db)
+		}
+		for _, statement := range []string{
+			`UPDATE outbox_lease SET floor = 700`,
+			`INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES (1, 2, '2025-12-31 00:00:00+00:00'), (4, 4, '2026-01-02 00:00:00+00:00')`,
+			`INSERT INTO outbox_blocked (seq, topic, reason, since) VALUES (6, 'things', '', '2026-01-02 00:00:00+00:00')`,
+		} {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if moved, err := outbox.RepairNumbering(t.Context(), db); err != nil || !slices.Equal(moved, []string{"outbox_events"}) {
+			t.Fatalf("moved %v: %v", moved, err)
+		}
+		var got []int64
+		rows, err := db.QueryContext(t.Context(), `SELECT aggregate_version FROM outbox_events ORDER BY seq`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var version int64
+			if err := rows.Scan(&version); err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, version)
+		}
+		if want := []int64{4, 6, 1, 2, 3, 5}; !slices.Equal(got, want) || rows.Err() != nil {
+			t.Errorf("in the order of their numbers the events are %v, want %v (%v)", got, want, rows.Err())
+		}
+		if seq := nextSeq(t, db); seq != 705 {
+			t.Errorf("the next event has number %d, want 705", seq)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+}
+
 // nextSeq is the number that the next event gets.
 func nextSeq(t *testing.T, db *sqldb.DB) (seq int64) {
 	t.Helper()
 	err := db.Tx(t.Context(), func(tx *sql.Tx) error {
 		return tx.QueryRowContext(t.Context(), `
 			INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, headers, created_at)
-			VALUES ('0199a3c4-0000-7000-8000-000000000001', 'a', 1, 'T', '{}', 'things', '[]', '2026-01-01 00:00:00+00:00') RETURNING seq`).Scan(&seq)
+			SELECT $1, 'a', 1 + COUNT(*), 'T', '{}', 'things', '[]', '2026-01-01 00:00:00+00:00' FROM outbox_events RETURNING seq`, uuid.NewString()).Scan(&seq)
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -7,13 +7,30 @@ import (
 )
 
 // MoveSequence has the numbers that the database gives to a column, an identity
-// of PostgreSQL or an AUTOINCREMENT of SQLite, begin above past, and reports
-// whether it had to be moved. A sequence is never moved back.
-func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string, past int64) (moved bool, err error) {
+// of PostgreSQL or an AUTOINCREMENT of SQLite, begin above past. It returns the
+// number that would have been next, or 0 where nothing had to be moved: a
+// sequence is never moved back. On PostgreSQL a lock on the table is taken for
+// the rest of the transaction when it is moved, so that whoever has drawn a low
+// number has committed, or will draw another.
+func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
 	if db.Engine == SQLite {
 		return db.moveAutoincrement(ctx, tx, table, past)
 	}
-	var next int64
+	if next, err = behind(ctx, tx, table, column, past); err != nil || next == 0 {
+		return 0, err
+	}
+	if _, err = tx.ExecContext(ctx, `LOCK TABLE `+table+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
+		return 0, err
+	}
+	if next, err = behind(ctx, tx, table, column, past); err != nil || next == 0 {
+		return 0, err
+	}
+	_, err = tx.ExecContext(ctx, `SELECT setval(pg_get_serial_sequence($1, $2)::regclass, $3)`, table, column, past)
+	return next, err
+}
+
+// behind is the next number of a sequence that is not above past, else 0.
+func behind(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
 	var name string
 	var readable bool
 	err = tx.QueryRowContext(ctx, `
@@ -22,31 +39,23 @@ func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string
 		WHERE format('%I.%I', schemaname, sequencename) = s`, table, column).Scan(&next, &name, &readable)
 	switch {
 	case err != nil || past == 0:
-		return false, err
+		return 0, err
 	case !readable: // PostgreSQL shows a last_value of NULL then
-		return false, fmt.Errorf("%w: the role may not read the sequence %s: GRANT SELECT, UPDATE ON SEQUENCE %[2]s", ErrUnfit, name)
+		return 0, fmt.Errorf("%w: the role may not read the sequence %s: GRANT SELECT, UPDATE ON SEQUENCE %[2]s", ErrUnfit, name)
 	case next > past:
-		return false, nil
+		return 0, nil
 	}
-	// whoever draws a number meanwhile moves it on, too
-	_, err = tx.ExecContext(ctx, `
-		SELECT setval(s, GREATEST(nextval(s), $3)) FROM (SELECT pg_get_serial_sequence($1, $2)::regclass AS s) q`, table, column, past)
-	return err == nil, err
+	return next, nil
 }
 
-func (db *DB) moveAutoincrement(ctx context.Context, tx *sql.Tx, table string, past int64) (moved bool, err error) {
-	res, err := tx.ExecContext(ctx, `UPDATE sqlite_sequence SET seq = $1 WHERE name = $2 AND seq < $1`, past, table)
-	if err != nil {
-		return false, err
+func (db *DB) moveAutoincrement(ctx context.Context, tx *sql.Tx, table string, past int64) (next int64, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT COALESCE((SELECT seq FROM sqlite_sequence WHERE name = $1), 0) + 1`, table).Scan(&next)
+	if err != nil || next > past {
+		return 0, err
 	}
-	if n, err := res.RowsAffected(); err != nil || n > 0 {
-		return n > 0, err
+	if _, err := tx.ExecContext(ctx, `DELETE FROM sqlite_sequence WHERE name = $1`, table); err != nil {
+		return 0, err
 	}
-	res, err = tx.ExecContext(ctx, `
-		INSERT INTO sqlite_sequence (name, seq) SELECT $2, $1 WHERE $1 > 0 AND NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = $2)`, past, table)
-	if err != nil {
-		return false, err
-	}
-	n, err := res.RowsAffected()
-	return n > 0, err
+	_, err = tx.ExecContext(ctx, `INSERT INTO sqlite_sequence (name, seq) VALUES ($1, $2)`, table, past)
+	return next, err
 }

@@ -688,6 +688,13 @@ var engine = []mutant{
 		test: "./outbox -run ^TestRepairNumbering$",
 	},
 	{
+		name: "numbering: what was written before the sequence was moved stays below the watermark",
+		file: "outbox/numbering.go",
+		old:  `	for _, seq := range low { // one after`,
+		new:  `	for _, seq := range low[:0] { // one after`,
+		test: "./outbox -run ^TestRepairNumberingOfWhatIsThere$",
+	},
+	{
 		name: "sqldb: a plan made for an empty table reads all of it",
 		file: "sqldb/rows.go",
 		old:  `LIMIT $%d) AS v`,
