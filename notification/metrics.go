@@ -22,8 +22,17 @@ type metrics struct {
 // A tally is of the deliveries that wait for a channel.
 type tally struct {
 	rows    int64
-	unknown int64     // those of them whose last attempt may have gone through
-	oldest  time.Time // when the first of them was made; zero without any
+	unknown int64        // those of them whose last attempt may have gone through
+	oldest  time.Time    // when the first of them was made; zero without any
+	clock   sqldb.Moment // that of the database
+}
+
+// age is that of the oldest delivery, in seconds; 0 without one.
+func (t tally) age() float64 {
+	if t.rows == 0 {
+		return 0
+	}
+	return max(0, t.clock.Now().Sub(t.oldest).Seconds())
 }
 
 func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (*metrics, error) {
@@ -59,13 +68,9 @@ func (m *metrics) waitingGauges() prometheus.Collector {
 	age := desc("oldest_seconds", "Age of the oldest delivery that is not sent yet; 0 without one.")
 	return m.waiting.Collector(func(tallies map[Channel]tally, ch chan<- prometheus.Metric) {
 		for channel, t := range tallies {
-			seconds := 0.0
-			if t.rows > 0 {
-				seconds = max(0, time.Since(t.oldest).Seconds())
-			}
 			ch <- prometheus.MustNewConstMetric(count, prometheus.GaugeValue, float64(t.rows), string(channel))
 			ch <- prometheus.MustNewConstMetric(unknown, prometheus.GaugeValue, float64(t.unknown), string(channel))
-			ch <- prometheus.MustNewConstMetric(age, prometheus.GaugeValue, seconds, string(channel))
+			ch <- prometheus.MustNewConstMetric(age, prometheus.GaugeValue, t.age(), string(channel))
 		}
 	}, count, unknown, age)
 }

@@ -216,13 +216,15 @@ func countWaiting(ctx context.Context, db *sql.DB) (map[Channel]tally, error) {
 	tallies := map[Channel]tally{}
 	for _, channel := range []Channel{Email, SMS} {
 		var t tally
+		var said time.Time
 		err := db.QueryRowContext(ctx, `
-			SELECT COUNT(*), COUNT(CASE WHEN error LIKE $1 THEN 1 END), MIN(created_at) FROM (
+			SELECT COUNT(*), COUNT(CASE WHEN error LIKE $1 THEN 1 END), MIN(created_at), `+sqldb.Clock+` FROM (
 				SELECT error, created_at FROM notification_deliveries WHERE channel = $2 AND due_at IS NOT NULL ORDER BY due_at LIMIT $3) waiting`,
-			string(Unknown)+": %", string(channel), measure.Limit+1).Scan(&t.rows, &t.unknown, sqldb.Time(&t.oldest))
+			string(Unknown)+": %", string(channel), measure.Limit+1).Scan(&t.rows, &t.unknown, sqldb.Time(&t.oldest), sqldb.Time(&said))
 		if err != nil {
 			return nil, fmt.Errorf("count waiting deliveries: %w", err)
 		}
+		t.clock = sqldb.Heard(said)
 		tallies[channel] = t
 	}
 	return tallies, nil

@@ -338,6 +338,24 @@ func TestDeadline(t *testing.T) {
 	}, schemas...)
 }
 
+// Marks that cannot be counted are not shown, and never were none.
+func TestMarksAreShownWhenCounted(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		f := newFixture(t, db, Config{})
+		shown := func() int { return testutil.CollectAndCount(f.Service.metrics.attention) }
+		if n := shown(); n != 0 {
+			t.Errorf("%d reasons are shown before anybody has counted", n)
+		}
+		if err := f.tellAttention(t.Context()); err != nil || shown() != 2 {
+			t.Errorf("%d reasons are shown, %v", shown(), err)
+		}
+		f.exec(`ALTER TABLE orders RENAME TO elsewhere`)
+		if err := f.tellAttention(t.Context()); err == nil || shown() != 0 || testutil.ToFloat64(f.Service.metrics.errors) != 1 {
+			t.Errorf("%d reasons are shown of a table that is not there, %v", shown(), err)
+		}
+	}, schemas...)
+}
+
 // TestRunMarksOverdue lets the job itself find an order.
 func TestRunMarksOverdue(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {

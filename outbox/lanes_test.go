@@ -2,6 +2,7 @@ package outbox
 
 import (
 	"log/slog"
+	"maps"
 	"testing"
 	"time"
 
@@ -77,5 +78,24 @@ func TestLongLaneIsClosedQuickly(t *testing.T) {
 	}
 	if l.first() != 197908 || len(l.seqs) != 1_800_100 {
 		t.Error(l.first(), len(l.seqs))
+	}
+}
+
+// Records without a key have a lane each, and one series together: there may be
+// as many of them as records.
+func TestLanesOfNobodyAreOneSeries(t *testing.T) {
+	at := sqldb.Now()
+	term := &term{lanes: map[string]*lane{}}
+	for i, name := range []string{"moves", "moves/3", "moves#3", "moves#4", "turns#5"} {
+		l := &lane{name: name}
+		l.take(&row{seq: int64(i) + 3, createdAt: at.Add(time.Duration(-i) * time.Second)})
+		term.lanes[name] = l
+	}
+	s := term.standing()
+	if want := map[string]int{"moves": 1, "moves/3": 1, "moves#": 2, "turns#": 1}; !maps.Equal(s.refused, want) || s.unpublished != 5 {
+		t.Errorf("%d in %v", s.unpublished, s.refused)
+	}
+	if want := at.Add(-4 * time.Second); !s.oldest.Equal(want) {
+		t.Errorf("the oldest is of %v, want %v", s.oldest, want)
 	}
 }

@@ -30,11 +30,19 @@ type metrics struct {
 	unanswered *measure.Measure[map[Status]tally] // payments in the database
 }
 
-// A tally is how many rows there are, and when the oldest was made: zero
-// without any.
+// A tally is of rows that were counted.
 type tally struct {
 	rows   int64
-	oldest time.Time
+	oldest time.Time    // when the first of them was made; zero without any
+	clock  sqldb.Moment // that of the database
+}
+
+// age is that of the oldest row, in seconds; 0 without one.
+func (t tally) age() float64 {
+	if t.rows == 0 {
+		return 0
+	}
+	return max(0, t.clock.Now().Sub(t.oldest).Seconds())
 }
 
 func newMetrics(reg prometheus.Registerer, db *sqldb.DB, b breaker, log *slog.Logger) (metrics, error) {
@@ -82,11 +90,7 @@ func (m metrics) unansweredGauges() prometheus.Collector {
 	return m.unanswered.Collector(func(tallies map[Status]tally, ch chan<- prometheus.Metric) {
 		for status, t := range tallies {
 			ch <- prometheus.MustNewConstMetric(count, prometheus.GaugeValue, float64(t.rows), string(status))
-			seconds := 0.0
-			if t.rows > 0 {
-				seconds = max(0, time.Since(t.oldest).Seconds())
-			}
-			ch <- prometheus.MustNewConstMetric(age, prometheus.GaugeValue, seconds, string(status))
+			ch <- prometheus.MustNewConstMetric(age, prometheus.GaugeValue, t.age(), string(status))
 		}
 	}, count, age)
 }

@@ -121,13 +121,15 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 	tallies := map[Status]tally{}
 	for _, status := range []Status{Processing, Unknown} {
 		var t tally
+		var said time.Time
 		err := db.QueryRowContext(ctx, `
-			SELECT COUNT(*), MIN(created_at) FROM (SELECT created_at FROM payments
+			SELECT COUNT(*), MIN(created_at), `+sqldb.Clock+` FROM (SELECT created_at FROM payments
 				WHERE status IN ('processing', 'unknown') AND status = $1 ORDER BY created_at LIMIT $2) unanswered`,
-			string(status), measure.Limit+1).Scan(&t.rows, sqldb.Time(&t.oldest))
+			string(status), measure.Limit+1).Scan(&t.rows, sqldb.Time(&t.oldest), sqldb.Time(&said))
 		if err != nil {
 			return nil, fmt.Errorf("count unanswered payments: %w", err)
 		}
+		t.clock = sqldb.Heard(said)
 		tallies[status] = t
 	}
 	return tallies, nil
