@@ -219,7 +219,7 @@ func (s *system) address(key string) string {
 
 func (s *system) get(addr, path string) (status int, body string) {
 	s.t.Helper()
-	res, err := http.Get("http://" + addr + path) //nolint:noctx // it is our own
+	res, err := http.Get("http://" + addr + path)
 	if err != nil {
 		s.t.Fatal(err)
 	}
@@ -285,7 +285,7 @@ func (s *system) serveOne() {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	res, err := http.Post("http://"+s.address("HTTP_ADDR")+"/api/v1/orders", "application/json", bytes.NewReader(order)) //nolint:noctx // it is our own
+	res, err := http.Post("http://"+s.address("HTTP_ADDR")+"/api/v1/orders", "application/json", bytes.NewReader(order))
 	if err != nil {
 		s.t.Fatal(err)
 	}

@@ -206,7 +206,8 @@ func (db *DB) comparePooled(ctx context.Context) (err error) {
 // for the question: some poolers lose what is.
 func backend(ctx context.Context, s interface {
 	QueryRowContext(ctx context.Context, query string, args ...any) *sql.Row
-}) (pid int, err error) {
+},
+) (pid int, err error) {
 	err = s.QueryRowContext(ctx, `SELECT pg_backend_pid()`, pgx.QueryExecModeSimpleProtocol).Scan(&pid)
 	return pid, err
 }

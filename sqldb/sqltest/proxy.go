@@ -41,7 +41,9 @@ func NewProxy(t testing.TB, rawURL string) (p *Proxy, through string) {
 	p = &Proxy{t: t, listener: l, target: u.Host}
 	u.Host = l.Addr().String()
 	t.Cleanup(func() {
-		l.Close()
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
 		p.Cut()
 		p.copies.Wait()
 	})
@@ -101,10 +103,8 @@ func (p *Proxy) accept() {
 		p.mu.Unlock()
 		server, err := net.Dial("tcp", target)
 		if err != nil || cut {
-			client.Close()
-			if err == nil {
-				server.Close()
-			}
+			f := flow{client: client, server: server}
+			f.close()
 			continue
 		}
 		f := &flow{client: client, server: server}
@@ -140,7 +140,11 @@ func (p *Proxy) copy(f *flow, from, to net.Conn) {
 	}
 }
 
+// close closes what there is of a flow, of which an end may be closed already.
 func (f *flow) close() {
-	f.client.Close()
-	f.server.Close()
+	for _, c := range []net.Conn{f.client, f.server} {
+		if c != nil {
+			_ = c.Close() // closed already, or closed now
+		}
+	}
 }
