@@ -139,7 +139,7 @@ func giveBack(t *testing.T, conns []*sql.Conn) {
 func TestSessionSettings(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	for name, want := range map[string]string{
-		"client_encoding": "UTF8", "transaction_isolation": "read committed", "idle_session_timeout": "0", "idle_in_transaction_session_timeout": "1min",
+		"client_encoding": "UTF8", "transaction_isolation": "read committed", "idle_session_timeout": "0", "idle_in_transaction_session_timeout": "10s",
 	} {
 		var got string
 		if err := db.QueryRowContext(t.Context(), `SELECT current_setting($1)`, name).Scan(&got); err != nil || got != want {

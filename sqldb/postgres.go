@@ -27,8 +27,9 @@ const leastVersion = 140000
 var sessionSettings = map[string]string{
 	"client_encoding":               "UTF8",
 	"default_transaction_isolation": "read committed", // what all statements are written for
-	// a client that vanished in mid-transaction must not hold row locks for ever
-	"idle_in_transaction_session_timeout": "60000",
+	// A client that vanished in mid-transaction must not hold row locks for longer
+	// than others wait for them. No transaction waits for anything but the server.
+	"idle_in_transaction_session_timeout": "10000",
 	// a pool, and whoever listens, has sessions that are idle on purpose
 	"idle_session_timeout": "0",
 }

@@ -72,6 +72,11 @@ func (e *evidence) copyDatabase(ctx context.Context, service string, db *sqldb.D
 			err = errors.Join(err, e)
 		}
 	}()
+	if db.Engine == sqldb.Postgres { // a copy may be slower than what the server sent ahead
+		if _, err := tx.ExecContext(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
+			return fmt.Errorf("read the database of %s: %w", service, err)
+		}
+	}
 	for _, s := range append(library(service), sources[service]...) {
 		if err := e.copyTable(ctx, tx, s); err != nil {
 			return fmt.Errorf("read the database of %s: %s: %w", service, s.table, err)
