@@ -18,7 +18,7 @@ func TestSilentDatabase(t *testing.T) {
 	d := deploy(t, setup{
 		engine: sqldb.Postgres, behind: true, processes: []string{"broker,sandbox", first, second},
 		own: &ownServers{database: newDatabase(t), brokers: []string{quietAddress(t)}},
-	}.with("RETRY_DELAY=6s", "ORDER_DEADLINE=12s", "PAYMENT_PROVIDER_TIMEOUT=1s"))
+	}.with("RETRY_DELAY=2s", "RETRY_ATTEMPTS=30", "ORDER_DEADLINE=12s", "PAYMENT_PROVIDER_TIMEOUT=1s"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)
 
@@ -28,7 +28,7 @@ func TestSilentDatabase(t *testing.T) {
 	failing := d.place(t, obstructed)
 	eventually(t, paidLimit, func() string {
 		if n := d.value(t, "payment", `SELECT COUNT(*) FROM parked_records WHERE state = 'retrying'`); n != "1" {
-			return n + " records wait for their second attempt, want 1"
+			return n + " records wait for another attempt, want 1"
 		}
 		return ""
 	})
@@ -43,7 +43,7 @@ func TestSilentDatabase(t *testing.T) {
 		return ""
 	})
 	d.clear(t)
-	d.await(t, failing.OrderID, "paid", backLimit)
+	d.await(t, failing.OrderID, "paid", paidLimit)
 
 	t.Run("new connections, too", func(t *testing.T) {
 		d.db.swallow(true)

@@ -25,7 +25,9 @@ type stream struct {
 	d      *deployment
 	cancel context.CancelFunc
 	placed sync.WaitGroup
-	breaks atomic.Bool // a connection may break, because processes are killed
+	breaks atomic.Bool  // a connection may break, because processes are killed
+	paused atomic.Bool  // nothing new is placed
+	open   atomic.Int64 // orders that are not accepted yet
 
 	mu       sync.Mutex
 	requests []orderRequest // those that are placed
@@ -47,7 +49,10 @@ func (d *deployment) startStream(t *testing.T, perSecond int) *stream {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				s.placed.Go(func() { s.place(t.Context(), customer(i, "")) })
+				if !s.paused.Load() {
+					s.open.Add(1)
+					s.placed.Go(func() { s.place(t.Context(), customer(i, "")) })
+				}
 			}
 		}
 	})
@@ -60,6 +65,7 @@ func (d *deployment) startStream(t *testing.T, perSecond int) *stream {
 
 // place asks until the order is accepted.
 func (s *stream) place(ctx context.Context, r orderRequest) {
+	defer s.open.Add(-1)
 	for {
 		asked := time.Now()
 		status, header, body, err := s.d.ask(ctx, r)
@@ -119,6 +125,21 @@ func pauseFor(ctx context.Context, d time.Duration) bool {
 		return true
 	}
 }
+
+// pause has nothing new placed, and waits until all that was is accepted.
+func (s *stream) pause(t *testing.T) {
+	t.Helper()
+	s.paused.Store(true)
+	eventually(t, paidLimit, func() string {
+		if n := s.open.Load(); n > 0 {
+			return fmt.Sprintf("%d orders are not accepted yet", n)
+		}
+		return ""
+	})
+}
+
+// resume ends the pause.
+func (s *stream) resume() { s.paused.Store(false) }
 
 // expect adds an order that was placed beside the stream.
 func (s *stream) expect(r orderRequest, o order) {

@@ -13,8 +13,119 @@ import (
 	"pizzaflow/sqldb"
 )
 
+// A trouble is what happens to a PostgreSQL that others run, too.
+type trouble struct {
+	name  string
+	begin func(t *testing.T) (end func())
+	holds time.Duration // how long it goes on after the services have felt it
+	felt  feeling
+}
+
+// A feeling is where a trouble must be felt, at least.
+type feeling int
+
+const (
+	atIntake    feeling = 1 << iota // orders are refused, and the process is not ready
+	byConsumers                     // they say that they wait
+	nowhere     feeling = 0
+)
+
+// TestDatabaseTroubles has a PostgreSQL with much trouble, one after another,
+// under a stream of orders. Each is met with 503 and a process that is not
+// ready, is over for the services seconds after it is over, and costs nothing:
+// no attempt, no dead letter, no order.
+func TestDatabaseTroubles(t *testing.T) {
+	t.Parallel()
+	const slots = 45
+	database := server.Postgres(t, fmt.Sprintf("max_connections=%d", slots))
+	h := newHost(t, database)
+	d := deploy(t, h.setup.with("RETRY_DELAY=100ms"))
+	s := d.startStream(t, 5)
+	s.awaitServed(t, paidLimit)
+	for _, tr := range []trouble{
+		{name: "read-only", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			h.execute(t, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
+			return func() { h.execute(t, `ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`) }
+		}},
+		{name: "sessions ended all the time", holds: 3 * time.Second, begin: func(t *testing.T) func() {
+			return h.again(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
+		}},
+		{name: "statements canceled all the time", holds: 3 * time.Second, begin: func(t *testing.T) func() {
+			return h.again(t, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
+		}},
+		{name: "all connections taken by others", holds: 2 * time.Second, felt: atIntake, begin: func(t *testing.T) func() { return h.occupy(t) }},
+		{name: "the role may not log in", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			h.execute(t, `ALTER ROLE pizza NOLOGIN`, h.endAll())
+			return func() { h.execute(t, `ALTER ROLE pizza LOGIN`) }
+		}},
+		{name: "the database takes no connections", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS false`, h.endAll())
+			return func() { h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS true`) }
+		}},
+		{name: "smart and fast restart", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			database.StopSmart()
+			<-time.After(2 * time.Second)
+			database.Stop()
+			return database.Start
+		}},
+		{name: "crash", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			database.Crash()
+			return database.Start
+		}},
+		{name: "a locked table", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+			return h.lock(t, "order_service.orders", "payment_service.payments", "notification_service.notification_deliveries")
+		}},
+	} {
+		t.Run(tr.name, func(t *testing.T) { d.goThrough(t, s, tr) })
+	}
+	s.finish(t)
+}
+
+// goThrough begins the trouble, sees that it is felt, ends it and sees that it
+// is over.
+func (d *deployment) goThrough(t *testing.T, s *stream, tr trouble) {
+	end := tr.begin(t)
+	ended := false
+	defer func() {
+		if !ended {
+			end()
+		}
+	}()
+	if tr.felt&atIntake != 0 {
+		s.awaitRefused(t, 3)
+		d.awaitNotReady(t, 10*time.Second)
+	}
+	if tr.felt&byConsumers != 0 {
+		d.awaitPaused(t, answerLimit)
+	}
+	<-time.After(tr.holds)
+	ended = true
+	end()
+	t.Logf("back after %s", s.awaitServed(t, backLimit).Round(100*time.Millisecond))
+	for _, name := range d.setup.processes {
+		eventually(t, backLimit, func() string { return d.process(name).ready(t.Context()) })
+	}
+	eventually(t, backLimit, func() string {
+		if n := d.metric(t.Context(), "pizza_consumer_paused"); n != 0 {
+			return fmt.Sprintf("pizza_consumer_paused is %v", n)
+		}
+		return ""
+	})
+}
+
 // backLimit is how long after the end of a trouble everything is as before.
 const backLimit = 20 * time.Second
+
+// awaitPaused waits until a consumer says that it waits for its database.
+func (d *deployment) awaitPaused(t *testing.T, within time.Duration) {
+	t.Helper()
+	eventually(t, within, func() string {
+		if d.metric(t.Context(), "pizza_consumer_paused") == 0 {
+			return "no consumer says that it waits"
+		}
+		return ""
+	})
+}
 
 // awaitNotReady waits until a process that takes orders says that it is not
 // ready, with a reason.

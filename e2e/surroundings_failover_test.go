@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	server "pizzaflow/e2e/servers"
+	"pizzaflow/sqldb"
+)
+
+// TestFailover has another PostgreSQL take over while the old one stays alive
+// and may only be read: who is connected to it is not cut off, new connections
+// lead to the new one, which at first is a standby still.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	primary := server.Postgres(t)
+	execute(t, primary.URL, `CREATE DATABASE pizza`)
+	standby := primary.Standby()
+	of := func(d *server.Database) string { return strings.Replace(d.URL, "/postgres?", "/pizza?", 1) }
+	d := deploy(t, setup{
+		engine: sqldb.Postgres, behind: true, processes: []string{"broker,sandbox", "order,payment,notification,frontend"},
+		own: &ownServers{database: of(primary), brokers: []string{quietAddress(t)}},
+	}.with("RETRY_DELAY=100ms"))
+	s := d.startStream(t, 5)
+	s.awaitServed(t, paidLimit)
+
+	execute(t, primary.URL, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
+	d.db.lead(host(t, standby.URL))
+	s.awaitRefused(t, 3)
+	d.awaitNotReady(t, answerLimit)
+	awaitSame(t, primary.URL, standby.URL)
+	execute(t, standby.URL, `SELECT pg_promote()`)
+	d.dbURL = of(standby)
+	t.Logf("back %s after the promotion", s.awaitServed(t, backLimit).Round(100*time.Millisecond))
+	s.finish(t)
+}
+
+// awaitSame waits until the standby has all that the primary has, which takes
+// no more writes.
+func awaitSame(t *testing.T, primary, standby string) {
+	t.Helper()
+	eventually(t, answerLimit, func() string {
+		const writing = `SELECT COUNT(*)::text FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid()`
+		if n := textOf(t, primary, writing); n != "0" {
+			return n + " transactions write to the old primary"
+		}
+		sent, replayed := textOf(t, primary, `SELECT pg_current_wal_flush_lsn()::text`), textOf(t, standby, `SELECT pg_last_wal_replay_lsn()::text`)
+		if sent != replayed {
+			return fmt.Sprintf("the standby is at %s, the primary at %s", replayed, sent)
+		}
+		return ""
+	})
+}

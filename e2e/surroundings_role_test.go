@@ -1,0 +1,47 @@
+package e2e
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	server "pizzaflow/e2e/servers"
+)
+
+// TestImpatientRole runs the services as a role whose statements and locks have
+// little time, while somebody locks one table after another, each for longer
+// than three attempts at a record take.
+func TestImpatientRole(t *testing.T) {
+	t.Parallel()
+	database := server.Postgres(t)
+	h := newHost(t, database, `lock_timeout = '250ms'`, `transaction_timeout = '4s'`, `idle_in_transaction_session_timeout = '1s'`,
+		`idle_session_timeout = '2s'`, `default_transaction_isolation = 'serializable'`)
+	d := deploy(t, h.setup.with("RETRY_DELAY=50ms"))
+	s := d.startStream(t, 5)
+	s.awaitServed(t, paidLimit)
+	ofAll := func(table string) (tables []string) {
+		for _, service := range domain {
+			tables = append(tables, service+"_service."+table)
+		}
+		return tables
+	}
+	locked := func(felt feeling, tables ...string) {
+		t.Run(strings.TrimPrefix(tables[0], "order_service."), func(t *testing.T) {
+			d.goThrough(t, s, trouble{felt: felt, holds: 2 * time.Second, begin: func(t *testing.T) func() { return h.lock(t, tables...) }})
+		})
+	}
+	locked(atIntake, "order_service.orders", "order_service.order_items")
+	locked(atIntake, "order_service.idempotency_keys")
+	locked(atIntake, ofAll("outbox_events")...)
+	locked(byConsumers, ofAll("inbox_events")...)
+	locked(nowhere, ofAll("parked_records")...)
+	locked(byConsumers, "payment_service.payments")
+	h.execute(t, `ALTER ROLE pizza RESET lock_timeout`, `ALTER ROLE pizza SET statement_timeout = '500ms'`, h.endAll())
+	locked(nowhere, "payment_service.payment_attempts")
+	locked(byConsumers, "notification_service.order_contacts", "notification_service.notifications")
+	locked(byConsumers, "notification_service.notification_deliveries")
+	locked(nowhere, ofAll("outbox_published")...)
+	locked(nowhere, ofAll("outbox_lease")...)
+	locked(atIntake, "order_service.order_history")
+	s.finish(t)
+}
