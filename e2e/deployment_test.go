@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"cmp"
 	"maps"
 	"net/url"
 	"os"
@@ -23,6 +24,7 @@ type setup struct {
 	settings  map[string]string // the same for all processes
 	behind    bool              // PostgreSQL is behind a proxy
 	own       *ownServers       // instead of those that all use
+	binary    string            // if it is another
 }
 
 // ownServers are a PostgreSQL and an Apache Kafka of one test.
@@ -153,7 +155,7 @@ func (d *deployment) launch(name string) {
 	if file == "" {
 		file = "pizza"
 	}
-	p := launch(d.t, servicesOf(name), d.environment(name), filepath.Dir(d.dir), filepath.Join(d.logs, file+".log"))
+	p := launch(d.t, cmp.Or(d.setup.binary, pizza), servicesOf(name), d.environment(name), filepath.Dir(d.dir), filepath.Join(d.logs, file+".log"))
 	d.mu.Lock()
 	d.processes[name] = p
 	d.mu.Unlock()
@@ -221,6 +223,9 @@ func (d *deployment) environment(name string) []string {
 		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.address
 		env["SMS_URL"] = "http://" + d.sandbox.address + "/sms/messages"
 		env["SMTP_URL"] = "smtp://" + d.smtp.address
+	}
+	if d.setup.binary != "" {
+		env[clockEnv] = d.clock(name)
 	}
 	maps.Copy(env, d.setup.settings)
 	if d.setup.own != nil && d.setup.own.login != nil {

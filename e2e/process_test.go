@@ -32,8 +32,8 @@ type process struct {
 	addresses map[string]string // what it printed, by key
 }
 
-// launch starts the binary with exactly this environment.
-func launch(t *testing.T, services string, env []string, dir, log string) *process {
+// launch starts a binary with exactly this environment.
+func launch(t *testing.T, binary, services string, env []string, dir, log string) *process {
 	t.Helper()
 	stderr, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -41,7 +41,7 @@ func launch(t *testing.T, services string, env []string, dir, log string) *proce
 	}
 	defer stderr.Close()
 	p := &process{services: services, log: log, ended: make(chan struct{}), addresses: map[string]string{}}
-	p.cmd = exec.Command(pizza)
+	p.cmd = exec.Command(binary)
 	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.SysProcAttr = dir, env, stderr, dieWithUs()
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {

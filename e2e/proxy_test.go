@@ -5,6 +5,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // A proxy is an address that stays while what is behind it goes and comes back
@@ -15,6 +16,7 @@ type proxy struct {
 	mu     sync.Mutex
 	target string
 	deaf   bool // new connections are swallowed, too
+	lag    time.Duration
 	open   map[*flow]bool
 }
 
@@ -22,6 +24,7 @@ type proxy struct {
 type flow struct {
 	client, server net.Conn    // server is nil while there is none
 	swallowed      atomic.Bool // nothing gets through any more, nor an end
+	lag            time.Duration
 }
 
 func newProxy(t *testing.T) *proxy {
@@ -81,14 +84,21 @@ func (p *proxy) hear() {
 	p.deaf = false
 }
 
+// delay has everything that is answered on new connections take so much longer.
+func (p *proxy) delay(lag time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.lag = lag
+}
+
 func (p *proxy) serve(f *flow) {
 	if !p.connect(f) {
 		f.client.Close()
 		return
 	}
 	var both sync.WaitGroup
-	both.Go(func() { f.carry(f.server, f.client) })
-	both.Go(func() { f.carry(f.client, f.server) })
+	both.Go(func() { f.carry(f.server, f.client, 0) })
+	both.Go(func() { f.carry(f.client, f.server, f.lag) })
 	both.Wait()
 	p.mu.Lock()
 	delete(p.open, f)
@@ -112,6 +122,7 @@ func (p *proxy) connect(f *flow) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f.swallowed.Store(p.deaf)
+	f.lag = p.lag
 	p.open[f] = true
 	if p.target == "" { // cut meanwhile
 		f.cut()
@@ -124,12 +135,15 @@ func (f *flow) cut() {
 	f.server.Close()
 }
 
-// carry passes on what one side says. An end of either side is the end of
+// carry passes on what one side says, after a lag. An end of either side is the end of
 // both, unless the flow is swallowed: then it is heard by nobody.
-func (f *flow) carry(to, from net.Conn) {
+func (f *flow) carry(to, from net.Conn, lag time.Duration) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
+		if lag > 0 {
+			<-time.After(lag)
+		}
 		if !f.swallowed.Load() {
 			if n > 0 {
 				_, _ = to.Write(buf[:n]) // who does not take it ends, which the other way of the flow sees

@@ -70,6 +70,34 @@ func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 	}
 }
 
+// loadAll reads many claimed payments. Where the clock was seen to be set
+// forward, they are as old as they would be without that.
+func (s *Service) loadAll(ctx context.Context, claims []outbox.Claim) ([]found, error) {
+	asked := time.Now()
+	all, err := claimedPayments(ctx, s.db, claims)
+	for i := range all {
+		if all[i].err != nil {
+			continue
+		}
+		ahead, p := s.noteClock(all[i].moment.Now(), asked), &all[i].payment
+		p.CreatedAt = p.CreatedAt.Add(ahead(p.CreatedAt))
+		if !p.ChargedAt.IsZero() {
+			p.ChargedAt = p.ChargedAt.Add(ahead(p.ChargedAt))
+		}
+	}
+	return all, err
+}
+
+// noteClock notes a reading of the database's clock, and returns what tells how
+// far it was set forward since a time.
+func (s *Service) noteClock(said, asked time.Time) (ahead func(time.Time) time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clock.Steady(said, asked, time.Second)
+	noted := s.clock
+	return noted.Ahead
+}
+
 // begin commits that the call is about to be made.
 func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
 	next := p.Begin(call, now)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,6 +63,9 @@ type Service struct {
 	refunds *outbox.Work
 	metrics
 
+	mu    sync.Mutex
+	clock sqldb.ClockWatch // over the database's
+
 	loads   *sqldb.Group[outbox.Claim, found]
 	begins  *sqldb.Group[attempt, error]
 	settles *sqldb.Group[settlement, error]
@@ -78,9 +82,7 @@ func New(cfg Config) (*Service, error) {
 	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.breaker, s.log); err != nil {
 		return nil, fmt.Errorf("payment service: %w", err)
 	}
-	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []outbox.Claim) ([]found, error) {
-		return claimedPayments(ctx, s.db, claims)
-	})
+	s.loads = sqldb.NewGroup(s.db, s.loadAll)
 	s.begins = sqldb.NewGroup(s.db, s.beginAll)
 	s.settles = sqldb.NewGroup(s.db, s.settleAll)
 	work := outbox.WorkConfig{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
@@ -126,6 +128,11 @@ func (s *Service) Routes(*http.ServeMux) {}
 // when the running calls are finished.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.unanswered.Start(ctx)()
+	var now time.Time
+	asked := time.Now()
+	if s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)) == nil { // else it is noted with the first payment
+		s.noteClock(now, asked)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.charges.Run(ctx) })
 	g.Go(func() error { return s.refunds.Run(ctx) })

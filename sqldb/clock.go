@@ -98,6 +98,13 @@ type ClockWatch struct {
 	said         time.Time // the last reading
 	asked, heard time.Time // when, by the monotonic clock
 	since        time.Time // when it was set, as far as is known, by the same
+	leaps        []leap    // forward, the last of them
+}
+
+// A leap is how far a clock was set forward, and what it said then.
+type leap struct {
+	to time.Time
+	by time.Duration
 }
 
 // Steady notes that the clock was read between asked and now, times of this
@@ -106,10 +113,41 @@ type ClockWatch struct {
 // the last one, and for the first.
 func (w *ClockWatch) Steady(said, asked time.Time, slack time.Duration) time.Duration {
 	last, heard := *w, time.Now()
-	went := said.Sub(last.said)
-	if last.asked.IsZero() || went < asked.Sub(last.heard)-slack || went > heard.Sub(last.asked)+slack {
+	went, most := said.Sub(last.said), heard.Sub(last.asked)
+	switch {
+	case last.asked.IsZero():
 		last.since = heard
+	case went < asked.Sub(last.heard)-slack:
+		last.since = heard
+		last.leaps = undone(last.leaps, said)
+	case went > most+slack:
+		last.since = heard
+		last.leaps = append(last.leaps[max(0, len(last.leaps)-15):], leap{said, went - most})
 	}
-	*w = ClockWatch{said: said, asked: asked, heard: heard, since: last.since}
+	*w = ClockWatch{said: said, asked: asked, heard: heard, since: last.since, leaps: last.leaps}
 	return heard.Sub(last.since)
+}
+
+// undone is what is left of leaps when the clock was set back.
+func undone(leaps []leap, to time.Time) (left []leap) {
+	for _, l := range leaps {
+		if back := l.to.Sub(to); back > 0 {
+			l.to, l.by = to, l.by-back
+		}
+		if l.by > 0 {
+			left = append(left, l)
+		}
+	}
+	return left
+}
+
+// Ahead is how much of the time from then on the clock was seen to be set
+// forward: so much less has really passed.
+func (w *ClockWatch) Ahead(then time.Time) (by time.Duration) {
+	for _, l := range w.leaps {
+		if then.Before(l.to) {
+			by += l.by
+		}
+	}
+	return by
 }

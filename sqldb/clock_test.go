@@ -189,9 +189,13 @@ func TestClockWatch(t *testing.T) {
 			{-25 * time.Hour, time.Second, time.Second, 0},
 			{0, time.Minute, 0, time.Minute},
 		} {
+			before := sqldb.Now().Add(shift)
 			shift += step.set
 			if got := read(step.pass, step.takes); got != step.steady {
 				t.Errorf("%+v: steady for %v", step, got)
+			}
+			if ahead := w.Ahead(before); step.steady != 0 && ahead != 0 || step.set > time.Minute && (ahead < step.set-2*time.Second || ahead > step.set) {
+				t.Errorf("%+v: ahead by %v", step, ahead)
 			}
 		}
 	})

@@ -1,0 +1,178 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// clockEnv names the file that says by how much a process's clock is wrong.
+const clockEnv = "PIZZA_TEST_CLOCK"
+
+// wrongNow takes the place of sqldb.Now. The functions beside it are those of
+// the package time by a clock that was wrong from the start; one that is set
+// later shows in sqldb.Now alone, for the monotonic clock is never set.
+const wrongNow = `
+func Now() time.Time { return time.Now().Add(clockShift()).UTC().Truncate(time.Microsecond) }
+
+func clockShift() time.Duration {
+	said, _ := os.ReadFile(os.Getenv("` + clockEnv + `"))
+	shift, _ := time.ParseDuration(string(said))
+	return shift
+}
+
+var firstShift = clockShift()
+
+func WrongNow() time.Time                  { return time.Now().Add(firstShift) }
+func WrongUntil(t time.Time) time.Duration { return t.Sub(WrongNow()) }
+func WrongSince(t time.Time) time.Duration { return WrongNow().Sub(t) }
+`
+
+// wrongClock builds the program with a clock that can be set.
+var wrongClock = sync.OnceValues(func() (binary string, err error) {
+	dir, err := os.MkdirTemp("", "pizzaflow-clock-")
+	if err != nil {
+		return "", err
+	}
+	times := strings.NewReplacer("time.Now()", "sqldb.WrongNow()", "time.Until(", "sqldb.WrongUntil(", "time.Since(", "sqldb.WrongSince(")
+	files := map[string]string{}
+	for _, file := range []string{"sqldb/time.go", "outbox/work.go", "outbox/work_take.go", "outbox/work_lease.go"} {
+		original, err := filepath.Abs(filepath.Join("..", file))
+		if err != nil {
+			return "", err
+		}
+		source, err := os.ReadFile(original)
+		if err != nil {
+			return "", err
+		}
+		text := times.Replace(string(source))
+		if file == "sqldb/time.go" {
+			text = strings.NewReplacer("import (", "import (\n\t\"os\"",
+				"\nfunc Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }\n", wrongNow).Replace(string(source))
+		}
+		if text == string(source) {
+			return "", fmt.Errorf("%s reads no clock", file)
+		}
+		files[original] = filepath.Join(dir, filepath.Base(file))
+		if err := os.WriteFile(files[original], []byte(text), 0o600); err != nil {
+			return "", err
+		}
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": files})
+	if err != nil {
+		return "", err
+	}
+	list, binary := filepath.Join(dir, "overlay.json"), filepath.Join(dir, "pizza")
+	if err := os.WriteFile(list, overlay, 0o600); err != nil {
+		return "", err
+	}
+	if out, err := exec.Command("go", "build", "-overlay", list, "-o", binary, "pizzaflow/cmd/pizza").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the program with a clock that can be set: %w\n%s", err, out)
+	}
+	return binary, nil
+})
+
+// clock is the file that says by how much the clock of a process is wrong.
+func (d *deployment) clock(name string) string {
+	return filepath.Join(filepath.Dir(d.dir), "clock-"+strings.NewReplacer(",", "+", "/", "-").Replace(name))
+}
+
+// setClock sets the clock of a process, also of one that runs.
+func (d *deployment) setClock(t *testing.T, name string, by time.Duration) {
+	t.Helper()
+	if err := os.WriteFile(d.clock(name), []byte(by.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// clocked is a deployment of the program whose clock can be set.
+func clocked(t *testing.T, engine sqldb.Engine, processes ...string) *deployment {
+	t.Helper()
+	if engine == sqldb.Postgres {
+		databaseServer(t)
+	}
+	binary, err := wrongClock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return prepare(t, setup{engine: engine, processes: processes, binary: binary})
+}
+
+// TestClocksApart has two processes send messages, of which one is ahead by more
+// than a lease, on one PostgreSQL and at a mail server that takes its time: what
+// one has in hand does not look dead to the other, and nothing is sent twice.
+func TestClocksApart(t *testing.T) {
+	t.Parallel()
+	const world, behind, ahead = "sandbox,order,payment,frontend", "notification", "notification/ahead"
+	d := clocked(t, sqldb.Postgres, "broker", world, behind, ahead)
+	d.setClock(t, ahead, 12*time.Second)
+	d.smtp.delay(100 * time.Millisecond)
+	d.start("broker", world)
+	d.start(behind, ahead)
+	orders := 0
+	for began := time.Now(); time.Since(began) < 15*time.Second; orders++ { // nobody inherits before a lease has passed
+		d.place(t, customer(orders, ""))
+		eventually(t, settleLimit, func() string { // a steady stream
+			if n := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE channel = 'email' AND status = 'pending'`); len(n) > 1 {
+				return n + " mails are on their way"
+			}
+			return ""
+		})
+	}
+	d.awaitSettled(t, orders)
+	twice := 0
+	for i := range orders {
+		if n := len(list[mail](t, d, "/mail/messages", "to", customer(i, "").CustomerEmail)); n != 2 {
+			twice++
+		}
+	}
+	if stolen := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE attempts > 1`); twice != 0 || stolen != "0" {
+		t.Errorf("of %d customers %d did not get two mails, and %s deliveries were taken from a living process", orders, twice, stolen)
+	}
+	t.Logf("%d orders, each with two mails", orders)
+}
+
+// TestClockIsSet sets the clock while provider, mail server and gateway are
+// away: the payment gets its attempt, no message is given up, and nothing waits
+// for the clock to come back.
+func TestClockIsSet(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []sqldb.Engine{sqldb.SQLite, sqldb.Postgres} {
+		for _, by := range []time.Duration{20 * time.Minute, 25 * time.Hour, -20 * time.Minute, -25 * time.Hour} {
+			t.Run(fmt.Sprint(engine, by), func(t *testing.T) {
+				t.Parallel()
+				d := clocked(t, engine, "broker", shopkeeping, "sandbox")
+				d.start("broker", "sandbox")
+				sandbox, smtp := d.process("sandbox").address("SANDBOX_ADDR"), d.process("sandbox").address("SANDBOX_SMTP_ADDR")
+				d.sandbox.lead("")
+				d.smtp.lead("")
+				d.start(shopkeeping)
+				o := d.place(t, customer(1, ""))
+				d.awaitAttempts(t)
+				d.setClock(t, shopkeeping, by)
+				tried := d.value(t, "notification", `SELECT SUM(attempts) FROM notification_deliveries`)
+				eventually(t, settleLimit, func() string { // with the clock as it is now
+					if d.value(t, "notification", `SELECT SUM(attempts) FROM notification_deliveries`) == tried {
+						return "no message was tried again"
+					}
+					return ""
+				})
+				d.sandbox.lead(sandbox)
+				d.smtp.lead(smtp)
+				d.await(t, o.OrderID, "paid", settleLimit)
+				mails, texts := d.awaitMessages(t, customer(1, "").CustomerEmail, guestPhone(1), 2, settleLimit)
+				if c := d.charges(t, o.OrderID); succeeded(c) != 1 || len(mails) != 2 || len(texts) != 2 {
+					t.Errorf("charges %+v, %d mails, %d SMS; want one and two of each", c, len(mails), len(texts))
+				}
+			})
+		}
+	}
+}
