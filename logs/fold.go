@@ -15,7 +15,8 @@ import (
 
 const (
 	span     = time.Minute // how long lines are counted before their sum is logged
-	flood    = 100         // lines of a kind in a span, each about a thing of its own, after which they are only counted
+	things   = 100         // lines of a kind that are logged in a span, each about a thing of its own
+	requests = 10          // the same about a request, which the access log has as well
 	maxKinds = 1000        // kinds that are remembered; lines of further ones are all logged
 )
 
@@ -28,7 +29,8 @@ const (
 // and flags (service, table, topic, from, to), and the partition. What went wrong in
 // words (err, error, detail, stack) and all other numbers tell no lines apart, nor do
 // digits in the message. Lines with an id (id, order_id, …) are about single things
-// and worth reading one by one: of these a hundred a minute are logged.
+// and worth reading one by one: of these a hundred a minute are logged, and ten where
+// the id is only a request's, which stands in the access log.
 //
 // Whoever ends the process calls [Handler.Flush] first.
 func Fold(next slog.Handler) *Handler {
@@ -120,10 +122,6 @@ func (k *kinds) hold(h *Handler, r slog.Record) bool {
 		return true
 	})
 	key := r.Level.String() + "\x00" + withoutDigits(r.Message) + about.key
-	limit := 1
-	if about.single {
-		limit = flood
-	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	seen := k.open[key]
@@ -135,7 +133,7 @@ func (k *kinds) hold(h *Handler, r slog.Record) bool {
 		k.open[key] = seen
 		seen.over = time.AfterFunc(span, func() { k.next(key, seen) })
 	}
-	if seen.logged < limit {
+	if seen.logged < max(1, about.limit) {
 		seen.logged++
 		return false
 	}
@@ -181,8 +179,8 @@ func (s sum) log() {
 
 // about is what a line is about, as far as it tells lines apart.
 type about struct {
-	key    string
-	single bool // a thing with an id
+	key   string
+	limit int // how many of its like are logged in a span
 }
 
 func (b *about) add(groups string, a slog.Attr) {
@@ -195,8 +193,10 @@ func (b *about) add(groups string, a slog.Attr) {
 		for _, inner := range v.Group() {
 			b.add(groups, inner)
 		}
+	case a.Key == "request_id":
+		b.limit = max(b.limit, requests)
 	case a.Key == "id" || strings.HasSuffix(a.Key, "_id"):
-		b.single = true
+		b.limit = things
 	case identifies(a.Key, v):
 		b.key += "\x00" + groups + a.Key + "=" + v.String()
 	}

@@ -144,11 +144,17 @@ func TestAFloodIsCounted(t *testing.T) {
 		for i := range 5000 {
 			log.Warn("request failed", "request_id", fmt.Sprint(i))
 		}
-		if n := len(out.lines(t)); n != flood {
-			t.Errorf("%d lines", n)
+		if n := len(out.lines(t)); n != requests {
+			t.Errorf("%d lines of requests", n)
+		}
+		for i := range 5000 {
+			log.Warn("payment outcome unknown", "payment_id", fmt.Sprint(i), "request_id", "x")
+		}
+		if n := len(out.lines(t)); n != things {
+			t.Errorf("%d lines of payments", n)
 		}
 		h.Flush()
-		out.want(t, "WARN request failed ×4900")
+		out.want(t, "WARN payment outcome unknown ×4900", "WARN request failed ×4990")
 	})
 }
 

@@ -120,8 +120,8 @@ var services = []mutant{
 	{
 		name: "logs: what is repeated is logged each time",
 		file: "logs/fold.go",
-		old:  `	if seen.logged < limit {`,
-		new:  `	if seen.logged < limit || r.Level == slog.LevelWarn {`,
+		old:  `	if seen.logged < max(1, about.limit) {`,
+		new:  `	if seen.logged < max(1, about.limit) || r.Level == slog.LevelWarn {`,
 		test: "./logs -run ^TestRepeatedLinesAreCounted$",
 	},
 	{
