@@ -3,6 +3,7 @@ package outbox
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -239,4 +240,45 @@ func TestParkedTwice(t *testing.T) {
 			}
 		}
 	}, sqltest.Schema{Name: "outbox", FS: Schema})
+}
+
+// A few records of one topic among very many of another are taken without
+// looking at all the others, and nothing is lost or changes places.
+func TestTakeLooksAtFew(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
+	c, _ := relocations(t, db)
+	d := newDispatcher(c, []string{"few", "many"})
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	d.assigned(t.Context(), client, map[string][]int32{"few": {0}, "many": {0}})
+	add := func(topic string, n int) {
+		t.Helper()
+		var records []*kgo.Record
+		for i := range n {
+			records = append(records, &kgo.Record{Topic: topic, Offset: int64(i), Key: fmt.Append(nil, topic, i), Value: []byte("{}")})
+		}
+		d.open(client, topic, [16]byte{}, kgo.FetchPartition{Records: records})
+	}
+	add("few", 1)
+	add("many", 2*batchLimit)
+	d.ready = append(d.ready, "few\x00few1") // behind them all
+	d.queues["few\x00few1"] = &queue{waiting: []*inbound{{rec: &kgo.Record{Topic: "few"}, part: d.partitions[topicPartition{"few", 0}]}}}
+	if batch := d.take(); len(batch) != 1 || len(d.ready) != 2*batchLimit+1 {
+		t.Errorf("%d records taken, %d keys left: it looked at all", len(batch), len(d.ready))
+	}
+	next := 0
+	for len(d.ready) > 1 {
+		for _, in := range d.take() {
+			if got := string(in.rec.Key); got != fmt.Sprint("many", next) {
+				t.Fatalf("%s is taken as number %d", got, next)
+			}
+			next++
+		}
+	}
+	if next != 2*batchLimit {
+		t.Errorf("%d records taken", next)
+	}
 }

@@ -224,9 +224,10 @@ func (d *dispatcher) take() []*inbound {
 		var batch []*inbound
 		var others []string // of another topic: a batch that locked rows for two could wait for one that does so the other way round
 		size := min(d.pace.limit, max(batchRecords, len(d.ready)/d.workers))
-		for len(d.ready) > 0 && len(batch) < size {
-			q := d.queues[d.ready[0]]
-			d.ready = d.ready[1:]
+		next := 0
+		for next < len(d.ready) && len(batch) < size && len(others) < batchLimit { // however long the other topic's queue
+			q := d.queues[d.ready[next]]
+			next++
 			if q == nil || q.busy || len(q.waiting) == 0 {
 				continue // its partition was taken away
 			}
@@ -240,8 +241,10 @@ func (d *dispatcher) take() []*inbound {
 			in.began = time.Now()
 			batch = append(batch, in)
 		}
+		next -= len(others)
+		copy(d.ready[next:], others)
+		d.ready = d.ready[next:]
 		if len(batch) > 0 {
-			d.ready = append(others, d.ready...)
 			return batch
 		}
 		d.changed.Wait()

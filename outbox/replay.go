@@ -52,11 +52,19 @@ func (f ParkedFilter) where() (string, []any) {
 	switch f.State {
 	case "":
 	case "open":
-		conds = append(conds, "p.state IN ('retrying', 'waiting', 'dead')")
+		conds = append(conds, "p.state NOT IN ('handled', 'discarded')") // no index is of these: all of it might be read for one event
 	default:
 		add("state", f.State)
 	}
 	return strings.Join(append(conds, "1 = 1"), " AND "), args
+}
+
+// order is by age. Nobody shall look for one event in the order of all.
+func (f ParkedFilter) order() string {
+	if f.EventID != "" {
+		return ` ORDER BY p.seq + 0`
+	}
+	return ` ORDER BY p.seq`
 }
 
 // String says in words what is selected.
@@ -131,7 +139,7 @@ const selectParked = `
 	SELECT p.seq, p.consumer, p.state, p.event_id, p.event_type, p.topic, p.partition, p.record_offset, p.key, p.attempts, p.due_at, p.error_class, p.error,
 		p.first_failed_at, p.last_failed_at, p.finished_at,
 		CASE WHEN p.state IN ('retrying', 'dead') THEN (SELECT COUNT(*) FROM parked_records q
-			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq > p.seq
+			WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash BETWEEN p.key_hash AND p.key_hash AND q.key = p.key AND q.seq > p.seq
 				AND q.state IN ` + openStates + ` AND q.state = 'waiting') ELSE 0 END
 	FROM parked_records p `
 
@@ -149,7 +157,7 @@ func (o *Operator) Parked(ctx context.Context, f ParkedFilter, limit int) ([]Par
 		return nil, err
 	}
 	where, args := f.where()
-	rows, err := o.db.Read().QueryContext(ctx, selectParked+`WHERE `+where+fmt.Sprintf(` ORDER BY p.seq LIMIT $%d`, len(args)+1), append(args, limit)...)
+	rows, err := o.db.Read().QueryContext(ctx, selectParked+`WHERE `+where+f.order()+fmt.Sprintf(` LIMIT $%d`, len(args)+1), append(args, limit)...)
 	return all(rows, err, scanParked, "list parked records")
 }
 
@@ -209,7 +217,7 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 	return moved, o.do(ctx, a, action, func(tx *sql.Tx) error {
 		moved = []ParkedRecord{}
 		where, args := f.where()
-		rows, err := tx.QueryContext(ctx, selectParked+`WHERE `+where+` ORDER BY p.seq`, args...)
+		rows, err := tx.QueryContext(ctx, selectParked+`WHERE `+where+f.order(), args...)
 		selected, err := all(rows, err, scanParked, "select parked records")
 		if err != nil {
 			return err

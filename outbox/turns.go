@@ -24,12 +24,16 @@ import (
 // openStates are those of a parked record that is not done.
 const openStates = `('retrying', 'waiting', 'dead')`
 
-// isHead holds for a parked record p before which none of its key are open. A
-// planner would make a join of NOT EXISTS, and may read all records for it.
-const isHead = `(
+// isHead holds for a parked record p that is the oldest open one of its key.
+//
+// Here and below a hash is looked for as a range of one, in the order of the
+// index. A planner that knows of a hot key takes any hash for as frequent; it
+// would read the whole table in the order of seq, or for NOT EXISTS, rather
+// than look for one.
+const isHead = `(p.key IS NULL OR p.seq = (
 	SELECT q.seq FROM parked_records q
-	WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash = p.key_hash AND q.key = p.key AND q.seq < p.seq
-		AND q.state IN ` + openStates + ` ORDER BY q.seq LIMIT 1) IS NULL`
+	WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash BETWEEN p.key_hash AND p.key_hash AND q.key = p.key
+		AND q.state IN ` + openStates + ` ORDER BY q.key_hash, q.seq LIMIT 1))`
 
 // A parkedKey is a key of a topic, as a group's records are parked under it.
 type parkedKey struct {
@@ -85,8 +89,8 @@ func promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []parkedK
 	var next [][]any
 	err := sqldb.Rows{
 		Columns: `in_group TEXT, on_topic TEXT, hash BIGINT, of_key BYTEA, after BIGINT`, SQL: `
-		SELECT (SELECT p.seq FROM parked_records p WHERE p.consumer = v.in_group AND p.topic = v.on_topic AND p.key_hash = v.hash AND p.key = v.of_key
-			AND p.seq > v.after AND p.state IN ` + openStates + ` ORDER BY p.seq LIMIT 1) FROM {rows}`,
+		SELECT (SELECT p.seq FROM parked_records p WHERE p.consumer = v.in_group AND p.topic = v.on_topic AND p.key = v.of_key
+			AND (p.key_hash, p.seq) > (v.hash, v.after) AND p.key_hash <= v.hash AND p.state IN ` + openStates + ` ORDER BY p.key_hash, p.seq LIMIT 1) FROM {rows}`,
 	}.Query(ctx, db, tx, args, func(rows *sql.Rows) error {
 		var seq sql.NullInt64
 		err := rows.Scan(&seq)
@@ -128,12 +132,13 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *Tx, batch []*inbound) (ma
 		return keys, nil
 	}
 	list, args := c.keyList(keyed)
-	// the table is nearly empty, mostly: that is asked once; else each key is looked for in the index, whatever the planner believes
+	// the table is nearly empty, mostly: that is asked once; else each key is looked for in the index, whatever the planner believes,
+	// from the last, before which PostgreSQL may have to step over very many that are done
 	result, err := tx.QueryContext(ctx, `
 		SELECT v.nr FROM `+list+`
 		WHERE (SELECT EXISTS (SELECT 1 FROM parked_records WHERE consumer = $1 AND topic = $2 AND state IN `+openStates+`))
-			AND (SELECT true FROM parked_records p WHERE p.consumer = $1 AND p.topic = $2 AND p.key_hash = v.hash AND p.key = v.key
-				AND p.state IN `+openStates+` ORDER BY p.seq LIMIT 1)`, append([]any{c.cfg.Group, keyed[0].rec.Topic}, args...)...)
+			AND (SELECT true FROM parked_records p WHERE p.consumer = $1 AND p.topic = $2 AND p.key_hash BETWEEN v.hash AND v.hash AND p.key = v.key
+				AND p.state IN `+openStates+` ORDER BY p.key_hash DESC, p.seq DESC LIMIT 1)`, append([]any{c.cfg.Group, keyed[0].rec.Topic}, args...)...)
 	if err != nil {
 		return nil, fmt.Errorf("look for parked records: %w", err)
 	}
@@ -269,7 +274,8 @@ func (c *Consumer) mend(ctx context.Context) error {
 				SELECT (SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > hash AND state IN `+openStates+`)
 				FROM hashes WHERE hash IS NOT NULL)
 			SELECT seq FROM (
-				SELECT (SELECT seq FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash = hash AND state IN `+openStates+` ORDER BY seq LIMIT 1) AS first
+				SELECT (SELECT seq FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+openStates+`
+					ORDER BY key_hash, seq LIMIT 1) AS first
 				FROM hashes WHERE hash IS NOT NULL) AS f
 			JOIN parked_records ON seq = first WHERE state = 'waiting' OR state = 'retrying' AND due_at IS NULL`, c.cfg.Group, topic)
 		waiting, err := all(rows, err, func(rows *sql.Rows) ([]any, error) {

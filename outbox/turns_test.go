@@ -64,78 +64,155 @@ func hotKey(t *testing.T, c *Consumer, key string, n int) {
 // TestHotKey has very many records wait behind a dead one: what is done about
 // one record, or is done again and again, must not read them all.
 func TestHotKey(t *testing.T) {
-	const waiting, most = 100_000, 300
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		db.SetMaxOpenConns(1) // whose counters are read
-		ctx := t.Context()
-		c, got := relocations(t, db)
-		op := NewOperator(db)
-		hotKey(t, c, "hot", waiting)
-		due := func(want int) (heads []head) {
-			t.Helper()
-			heads, _, err := c.dueHeads(ctx)
-			if err != nil || len(heads) != want {
-				t.Fatalf("%d heads are due, %v; want %d", len(heads), err, want)
-			}
-			return heads
-		}
-		handle := func() {
-			t.Helper()
-			if claimed, err := c.retry(ctx, due(1)[0], func() bool { return true }); err != nil || !claimed {
-				t.Fatalf("tried again: %t, %v", claimed, err)
-			}
-		}
-		steps := []struct {
-			what string
-			step func()
-		}{
-			{"a record of the key", func() { c.settle(ctx, []*inbound{c.relocation("hot", waiting+2)}) }},
-			{"a record of another key", func() { c.settle(ctx, []*inbound{c.relocation("cold", waiting+3)}) }},
-			{"a look for what is due", func() { due(0) }},
-			{"a look for heads that wait", func() {
-				if err := c.mend(ctx); err != nil {
-					t.Error(err)
-				}
-			}},
-			{"a look for what is old", func() {
-				if _, err := c.forget(ctx, sqldb.Now().Add(-time.Hour)); err != nil {
-					t.Error(err)
-				}
-			}},
-			{"a list of some", func() {
-				if rows, err := op.Parked(ctx, ParkedFilter{State: "waiting"}, 20); err != nil || len(rows) != 20 {
-					t.Errorf("%d rows, %v", len(rows), err)
-				}
-			}},
-			{"the follower of one that was discarded", func() {
-				if _, err := db.Exec(`UPDATE parked_records SET state = 'discarded' WHERE state = 'dead'`); err != nil {
-					t.Error(err)
-				}
-				err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
-					return promote(ctx, db, tx, []parkedKey{{"g", "new-topic", []byte("hot"), 1}})
-				})
-				if err != nil {
-					t.Error(err)
-				}
-			}},
-			{"a retry", handle},
-			{"the retry of a follower", handle},
-		}
-		for _, s := range steps {
-			before := rowsRead(t, db)
-			began := time.Now()
-			s.step()
-			took := time.Since(began)
-			if n := rowsRead(t, db) - before; n > most {
-				t.Errorf("%s reads %d rows, want at most %d", s.what, n, most)
-			} else {
-				t.Logf("%s: %d rows, %v", s.what, n, took)
-			}
-		}
-		if n := len(*got); n != 3 {
-			t.Errorf("%d handled, want one of another key and two of this: %v", n, *got)
-		}
+		testHotKey(t, db)
 	}, sqltest.Schema{Name: "outbox", FS: Schema})
+	t.Run("analyzed", func(t *testing.T) { // PostgreSQL knows then that nearly all have one key
+		testHotKey(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: Schema}), `ANALYZE parked_records`)
+	})
+}
+
+func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
+	const waiting, most = 100_000, 1000
+	db.SetMaxOpenConns(1) // whose counters are read
+	ctx := t.Context()
+	c, got := relocations(t, db)
+	op := NewOperator(db)
+	hotKey(t, c, "hot", waiting)
+	cold := func(n int) (ins []*inbound) {
+		for i := range n {
+			ins = append(ins, c.relocation(fmt.Sprint("cold ", i), waiting+100+i))
+		}
+		return ins
+	}
+	for _, in := range cold(50) {
+		if err := c.park(ctx, in, parkedState{state: stateDead, at: sqldb.Now()}, new(outcome)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, statement := range prepare {
+		if _, err := db.Exec(statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	due := func(want int) (heads []head) {
+		t.Helper()
+		heads, _, err := c.dueHeads(ctx)
+		if err != nil || len(heads) != want {
+			t.Fatalf("%d heads are due, %v; want %d", len(heads), err, want)
+		}
+		return heads
+	}
+	handle := func() {
+		t.Helper()
+		if claimed, err := c.retry(ctx, due(1)[0], func() bool { return true }); err != nil || !claimed {
+			t.Fatalf("tried again: %t, %v", claimed, err)
+		}
+	}
+	steps := []struct {
+		what string
+		step func()
+	}{
+		{"a record of the key", func() { c.settle(ctx, []*inbound{c.relocation("hot", waiting+2)}) }},
+		{"a record of another key", func() { c.settle(ctx, []*inbound{c.relocation("cold", waiting+3)}) }},
+		{"a look for what is due", func() { due(0) }},
+		{"a look for heads that wait", func() {
+			if err := c.mend(ctx); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"a look for what is old", func() {
+			if _, err := c.forget(ctx, sqldb.Now().Add(-time.Hour)); err != nil {
+				t.Error(err)
+			}
+		}},
+		{"a list of some", func() {
+			if rows, err := op.Parked(ctx, ParkedFilter{State: "waiting"}, 20); err != nil || len(rows) != 20 {
+				t.Errorf("%d rows, %v", len(rows), err)
+			}
+		}},
+		{"a list of the dead of other keys", func() {
+			for n := range 20 {
+				if rows, err := op.Parked(ctx, ParkedFilter{EventID: cold(n + 1)[n].id}, 20); err != nil || len(rows) != 1 || rows[0].Followers != 0 {
+					t.Errorf("%+v, %v", rows, err)
+				}
+			}
+		}},
+		{"to discard one of another key", func() {
+			if rows, err := op.Discard(ctx, ParkedFilter{EventID: cold(1)[0].id}, Action{By: "o", Why: "r"}); err != nil || len(rows) != 1 {
+				t.Errorf("%+v, %v", rows, err)
+			}
+		}},
+		{"to replay many of other keys", func() {
+			for n := range 10 {
+				if rows, err := op.Replay(ctx, ParkedFilter{EventID: cold(n + 10)[n+9].id}, Action{By: "o", Why: "r"}); err != nil || len(rows) != 1 {
+					t.Errorf("%+v, %v", rows, err)
+				}
+			}
+		}},
+		{"retries of other keys", func() {
+			for _, h := range due(10) {
+				if claimed, err := c.retry(ctx, h, func() bool { return true }); err != nil || !claimed {
+					t.Errorf("tried again: %t, %v", claimed, err)
+				}
+			}
+		}},
+		{"the follower of one that was discarded", func() {
+			if _, err := db.Exec(`UPDATE parked_records SET state = 'discarded' WHERE state = 'dead' AND seq = (SELECT MIN(seq) FROM parked_records)`); err != nil {
+				t.Error(err)
+			}
+			err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+				return promote(ctx, db, tx, []parkedKey{{"g", "new-topic", []byte("hot"), 1}})
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}},
+		{"a retry", handle},
+		{"the retry of a follower", handle},
+	}
+	for _, s := range steps {
+		before := rowsRead(t, db)
+		began := time.Now()
+		s.step()
+		took := time.Since(began)
+		if n := rowsRead(t, db) - before; n > most {
+			t.Errorf("%s reads %d rows, want at most %d", s.what, n, most)
+		} else {
+			t.Logf("%s: %d rows, %v", s.what, n, took)
+		}
+	}
+	if n := len(*got); n != 13 {
+		t.Errorf("%d handled, want 11 of other keys and two of this: %v", n, *got)
+	}
+}
+
+// TestHotKeyCostsNoMore compares what one record more takes behind a hundred and
+// behind a hundred thousand: SQLite does not count what it reads.
+func TestHotKeyCostsNoMore(t *testing.T) {
+	quickest := func(waiting int) time.Duration {
+		db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
+		c, _ := relocations(t, db)
+		c.cfg.Log = slog.New(slog.DiscardHandler)
+		hotKey(t, c, "hot", waiting)
+		took := time.Hour
+		for n := range 20 {
+			began := time.Now()
+			c.settle(t.Context(), []*inbound{c.relocation("hot", waiting+10+n)})
+			if heads, _, err := c.dueHeads(t.Context()); err != nil || len(heads) > 0 {
+				t.Fatalf("%d heads are due, %v", len(heads), err)
+			}
+			if err := c.mend(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			took = min(took, time.Since(began))
+		}
+		return took
+	}
+	few, many := quickest(100), quickest(100_000)
+	if many > 15*few {
+		t.Errorf("a record takes %v behind 100,000 and %v behind 100", many, few)
+	}
 }
 
 // rowsRead is how many rows and index entries of the parked records were read

@@ -43,8 +43,8 @@ var engine = []mutant{
 	{
 		name: "retry: a follower need not wait for its head",
 		file: "outbox/turns.go",
-		old:  "openStates + ` ORDER BY q.seq LIMIT 1) IS NULL`",
-		new:  "openStates + ` ORDER BY q.seq LIMIT 1) IS NULL OR true`",
+		old:  "const isHead = `(p.key IS NULL OR",
+		new:  "const isHead = `(p.key IS NOT NULL OR",
 		test: "./outbox -run ^TestMend$",
 	},
 	{
