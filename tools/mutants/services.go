@@ -173,4 +173,18 @@ var services = []mutant{
 		new:  `p.startSandbox, p.startBroker, p.startFrontend, p.startServices, p.startDoors,`,
 		test: "./e2e -run ^TestStartWithTheDatabaseAway$/^hangs",
 	},
+	{
+		name: "order: marks that cannot be counted are shown as they were",
+		file: "order/watch.go",
+		old:  `			s.metrics.attention.Reset()`,
+		new:  `			_ = 0`,
+		test: "./order -run ^TestMarksAreShownWhenCounted$",
+	},
+	{
+		name: "metrics: what cannot be found out is not counted",
+		file: "measure/measure.go",
+		old:  `	m.errors.Inc()`,
+		new:  ``,
+		test: ". -run ^TestMetricsWithoutTheDatabase$",
+	},
 }
