@@ -1,7 +1,7 @@
 # make            this list
 # make test       everything, with the real PostgreSQL, Kafka, Chromium and kcat, which it finds or installs
 .DEFAULT_GOAL := help
-.PHONY: help run build short test deploy bench lint fmt mutants servers servers-stop
+.PHONY: help run build short test soak deploy bench lint fmt mutants servers servers-stop
 
 TOOL    := go tool -modfile=tools/go.mod
 SERVERS := /var/tmp/pizzaflow-servers-$(shell id -u)
@@ -20,6 +20,9 @@ short: ## the tests that need nothing but Go
 
 test: ## the whole check: format, vet, lint, and every test with the race detector on real servers
 	@tools/test
+
+soak: ## what takes long: FUZZ requests (5000) of each kind and version to the embedded broker, SEED (1) chooses which
+	PIZZA_TEST_FUZZ=$(or $(FUZZ),5000) PIZZA_TEST_SEED=$(or $(SEED),1) go test ./kafka -run 'TestNoRequestEndsTheBroker$$' -count=1 -v -timeout 0
 
 deploy: build ## try image, package, units, chart and Compose file with the tools that they are for
 	@tools/deploy/check bin/pizza

@@ -252,8 +252,12 @@ func (c Config) validateNumbers() error {
 	if c.RateLimit < 0 {
 		errs = append(errs, bad("RATE_LIMIT", "%d is negative", c.RateLimit))
 	}
-	if c.KafkaPartitions < 0 {
-		errs = append(errs, bad("KAFKA_PARTITIONS", "%d is negative", c.KafkaPartitions))
+	most := maxPartitions
+	if len(c.KafkaBrokers) == 0 {
+		most = kafka.MaxPartitions
+	}
+	if n := c.KafkaPartitions; n < 0 || n > most {
+		errs = append(errs, bad("KAFKA_PARTITIONS", "%d is no number of partitions: want 1 to %d, or 0 for the usual one", n, most))
 	}
 	return errors.Join(errs...)
 }

@@ -46,6 +46,8 @@ const testsMayImport = "kafka kafka/kafkatest sandbox sqldb sqldb/sqltest"
 var homes = map[string]string{
 	"github.com/alecthomas/kong":          ". cmd/pizza",
 	"github.com/jackc/pgx":                "sqldb sqldb/sqltest e2e e2e/servers",
+	"github.com/klauspost/compress":       "kafka",
+	"github.com/pierrec/lz4":              "kafka",
 	"github.com/pressly/goose":            "sqldb",
 	"github.com/prometheus/client_golang": "frontend measure notification order outbox payment web . tests",
 	"github.com/twmb/franz-go":            "frontend kafka kafka/kafkatest outbox verify e2e tests",

@@ -259,7 +259,7 @@ func (p *process) startBroker(context.Context) error {
 	}
 	p.unclean = broker.UncleanSince()
 	p.kafka = p.cfg.kafka(broker.Addrs())
-	p.kafka.Dial = p.host.Dial
+	p.kafka.Dial = broker.Dialer(p.host.Dial)
 	p.ground.Go("broker", func(ctx context.Context) error {
 		<-ctx.Done()
 		return broker.Close()

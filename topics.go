@@ -19,6 +19,9 @@ type (
 	TopicState = kafka.TopicState
 )
 
+// maxPartitions is the most that a topic may be asked to have: more than a thousand times what we need is a slip.
+const maxPartitions = 10_000
+
 // topics are all topics, as they are created.
 func (c Config) topics() []kafka.Topic {
 	apache := len(c.KafkaBrokers) > 0

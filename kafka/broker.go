@@ -49,7 +49,9 @@ type Broker struct {
 	lock    *os.File
 	cluster *kfake.Cluster
 	address string
-	unclean time.Time // see UncleanSince
+
+	listener *listener
+	unclean  time.Time // see UncleanSince
 
 	stop      chan struct{}  // closed to end the cleaner
 	cleaner   sync.WaitGroup // and this waits for its end
@@ -115,7 +117,12 @@ func (b *Broker) start(cfg BrokerConfig) (err error) {
 
 // open listens and loads the directory. No connection is served before serve is called.
 func (b *Broker) open(cfg BrokerConfig) (serve func(), err error) {
-	ln, err := listen(cfg, b.log.log)
+	groups, err := readGroups(b.dir)
+	if err != nil {
+		return nil, err
+	}
+	book := &groupBook{groups: groups, exists: func(group string) bool { return b.cluster.GroupInfo(group) != nil }}
+	ln, err := listen(cfg, &door{groups: book, partitions: b.partitions}, b.log.log)
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +132,7 @@ func (b *Broker) open(cfg BrokerConfig) (serve func(), err error) {
 		kfake.ClusterID(newClusterID()), // an existing directory keeps its own
 		kfake.DataDir(b.dir),
 		kfake.SyncWrites(),
+		kfake.MaxVersions(offered()),
 		kfake.BrokerConfigs(map[string]string{"log.segment.bytes": strconv.Itoa(segmentBytes)}),
 		kfake.WithLogger(b.log),
 	)
@@ -132,7 +140,7 @@ func (b *Broker) open(cfg BrokerConfig) (serve func(), err error) {
 		_ = ln.Close() // the first error is the one to tell
 		return nil, fmt.Errorf("open %s: %w; restore it from a backup, or move it away to begin with an empty one", b.dir, err)
 	}
-	b.cluster, b.address = cluster, ln.Addr().String()
+	b.cluster, b.listener, b.address = cluster, ln, ln.Addr().String()
 	return ln.serve, nil
 }
 
@@ -177,6 +185,18 @@ func (b *Broker) clean(interval time.Duration) {
 
 // Addrs returns the host:port by which clients reach the broker.
 func (b *Broker) Addrs() []string { return []string{b.address} }
+
+// Dialer returns how clients of this process reach the broker: as by dial, nil for TCP, and never turned away for
+// strangers.
+func (b *Broker) Dialer(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return b.listener.dialer(dial)
+}
+
+// partitions counts those of all topics, as they are on disk.
+func (b *Broker) partitions() (int, error) {
+	owned, err := ownedPartitions(b.dir)
+	return len(owned), err
+}
 
 // UncleanSince returns when the data were last known to be whole, if the broker was not closed cleanly since, and
 // the zero time otherwise. A kill loses nothing, but a machine that dies may lie about what it has written:

@@ -162,7 +162,8 @@ func (c Config) Options() ([]kgo.Opt, error) {
 		kgo.MetadataMaxAge(time.Minute),
 		kgo.RetryBackoffFn(backoff),
 		kgo.MaxDecompressBatchBytes(maxBatch),
-		kgo.DisableClientMetrics(), // else the broker may ask every client for its measurements
+		kgo.BrokerMaxWriteBytes(maxRequest), // what the embedded broker takes
+		kgo.DisableClientMetrics(),          // else the broker may ask every client for its measurements
 	}
 	if m := c.SASL.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))

@@ -12,7 +12,9 @@
 //   - a record that the embedded [Broker] acknowledged has been handed to the disk before and is served again
 //     after kill -9. Its directory is for its owner alone, is opened by one process at a time, and is mended
 //     before it is opened: torn log entries, files of forgotten topics and commits past the end of a log do
-//     not hide later ones.
+//     not hide later ones;
+//   - no request ends the embedded broker, its memory and connections are bounded whoever asks, and clients of its
+//     own process ([Broker.Dialer]) are never turned away.
 //
 // What it does not promise: the embedded broker is transport, not the system of record. After an unclean stop
 // it may store a retried batch twice and take committed offsets back, so every consumer must recognise a

@@ -19,3 +19,10 @@ func Warn(t *TopicState, brokers int) { t.warn(brokers) }
 
 // Insync says what becomes of min.insync.replicas on so many replicas.
 var Insync = insync
+
+// Strangers counts the connections that are not of this process.
+func Strangers(b *Broker) int {
+	b.listener.mu.Lock()
+	defer b.listener.mu.Unlock()
+	return len(b.listener.strangers)
+}

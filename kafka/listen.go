@@ -2,43 +2,45 @@ package kafka
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
-	"github.com/twmb/franz-go/pkg/kmsg"
+	"golang.org/x/sync/semaphore"
 )
 
 const (
-	maxConnections = 1024
-	maxRequest     = 100 << 20        // bytes, as Apache Kafka's socket.request.max.bytes
-	idleLimit      = 10 * time.Minute // between two requests, as Apache Kafka's connections.max.idle.ms
-	requestLimit   = 30 * time.Second // for a request to arrive whole
+	maxConnections = 512      // of strangers
+	maxHeld        = 64 << 20 // bytes of their large requests together
 	acceptPause    = 50 * time.Millisecond
 )
 
 // listener stands in front of the embedded broker, which trusts its peers: it would set aside whatever size a
-// request claims and die of one it does not know. Anybody on the machine can connect, so what is not a request
-// of the protocol ends the connection here.
+// request claims and die of one it does not expect. Anybody on the machine can connect, so what the door does not admit
+// ends here, and what strangers can hold is bounded. Clients of this process are known by a password, and not counted.
 type listener struct {
 	net.Listener
-	log     *slog.Logger
-	address net.Addr // how clients reach it; the protocol tells them
-	slots   chan struct{}
-	ready   chan struct{} // closed by serve
-	closed  chan struct{}
-	once    sync.Once
+	log      *slog.Logger
+	address  net.Addr // how clients reach it; the protocol tells them
+	door     *door
+	password [passwordBytes]byte
+	held     *semaphore.Weighted // bytes of large requests
+	ready    chan struct{}       // closed by serve
+	closed   chan struct{}
+	once     sync.Once
+
+	mu        sync.Mutex
+	strangers map[*requestConn]struct{}
+	turns     uint64
 }
 
-func listen(cfg BrokerConfig, log *slog.Logger) (*listener, error) {
+func listen(cfg BrokerConfig, door *door, log *slog.Logger) (*listener, error) {
 	address, open := cfg.Listen, cfg.ListenFn
 	if address == "" {
 		address = DefaultListen
@@ -62,10 +64,13 @@ func listen(cfg BrokerConfig, log *slog.Logger) (*listener, error) {
 		log.Warn("the embedded broker asks nobody for a password, and is open to the network",
 			"listen", ln.Addr().String(), "advertised", advertised.String())
 	}
-	return &listener{
-		Listener: ln, log: log, address: advertised, slots: make(chan struct{}, maxConnections),
-		ready: make(chan struct{}), closed: make(chan struct{}),
-	}, nil
+	l := &listener{
+		Listener: ln, log: log, address: advertised, door: door, held: semaphore.NewWeighted(maxHeld),
+		ready: make(chan struct{}), closed: make(chan struct{}), strangers: make(map[*requestConn]struct{}),
+	}
+	_, _ = rand.Read(l.password[:]) // never fails
+	l.password[0] |= 0x80           // no request is that large
+	return l, nil
 }
 
 // advertised is an address given by name.
@@ -98,32 +103,67 @@ func (l *listener) serve() { close(l.ready) }
 // Addr returns the address that clients are told.
 func (l *listener) Addr() net.Addr { return l.address }
 
-// Accept returns the next connection. It waits for serve, and while maxConnections are open for one to end. What
-// fails for a moment (no file descriptor left) is tried again, for the broker stops for good at the first error.
+// Accept returns the next connection; it waits for serve. What fails for a moment (no file descriptor left) is tried
+// again, for the broker stops for good at the first error.
 func (l *listener) Accept() (net.Conn, error) {
 	select {
 	case <-l.ready:
 	case <-l.closed:
 		return nil, net.ErrClosed
 	}
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
 	for {
 		conn, err := l.Listener.Accept()
 		if err == nil {
-			return &requestConn{Conn: conn, release: func() { <-l.slots }, answered: make(chan struct{}, 1), closed: make(chan struct{})}, nil
+			c := newRequestConn(l, conn)
+			l.enter(c)
+			return c, nil
 		}
 		select {
 		case <-l.closed:
-			<-l.slots
 			return nil, err
 		case <-time.After(acceptPause):
 			l.log.Warn("accept a connection", "error", err)
 		}
 	}
+}
+
+// enter counts a connection, a stranger's until it says otherwise. When there are too many strangers, one of them has to
+// go: of those who wait for no answer the one that has been silent for longest, or else of them all.
+func (l *listener) enter(c *requestConn) {
+	l.mu.Lock()
+	var out *requestConn
+	if len(l.strangers) >= maxConnections {
+		for s := range l.strangers {
+			if out == nil || s.rank() < out.rank() {
+				out = s
+			}
+		}
+		delete(l.strangers, out)
+	}
+	l.turns++
+	c.turn.Store(l.turns)
+	l.strangers[c] = struct{}{}
+	l.mu.Unlock()
+	if out != nil {
+		_ = out.Conn.Close() // the broker is told when it has answered, see next
+	}
+}
+
+// used notes that a connection has sent a request.
+func (l *listener) used(c *requestConn) {
+	if !c.trusted {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.turns++
+		c.turn.Store(l.turns)
+	}
+}
+
+// leave counts c no longer among the strangers.
+func (l *listener) leave(c *requestConn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.strangers, c)
 }
 
 // Close stops accepting; open connections stay.
@@ -132,105 +172,24 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-// requestConn lets requests through that are known and of a bounded size, and nothing else.
-type requestConn struct {
-	net.Conn
-	release func()
-	once    sync.Once
+// passwordBytes is the length of the password. It stands where a request would have its size, and is none.
+const passwordBytes = 32
 
-	head    [8]byte // of the current request: its size, kind and version
-	pending []byte  // what of head was not handed on yet
-	left    int     // bytes of the request behind head that were not read yet
-
-	waiting  atomic.Int32 // requests without an answer
-	answered chan struct{}
-	closed   chan struct{}
-}
-
-var errNotKafka = errors.New("not a request of the Kafka protocol")
-
-// Read returns bytes of the current request, and begins the next when that is done.
-func (c *requestConn) Read(p []byte) (int, error) {
-	n, err := c.read(p)
-	if err != nil {
-		c.awaitAnswers()
+// dialer returns a dial function for clients of this process: it lets the broker know them, so that no number of
+// strangers keeps them out.
+func (l *listener) dialer(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
 	}
-	return n, err
-}
-
-// awaitAnswers keeps the end of a client from the broker until it has answered. A member of a group whose
-// connection the broker knows to be gone when it answers the join gets no session: it would never be missed,
-// and what it is to read would be read by nobody for ever.
-func (c *requestConn) awaitAnswers() {
-	limit := time.NewTimer(idleLimit)
-	defer limit.Stop()
-	for c.waiting.Load() > 0 {
-		select {
-		case <-c.answered:
-		case <-c.closed:
-			return
-		case <-limit.C: // some requests have no answer
-			return
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil || address != l.address.String() {
+			return conn, err
 		}
-	}
-}
-
-// Write sends an answer: the broker writes each at once.
-func (c *requestConn) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.waiting.Add(-1)
-	select {
-	case c.answered <- struct{}{}:
-	default:
-	}
-	return n, err
-}
-
-func (c *requestConn) read(p []byte) (int, error) {
-	if len(c.pending) == 0 && c.left == 0 {
-		if err := c.next(); err != nil {
-			return 0, err
+		if _, err := conn.Write(l.password[:]); err != nil {
+			_ = conn.Close() // the first error is the one to tell
+			return nil, err
 		}
+		return conn, nil
 	}
-	if len(c.pending) > 0 {
-		n := copy(p, c.pending)
-		c.pending = c.pending[n:]
-		return n, nil
-	}
-	n, err := c.Conn.Read(p[:min(len(p), c.left)])
-	c.left -= n
-	return n, err
-}
-
-// next waits for a request and looks at its head.
-func (c *requestConn) next() error {
-	if err := c.SetReadDeadline(time.Now().Add(idleLimit)); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(c.Conn, c.head[:1]); err != nil {
-		return err
-	}
-	if err := c.SetReadDeadline(time.Now().Add(requestLimit)); err != nil {
-		return err
-	}
-	if _, err := io.ReadFull(c.Conn, c.head[1:]); err != nil {
-		return err
-	}
-	size := binary.BigEndian.Uint32(c.head[0:])
-	kind := int16(binary.BigEndian.Uint16(c.head[4:]))
-	if size < 8 || size > maxRequest || kmsg.RequestForKey(kind) == nil { // 8: kind, version and a number for the answer
-		return errNotKafka
-	}
-	c.pending, c.left = c.head[:], int(size)-4
-	c.waiting.Add(1)
-	return nil
-}
-
-// Close ends the connection and makes room for another.
-func (c *requestConn) Close() error {
-	c.once.Do(func() {
-		close(c.closed)
-		c.release()
-	})
-	return c.Conn.Close()
 }

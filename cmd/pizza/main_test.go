@@ -107,6 +107,8 @@ func TestBadConfigurationNamesItsKey(t *testing.T) {
 		{key: "KAFKA_BROKERS", value: "kafka"},
 		{key: "KAFKA_BROKERS", value: "", more: map[string]string{"SERVICES": "order"}},
 		{key: "KAFKA_PARTITIONS", value: "-1"},
+		{key: "KAFKA_PARTITIONS", value: "1000000"},
+		{key: "KAFKA_PARTITIONS", value: "129"},
 		{key: "RETRY_ATTEMPTS", value: "0"},
 		{key: "RETRY_ATTEMPTS", value: "three"},
 		{key: "RETRY_DELAY", value: "5"},

@@ -165,13 +165,80 @@ var engine = []mutant{
 	},
 	{
 		name: "broker: a member that dies while it joins is not missed",
-		file: "kafka/listen.go",
-		old: `	if err != nil {
-		c.awaitAnswers()
-	}
+		file: "kafka/conn.go",
+		old: `		if err := c.awaitAnswer(); err != nil {
+			return err
+		}
 `,
 		new:  ``,
 		test: "./kafka -run ^TestMemberThatDiesWhileItJoins$",
+	},
+	{
+		name: "broker: topics that it may not know in one request",
+		file: "kafka/produce.go",
+		old:  `req.Version < producedByID || len(req.Topics) < 2`,
+		new:  `len(req.Topics) < 1000`,
+		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
+	},
+	{
+		name: "broker: a protocol of a group may come twice",
+		file: "kafka/rules.go",
+		old:  ` || len(names) < len(req.Protocols) || `,
+		new:  ` || `,
+		test: "./kafka -run ^(TestRequestsThatEndedTheBroker|TestNoRequestEndsTheBroker)$",
+	},
+	{
+		name: "broker: a batch is stored as it comes",
+		file: "kafka/produce.go",
+		old:  `err := checkBatch(p.Records); err != nil`,
+		new:  `err := checkBatch(p.Records); false && err != nil`,
+		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
+	},
+	{
+		name: "broker: any number of optional fields",
+		file: "kafka/shape.go",
+		old:  `err != nil || n > maxTags || known && n > 0`,
+		new:  `err != nil`,
+		test: "./kafka -run ^TestShapesAreBounded$",
+	},
+	{
+		name: "broker: what a request claims is set aside at once",
+		file: "kafka/conn.go",
+		old:  `min(size-len(c.buffer), max(len(c.buffer), smallRequest))`,
+		new:  `size-len(c.buffer)`,
+		test: "./kafka -run ^TestClaimsCostNothing$",
+	},
+	{
+		name: "broker: strangers stay for as long as they like",
+		file: "kafka/listen.go",
+		old:  `	if len(l.strangers) >= maxConnections {`,
+		new:  `	if false {`,
+		test: "./kafka -run ^TestStrangersLockNobodyOut$",
+	},
+	{
+		name: "broker: our own go, too, when strangers come",
+		file: "kafka/conn.go",
+		old: `	c.trusted = true
+	c.l.leave(c)
+`,
+		new:  ``,
+		test: "./kafka -run ^TestStrangersLockNobodyOut$",
+	},
+	{
+		name: "broker: an answer to a record that wants none is waited for",
+		file: "kafka/door.go",
+		old:  `p.silent, p.requests = produce.Acks == 0, `,
+		new:  `p.silent, p.requests = false, `,
+		test: "./kafka -run ^TestWhoHangsUpLeavesNothing$",
+	},
+	{
+		name: "broker: members of both protocols in one group",
+		file: "kafka/groupbook.go",
+		old: `	case b.exists(group):
+		return false
+`,
+		new:  ``,
+		test: "./kafka -run ^TestAGroupKeepsItsProtocol$",
 	},
 
 	// What the crash points, stopped relays and open transactions notice.

@@ -1,0 +1,210 @@
+package kafka
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/klauspost/compress/s2"
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// What a batch of records begins with, and where it has what.
+const (
+	batchHead       = 61
+	batchMagic      = 16
+	batchAttributes = 21
+	batchLastOffset = 23
+	batchProducer   = 43
+	batchEpoch      = 51
+	batchSequence   = 53
+	batchRecords    = 57
+
+	batchIsControl = 0x20
+	batchCodec     = 0x07
+
+	lastEpoch = 1<<15 - 3 // of a producer: at the one behind it the broker gives a producer another id
+)
+
+var errBatch = errors.New("a batch that is not whole")
+
+// checkBatch reports whether a batch of records is one that can be read again. The broker stores what it is given as it
+// is, and takes its word for what is in it when it looks for a time, and so do the readers: what is wrong inside would
+// end it then.
+func checkBatch(b []byte) error {
+	if len(b) < batchHead {
+		return errBatch
+	}
+	if b[batchMagic] != 2 {
+		return nil // of an older time: the broker refuses it
+	}
+	attributes := binary.BigEndian.Uint16(b[batchAttributes:])
+	producer := int64(binary.BigEndian.Uint64(b[batchProducer:])) //nolint:gosec // it is signed
+	epoch := int16(binary.BigEndian.Uint16(b[batchEpoch:]))       //nolint:gosec // it is signed
+	sequence := int32(binary.BigEndian.Uint32(b[batchSequence:])) //nolint:gosec // it is signed
+	records := int32(binary.BigEndian.Uint32(b[batchRecords:]))   //nolint:gosec // it is signed
+	last := int32(binary.BigEndian.Uint32(b[batchLastOffset:]))   //nolint:gosec // it is signed
+	switch {
+	case attributes&batchIsControl != 0, records < 1, last != records-1:
+		return errBatch
+	case producer < -1, producer >= 0 && (epoch < 0 || epoch > lastEpoch || sequence < 0):
+		return errBatch
+	}
+	content, err := unpack(attributes&batchCodec, b[batchHead:])
+	if err != nil {
+		return err
+	}
+	return checkRecords(bufio.NewReader(&limited{content, maxBatch}), records)
+}
+
+// unpack returns what is in a batch, decompressed while it is read.
+func unpack(codec uint16, b []byte) (io.Reader, error) {
+	in := bytes.NewReader(b)
+	switch codec {
+	case 0:
+		return in, nil
+	case 1:
+		return gzip.NewReader(in)
+	case 2:
+		return unpackSnappy(b)
+	case 3:
+		return lz4.NewReader(in), nil
+	case 4:
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxBatch))
+		if err != nil {
+			return nil, err
+		}
+		return z.IOReadCloser(), nil
+	default:
+		return nil, errBatch
+	}
+}
+
+// javaSnappy is what Java's streams of blocks begin with, and how long it is with two versions behind it.
+var javaSnappy = []byte{130, 83, 78, 65, 80, 80, 89, 0}
+
+const javaSnappyHead = 16
+
+// unpackSnappy decompresses one block, or Java's stream of them.
+func unpackSnappy(b []byte) (io.Reader, error) {
+	if !bytes.HasPrefix(b, javaSnappy) {
+		out, err := snappyBlock(b, maxBatch)
+		return bytes.NewReader(out), err
+	}
+	if len(b) < javaSnappyHead {
+		return nil, errBatch
+	}
+	var out []byte
+	for b = b[javaSnappyHead:]; len(b) > 0; {
+		if len(b) < 4 {
+			return nil, errBatch
+		}
+		n := uint64(binary.BigEndian.Uint32(b))
+		if b = b[4:]; n > uint64(len(b)) {
+			return nil, errBatch
+		}
+		block, err := snappyBlock(b[:n], maxBatch-len(out))
+		if err != nil {
+			return nil, err
+		}
+		out, b = append(out, block...), b[n:]
+	}
+	return bytes.NewReader(out), nil
+}
+
+func snappyBlock(b []byte, room int) ([]byte, error) {
+	if n, err := s2.DecodedLen(b); err != nil || n > room {
+		return nil, errBatch
+	}
+	return s2.Decode(nil, b)
+}
+
+// limited fails where io.LimitedReader would end.
+type limited struct {
+	r    io.Reader
+	left int
+}
+
+func (l *limited) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if l.left -= n; l.left < 0 {
+		return 0, fmt.Errorf("a batch unpacks to more than %d bytes", maxBatch)
+	}
+	return n, err
+}
+
+// checkRecords reads n records and the end.
+func checkRecords(r *bufio.Reader, n int32) error {
+	for i := range n {
+		size, err := binary.ReadVarint(r)
+		if err != nil || size < 0 || size > maxBatch {
+			return errBatch
+		}
+		record := &recordReader{Reader: r, left: int(size)}
+		if err := record.check(i); err != nil {
+			return err
+		}
+	}
+	if _, err := r.ReadByte(); !errors.Is(err, io.EOF) {
+		return errBatch
+	}
+	return nil
+}
+
+// recordReader reads one record, of a known length.
+type recordReader struct {
+	*bufio.Reader
+	left int
+}
+
+func (r *recordReader) ReadByte() (byte, error) {
+	if r.left--; r.left < 0 {
+		return 0, errBatch
+	}
+	return r.Reader.ReadByte()
+}
+
+// check reads attributes, time, place, key, value and headers, and finds no byte left.
+func (r *recordReader) check(place int32) error {
+	if _, err := r.ReadByte(); err != nil {
+		return errBatch
+	}
+	if _, err := binary.ReadVarint(r); err != nil {
+		return errBatch
+	}
+	if at, err := binary.ReadVarint(r); err != nil || at != int64(place) {
+		return errBatch
+	}
+	if r.skip(-1) != nil || r.skip(-1) != nil { // key and value may be null
+		return errBatch
+	}
+	headers, err := binary.ReadVarint(r)
+	if err != nil || headers < 0 || headers > int64(r.left) {
+		return errBatch
+	}
+	for range headers {
+		if r.skip(0) != nil || r.skip(-1) != nil {
+			return errBatch
+		}
+	}
+	if r.left != 0 {
+		return errBatch
+	}
+	return nil
+}
+
+// skip passes a length, which is at least least, and as many bytes.
+func (r *recordReader) skip(least int64) error {
+	n, err := binary.ReadVarint(r)
+	if err != nil || n < least || n > int64(r.left) {
+		return errBatch
+	}
+	skipped, err := r.Discard(int(max(n, 0)))
+	r.left -= skipped
+	return err
+}

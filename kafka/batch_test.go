@@ -1,0 +1,105 @@
+package kafka
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+// batchOf is a batch of records as they are on the wire, without the sums, which are the broker's to check.
+func batchOf(records []byte, n int32, change func(*kmsg.RecordBatch)) []byte {
+	b := kmsg.RecordBatch{
+		Magic: 2, NumRecords: n, LastOffsetDelta: n - 1, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, Records: records,
+	}
+	if change != nil {
+		change(&b)
+	}
+	return b.AppendTo(nil)
+}
+
+func recordOf(change func(*kmsg.Record)) []byte {
+	r := kmsg.Record{Key: []byte("key"), Value: []byte("value"), Headers: []kmsg.Header{{Key: "colour", Value: []byte("green")}}}
+	r.Length = int32(len(r.AppendTo(nil)) - 1)
+	if change != nil {
+		change(&r)
+	}
+	return r.AppendTo(nil)
+}
+
+func TestWholeBatchesAreTaken(t *testing.T) {
+	second := recordOf(func(r *kmsg.Record) { r.OffsetDelta, r.Key, r.Length = 1, nil, r.Length-3 })
+	records := append(recordOf(nil), second...)
+	if err := checkBatch(batchOf(records, 2, nil)); err != nil {
+		t.Errorf("two records: %v", err)
+	}
+	if err := checkBatch(batchOf(records, 2, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 7, 0, 0 })); err != nil {
+		t.Errorf("of a producer with an id: %v", err)
+	}
+	for codec, compression := range map[int16]kgo.CompressionCodec{1: kgo.GzipCompression(), 2: kgo.SnappyCompression(), 3: kgo.Lz4Compression(), 4: kgo.ZstdCompression()} {
+		if err := checkBatch(batchOf(compressed(t, compression, records), 2, func(b *kmsg.RecordBatch) { b.Attributes = codec })); err != nil {
+			t.Errorf("compression %d: %v", codec, err)
+		}
+	}
+	block := compressed(t, kgo.SnappyCompression(), records)
+	java := append(append(append(slices.Clone(javaSnappy), make([]byte, 8)...), binary.BigEndian.AppendUint32(nil, uint32(len(block)))...), block...)
+	if err := checkBatch(batchOf(java, 2, func(b *kmsg.RecordBatch) { b.Attributes = 2 })); err != nil {
+		t.Errorf("Java's snappy: %v", err)
+	}
+}
+
+func compressed(t *testing.T, codec kgo.CompressionCodec, b []byte) []byte {
+	t.Helper()
+	c, err := kgo.DefaultCompressor(codec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _ := c.Compress(new(bytes.Buffer), b)
+	return slices.Clone(out)
+}
+
+// A batch that says one thing and holds another would end the broker when somebody asks for a time in it, or a reader
+// when it comes to it.
+func TestLyingBatchesAreRefused(t *testing.T) {
+	good := recordOf(nil)
+	bomb := func() []byte {
+		z, err := zstd.NewWriter(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return z.EncodeAll(make([]byte, maxBatch+1), nil)
+	}()
+	for name, batch := range map[string][]byte{
+		"nothing":                    nil,
+		"a head":                     batchOf(nil, 1, nil),
+		"fewer records":              batchOf(good, 2, nil),
+		"more records":               batchOf(append(slices.Clone(good), good...), 1, nil),
+		"no record":                  batchOf(nil, 0, nil),
+		"a negative number":          batchOf(good, -5, nil),
+		"two thousand million":       batchOf(good, 1<<31-1, nil),
+		"offsets of more":            batchOf(good, 1, func(b *kmsg.RecordBatch) { b.LastOffsetDelta = 7 }),
+		"a marker":                   batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = batchIsControl }),
+		"an unknown compression":     batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = 7 }),
+		"no gzip":                    batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = 1 }),
+		"no snappy":                  batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = 2 }),
+		"no lz4":                     batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = 3 }),
+		"no zstd":                    batchOf(good, 1, func(b *kmsg.RecordBatch) { b.Attributes = 4 }),
+		"64 MiB of zeros":            batchOf(bomb, 1, func(b *kmsg.RecordBatch) { b.Attributes = 4 }),
+		"a snappy that claims 2 GiB": batchOf([]byte{0xff, 0xff, 0xff, 0xff, 0x07, 0}, 1, func(b *kmsg.RecordBatch) { b.Attributes = 2 }),
+		"a length too large":         batchOf(recordOf(func(r *kmsg.Record) { r.Length += 200 }), 1, nil),
+		"a length too small":         batchOf(recordOf(func(r *kmsg.Record) { r.Length -= 3 }), 1, nil),
+		"a negative length":          batchOf(recordOf(func(r *kmsg.Record) { r.Length = -4 }), 1, nil),
+		"another place":              batchOf(recordOf(func(r *kmsg.Record) { r.OffsetDelta = 3 }), 1, nil),
+		"an id without an epoch":     batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID = 5 }),
+		"a negative id":              batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID = -7 }),
+		"the last epoch":             batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 5, 1<<15-1, 0 }),
+	} {
+		if checkBatch(batch) == nil {
+			t.Errorf("%s: taken", name)
+		}
+	}
+}

@@ -1,0 +1,412 @@
+package kafka_test
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/kafka"
+)
+
+// framed is a request as a client sends it.
+func framed(r kmsg.Request, version int16) []byte {
+	r.SetVersion(version)
+	return kmsg.NewRequestFormatter(kmsg.FormatterClientID("stranger")).AppendRequest(nil, r, 1)
+}
+
+// exchange sends frames on one connection and reads the answers, as long as there are any.
+func exchange(t testing.TB, address string, frames ...[]byte) (answers [][]byte) {
+	t.Helper()
+	conn := dial(t, address)
+	defer conn.Close()
+	for _, f := range frames {
+		if _, err := conn.Write(f); err != nil {
+			return answers
+		}
+		var size [4]byte
+		if _, err := io.ReadFull(conn, size[:]); err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("neither an answer nor an end of the connection for %.200x", f)
+			}
+			return answers
+		}
+		answer := make([]byte, binary.BigEndian.Uint32(size[:]))
+		if _, err := io.ReadFull(conn, answer); err != nil {
+			t.Error(err)
+		}
+		answers = append(answers, answer)
+	}
+	return answers
+}
+
+func dial(t testing.TB, address string) net.Conn {
+	t.Helper()
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// sealed is a produce of one batch to order-events, or each of the topics of these ids, with the sums that the broker checks.
+func sealed(batch kmsg.RecordBatch, acks int16, ids ...[16]byte) []byte {
+	b := batch.AppendTo(nil)
+	binary.BigEndian.PutUint32(b[8:], uint32(len(b)-12))
+	binary.BigEndian.PutUint32(b[17:], crc32.Checksum(b[21:], crc32.MakeTable(crc32.Castagnoli)))
+	r := kmsg.NewPtrProduceRequest()
+	r.Acks = acks
+	partitions := []kmsg.ProduceRequestTopicPartition{{Records: b}}
+	for _, id := range ids {
+		r.Topics = append(r.Topics, kmsg.ProduceRequestTopic{TopicID: id, Partitions: partitions})
+	}
+	if len(ids) > 0 {
+		return framed(r, 13)
+	}
+	r.Topics = []kmsg.ProduceRequestTopic{{Topic: "order-events", Partitions: partitions}}
+	return framed(r, 9)
+}
+
+func oneRecord() kmsg.RecordBatch {
+	record := kmsg.Record{Value: []byte("theirs")}
+	record.Length = int32(len(record.AppendTo(nil)) - 1)
+	return kmsg.RecordBatch{Magic: 2, NumRecords: 1, FirstTimestamp: 1000, MaxTimestamp: 1000, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, Records: record.AppendTo(nil)}
+}
+
+// Each of these ended the broker, or kept it busy for ever.
+func TestRequestsThatEndedTheBroker(t *testing.T) {
+	config, kill := spawn(t, t.TempDir())
+	defer kill()
+	ensure(t, config, single())
+	unknownIDs, err := hex.DecodeString("000000440000000d00000001ffff0000000100003a980300000000000000000000000000000001020000000000000000000000000000000000000000000002020000000000000000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	byID := sealed(oneRecord(), -1, [16]byte{15: 1}, [16]byte{15: 2})
+	join := func(protocols ...string) []byte {
+		r := kmsg.NewPtrJoinGroupRequest()
+		r.Group, r.ProtocolType, r.SessionTimeoutMillis, r.RebalanceTimeoutMillis = "theirs", "consumer", 10_000, 10_000
+		for _, p := range protocols {
+			r.Protocols = append(r.Protocols, kmsg.JoinGroupRequestProtocol{Name: p})
+		}
+		return framed(r, 3)
+	}
+	lying := oneRecord()
+	lying.Records = append([]byte{0xfe, 0xff, 0x03}, lying.Records[1:]...) // a length far behind its end
+	atTime := kmsg.NewPtrListOffsetsRequest()
+	atTime.Topics = []kmsg.ListOffsetsRequestTopic{{Topic: "order-events", Partitions: []kmsg.ListOffsetsRequestTopicPartition{{Timestamp: 500, CurrentLeaderEpoch: -1}}}}
+	neverClean := kmsg.NewPtrIncrementalAlterConfigsRequest()
+	neverClean.Resources = []kmsg.IncrementalAlterConfigsRequestResource{{
+		ResourceType: kmsg.ConfigResourceTypeBroker, Configs: []kmsg.IncrementalAlterConfigsRequestResourceConfig{{Name: "log.cleaner.backoff.ms", Value: kmsg.StringPtr("0")}},
+	}}
+	retained := kmsg.NewPtrCreateTopicsRequest()
+	retained.Topics = []kmsg.CreateTopicsRequestTopic{{
+		Topic: "retained", NumPartitions: 1, ReplicationFactor: 1, Configs: []kmsg.CreateTopicsRequestTopicConfig{{Name: "retention.ms", Value: kmsg.StringPtr("1000")}},
+	}}
+	manyTags := append(framed(kmsg.NewPtrListGroupsRequest(), 3), 0xff, 0xff, 0xff, 0xff, 0x0f)
+	manyTags = slices.Delete(manyTags, len(manyTags)-6, len(manyTags)-5)
+	binary.BigEndian.PutUint32(manyTags, uint32(len(manyTags)-4))
+	for name, frames := range map[string][][]byte{
+		"two topics that do not exist, by id":     {unknownIDs},
+		"the same with whole batches, by id":      {byID},
+		"a protocol of a group twice":             {join("range", "range")},
+		"no protocol of a group":                  {join("range"), join()},
+		"a batch that lies, looked for by time":   {sealed(lying, -1), framed(atTime, 5)},
+		"the same without an answer":              {sealed(lying, 0), framed(atTime, 5)},
+		"no pause of the cleaner":                 {framed(neverClean, 1), framed(retained, 5)},
+		"four thousand million optional fields":   {manyTags},
+		"a share group, which nobody offers here": {framed(kmsg.NewPtrShareFetchRequest(), 1)},
+		"topics by pages, which is not whole":     {framed(kmsg.NewPtrDescribeTopicPartitionsRequest(), 0)},
+		"a version that is not offered":           {framed(kmsg.NewPtrProduceRequest(), 14)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			answers := exchange(t, config.Brokers[0], frames...)
+			if strings.Contains(name, "by id") {
+				checkUnknownIDs(t, answers)
+			}
+			c := client(t, config)
+			defer c.Close()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			if err := c.ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("still here")}).FirstErr(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if t.Failed() {
+		return
+	}
+	if got := read(t, config); len(got) != 11 || slices.ContainsFunc(got, func(s string) bool { return s != "still here" }) {
+		t.Errorf("records: %q", got)
+	}
+}
+
+// checkUnknownIDs reads that both topics are told not to exist.
+func checkUnknownIDs(t *testing.T, answers [][]byte) {
+	t.Helper()
+	resp := kmsg.NewPtrProduceResponse()
+	resp.SetVersion(13)
+	if len(answers) != 1 || resp.ReadFrom(answers[0][5:]) != nil || len(resp.Topics) != 2 {
+		t.Fatalf("answers %x, want one about two topics", answers)
+	}
+	for i, topic := range resp.Topics {
+		if topic.TopicID[15] != byte(i+1) || topic.Partitions[0].ErrorCode == 0 {
+			t.Errorf("topic %x: error %d", topic.TopicID, topic.Partitions[0].ErrorCode)
+		}
+	}
+}
+
+// What a request claims is set aside when it has arrived, and names by the million are not looked at.
+func TestClaimsCostNothing(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	ensure(t, config, single())
+	produce(t, client(t, config), "a")
+	before := allocated()
+	for _, size := range []uint32{12 << 20, 100 << 20} {
+		for range 100 {
+			conn := dial(t, config.Brokers[0])
+			t.Cleanup(func() { _ = conn.Close() })
+			if _, err := conn.Write(request(size, 0, 9, "abcdef")); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, names := range []int{8 << 20, 100_000, 10_001} {
+		r := kmsg.NewPtrMetadataRequest()
+		r.Topics = make([]kmsg.MetadataRequestTopic, names)
+		body := framed(r, 1)
+		before += uint64(names) * 100 // ours
+		if answers := exchange(t, config.Brokers[0], body); len(answers) > 0 {
+			t.Errorf("%d names are answered", names)
+		}
+	}
+	produce(t, client(t, config), "b")
+	if grown := int64(allocated() - before); grown > 64<<20 { //nolint:gosec // it may be negative
+		t.Errorf("%d MiB were set aside", grown>>20)
+	}
+}
+
+func allocated() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.TotalAlloc
+}
+
+// Any number of idle strangers: the next stranger is served, and one of our own was and is.
+func TestStrangersLockNobodyOut(t *testing.T) {
+	b, config := dialled(t)
+	own := client(t, config)
+	produce(t, own, "before")
+	for range 2 * kafka.MaxConnections {
+		conn := dial(t, config.Brokers[0])
+		t.Cleanup(func() { _ = conn.Close() })
+	}
+	if answers := exchange(t, config.Brokers[0], framed(kmsg.NewPtrMetadataRequest(), 4)); len(answers) != 1 {
+		t.Error("the next stranger is not served")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	fresh := client(t, config)
+	defer fresh.Close()
+	for _, c := range []*kgo.Client{own, fresh} {
+		if err := c.ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("after")}).FirstErr(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := kafka.Strangers(b); n > kafka.MaxConnections {
+		t.Errorf("%d strangers are connected", n)
+	}
+}
+
+// dialled is a broker with one topic, and how clients of its own process reach it.
+func dialled(t *testing.T) (*kafka.Broker, kafka.Config) {
+	t.Helper()
+	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	config := kafka.Config{Brokers: b.Addrs(), Dial: b.Dialer(nil)}
+	ensure(t, config, single())
+	return b, config
+}
+
+// A stranger goes: after a record that wants no answer, in the middle of a request, and while it waits for records.
+func TestWhoHangsUpLeavesNothing(t *testing.T) {
+	b, config := dialled(t)
+	wait := kmsg.NewPtrFetchRequest()
+	wait.MaxWaitMillis, wait.MinBytes, wait.MaxBytes = 1000, 1<<30, 1<<30
+	wait.Topics = []kmsg.FetchRequestTopic{{Topic: "order-events", Partitions: []kmsg.FetchRequestTopicPartition{{CurrentLeaderEpoch: -1, PartitionMaxBytes: 1 << 30}}}}
+	for _, frame := range [][]byte{sealed(oneRecord(), 0), request(1000, 0, 9, "abc"), framed(wait, 11)} {
+		conn := dial(t, config.Brokers[0])
+		if _, err := conn.Write(frame); err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "all strangers are gone", func() bool { return kafka.Strangers(b) == 0 })
+	if got := read(t, config); !slices.Equal(got, []string{"theirs"}) {
+		t.Errorf("records: %q", got)
+	}
+}
+
+// A group keeps its protocol: members of the other one would keep those it has from committing.
+func TestAGroupKeepsItsProtocol(t *testing.T) {
+	dir := t.TempDir()
+	heartbeat := func() []byte {
+		r := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		r.Group, r.MemberID, r.RebalanceTimeoutMillis, r.SubscribedTopicNames, r.Topics = group, "theirs", 10_000, []string{"order-events"}, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+		return framed(r, 0)
+	}
+	for range 2 { // and after a restart
+		config, stop := open(t, kafka.BrokerConfig{Dir: dir})
+		ensure(t, config, single())
+		for range 2 { // once while nobody is a member
+			answers := exchange(t, config.Brokers[0], heartbeat())
+			c := client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"))
+			produce(t, c, "a")
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			c.PollFetches(ctx)
+			if err := c.CommitUncommittedOffsets(ctx); err != nil {
+				t.Errorf("a classic member cannot commit: %v", err)
+			}
+			cancel()
+			c.Close()
+			if len(answers) == 1 && string(answers[0][9:11]) == "\x00\x00" {
+				t.Log("the group was new")
+			}
+		}
+		stop()
+	}
+}
+
+// What a topic may be is what Apache Kafka would take, within what one process can hold.
+func TestTopicsAreBounded(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	ensure(t, config, single())
+	admin := kadm.NewClient(client(t, config))
+	for name, c := range map[string]struct {
+		partitions int32
+		replicas   int16
+		topic      string
+		configs    map[string]*string
+		want       error
+	}{
+		"a million partitions": {1_000_000, 1, "many", nil, kerr.InvalidPartitions},
+		"no partition":         {0, 1, "none", nil, kerr.InvalidPartitions},
+		"three copies":         {1, 3, "copies", nil, kerr.InvalidReplicationFactor},
+		"a path":               {1, 1, "../there", nil, kerr.InvalidTopicException},
+		"the folder":           {1, 1, "..", nil, kerr.InvalidTopicException},
+		"no number":            {1, 1, "number", map[string]*string{"retention.ms": new("soon")}, kerr.InvalidConfig},
+		"compaction":           {1, 1, "compact", map[string]*string{"cleanup.policy": new("compact")}, kerr.InvalidConfig},
+		"tiny segments":        {1, 1, "segments", map[string]*string{"segment.bytes": new("1")}, kerr.InvalidConfig},
+		"as they are":          {2, 1, "fine", map[string]*string{"retention.ms": new("60000")}, nil},
+	} {
+		resp, err := admin.CreateTopic(t.Context(), c.partitions, c.replicas, c.configs, c.topic)
+		if err == nil {
+			err = resp.Err
+		}
+		if !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", name, err, c.want)
+		}
+	}
+	added, err := admin.UpdatePartitions(t.Context(), 1_000_000, "fine")
+	if err == nil {
+		err = added.Error()
+	}
+	if !errors.Is(err, kerr.InvalidPartitions) {
+		t.Errorf("a million partitions more: %v", err)
+	}
+	altered, err := admin.AlterTopicConfigs(t.Context(), []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: new("never")}}, "fine")
+	if err == nil {
+		err = altered[0].Err
+	}
+	if !errors.Is(err, kerr.InvalidConfig) {
+		t.Errorf("a retention that is no number: %v", err)
+	}
+	var full error
+	for i := 0; full == nil && i < 100; i++ {
+		resp, err := admin.CreateTopic(t.Context(), kafka.MaxPartitions, 1, nil, fmt.Sprintf("fill-%d", i))
+		if full = err; full == nil {
+			full = resp.Err
+		}
+	}
+	if !errors.Is(full, kerr.PolicyViolation) {
+		t.Errorf("topics without end: %v", full)
+	}
+}
+
+// Topics are deleted and made again under those who write and read them, fourteen times.
+func TestTopicsMadeAnewUnderLoad(t *testing.T) {
+	config, kill := spawn(t, t.TempDir())
+	defer kill()
+	topics := []kafka.Topic{single(), kafka.DeadLetters(single())}
+	ensure(t, config, topics...)
+	admin := kadm.NewClient(client(t, config))
+	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
+	reader := client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topics[0].Name))
+	opts, err := config.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var load sync.WaitGroup
+	defer load.Wait()
+	defer stop()
+	load.Go(func() {
+		for ctx.Err() == nil {
+			reader.PollFetches(ctx)
+		}
+	})
+	load.Go(func() { // to both at once, so that both are in one request
+		for ctx.Err() == nil {
+			writer, err := kgo.NewClient(opts...) // one that met the old topics has done with them
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for writer.ProduceSync(ctx, &kgo.Record{Topic: topics[0].Name, Value: []byte("load")}, &kgo.Record{Topic: topics[1].Name, Value: []byte("load")}).FirstErr() == nil {
+			}
+			writer.Close()
+		}
+	})
+	for round := range 14 {
+		if _, err := admin.DeleteTopics(ctx, topics[0].Name, topics[1].Name); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+		ensure(t, config, topics...)
+		eventually(t, fmt.Sprintf("round %d is written", round), func() bool {
+			ends, err := admin.ListEndOffsets(ctx, topics[0].Name, topics[1].Name)
+			if err != nil {
+				t.Fatalf("round %d: %v", round, err)
+			}
+			first, _ := ends.Lookup(topics[0].Name, 0)
+			second, _ := ends.Lookup(topics[1].Name, 0)
+			return first.Err == nil && second.Err == nil && first.Offset > 0 && second.Offset > 0
+		})
+	}
+}
