@@ -135,15 +135,33 @@ func giveBack(t *testing.T, conns []*sql.Conn) {
 	}
 }
 
-// A session finds the settings it was promised, whatever the role has.
+// A session finds the settings it was promised, whatever the role or database
+// has.
 func TestSessionSettings(t *testing.T) {
-	db := sqltest.Open(t, sqldb.Postgres)
-	for name, want := range map[string]string{
-		"client_encoding": "UTF8", "transaction_isolation": "read committed", "idle_session_timeout": "0", "idle_in_transaction_session_timeout": "10s",
-	} {
+	url := sqltest.Database(t, "")
+	settings := []struct{ name, other, want string }{
+		{"client_encoding", "WIN1251", "UTF8"},
+		{"default_transaction_isolation", "serializable", "read committed"},
+		{"idle_session_timeout", "7s", "0"},
+		{"idle_in_transaction_session_timeout", "7min", "10s"},
+		{"standard_conforming_strings", "off", "on"},
+		{"synchronous_commit", "off", "on"},
+	}
+	admin := sqltest.Connect(t, url)
+	var name string
+	if err := admin.QueryRowContext(t.Context(), `SELECT quote_ident(current_database())`).Scan(&name); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range settings {
+		if _, err := admin.ExecContext(t.Context(), `ALTER DATABASE `+name+` SET `+s.name+` = '`+s.other+`'`); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db := sqltest.Connect(t, url)
+	for _, s := range settings {
 		var got string
-		if err := db.QueryRowContext(t.Context(), `SELECT current_setting($1)`, name).Scan(&got); err != nil || got != want {
-			t.Errorf("%s is %q (%v), want %q", name, got, err, want)
+		if err := db.QueryRowContext(t.Context(), `SELECT current_setting($1)`, s.name).Scan(&got); err != nil || got != s.want {
+			t.Errorf("%s is %q (%v), want %q", s.name, got, err, s.want)
 		}
 	}
 }

@@ -27,12 +27,15 @@ const leastVersion = 140000
 var sessionSettings = map[string]string{
 	"client_encoding":               "UTF8",
 	"default_transaction_isolation": "read committed", // what all statements are written for
+	"standard_conforming_strings":   "on",             // what the driver asks for
 	// A client that vanished in mid-transaction must not hold row locks for longer
 	// than others wait for them. No transaction waits for anything but the server.
 	"idle_in_transaction_session_timeout": "10000",
 	// a pool, and whoever listens, has sessions that are idle on purpose
 	"idle_session_timeout": "0",
 }
+
+const syncCommit = "synchronous_commit"
 
 func openPostgres(rawURL string, limits Limits) (*DB, error) {
 	cfg, err := parsePostgres(rawURL)
@@ -121,6 +124,9 @@ func prepareSession(ctx context.Context, conn *pgconn.PgConn, settings map[strin
 	for _, name := range names {
 		set = append(set, "set_config("+literal(name)+","+literal(settings[name])+",false)")
 		get = append(get, "current_setting("+literal(name)+")")
+	}
+	if settings[syncCommit] == "" { // what is acknowledged must be kept, whatever a role was given for speed
+		set = append(set, "set_config('"+syncCommit+"', COALESCE(NULLIF(current_setting('"+syncCommit+"'), 'off'), 'on'), false)")
 	}
 	// what the session has when its schema is there: another in its place means no right to it
 	get = append(get, "COALESCE(current_schema(), '')", "EXISTS (SELECT FROM pg_namespace WHERE nspname = "+literal(schema)+")::text")

@@ -5,7 +5,7 @@
 //
 // Durability is what the promises of the other packages rest on: SQLite runs
 // with write-ahead log and synchronous=FULL, PostgreSQL with the server's
-// synchronous_commit, which must not be off.
+// synchronous_commit, or on where that is off and the URL does not ask for it.
 package sqldb
 
 import (

@@ -832,4 +832,20 @@ var engine = []mutant{
 		new:  `t.blockedRows, t.behind = newCursor(floor, done), blocked, 0*n, true`,
 		test: "./outbox -run ^TestMetricsOfARefusedTopic$",
 	},
+	{
+		name: "sqldb: a role that gives up durability has its way",
+		file: "sqldb/postgres.go",
+		old:  `'), 'off'), 'on'), false)")`,
+		new:  `'), 'other'), 'on'), false)")`,
+		test: "./sqldb -run ^TestSessionSettings$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "sqldb: a vanished client holds its row locks for a minute",
+		file: "sqldb/postgres.go",
+		old:  `"idle_in_transaction_session_timeout": "10000",`,
+		new:  `"idle_in_transaction_session_timeout": "60000",`,
+		test: "./sqldb -run ^TestSessionSettings$",
+		env:  "DATABASE_URL",
+	},
 }
