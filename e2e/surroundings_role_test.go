@@ -8,14 +8,21 @@ import (
 	server "pizzaflow/e2e/servers"
 )
 
+// oddSettings are what a role may have for the sake of other programs.
+var oddSettings = []string{
+	`DateStyle = 'German, DMY'`, `TimeZone = 'Asia/Kathmandu'`, `IntervalStyle = 'sql_standard'`, `bytea_output = 'escape'`, `extra_float_digits = -10`,
+	`standard_conforming_strings = off`, `client_encoding = 'WIN1251'`, `search_path = 'pg_catalog'`, `default_transaction_isolation = 'serializable'`,
+	`default_transaction_deferrable = on`, `synchronous_commit = off`, `plan_cache_mode = 'force_generic_plan'`, `transform_null_equals = on`, `array_nulls = off`,
+}
+
 // TestImpatientRole runs the services as a role whose statements and locks have
-// little time, while somebody locks one table after another, each for longer
+// little time, with odd settings besides, while somebody locks one table after another, each for longer
 // than three attempts at a record take.
 func TestImpatientRole(t *testing.T) {
 	t.Parallel()
 	database := server.Postgres(t)
-	h := newHost(t, database, `lock_timeout = '250ms'`, `transaction_timeout = '4s'`, `idle_in_transaction_session_timeout = '1s'`,
-		`idle_session_timeout = '2s'`, `default_transaction_isolation = 'serializable'`)
+	h := newHost(t, database, append(oddSettings, `lock_timeout = '250ms'`, `transaction_timeout = '4s'`, `idle_in_transaction_session_timeout = '1s'`,
+		`idle_session_timeout = '2s'`)...)
 	d := deploy(t, h.setup.with("RETRY_DELAY=50ms"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)

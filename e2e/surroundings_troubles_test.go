@@ -62,6 +62,10 @@ func TestDatabaseTroubles(t *testing.T) {
 			h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS false`, h.endAll())
 			return func() { h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS true`) }
 		}},
+		{name: "a right is gone", felt: byConsumers, holds: time.Second, begin: func(t *testing.T) func() {
+			execute(t, h.url, `REVOKE INSERT ON payment_service.payments FROM pizza`)
+			return func() { execute(t, h.url, `GRANT INSERT ON payment_service.payments TO pizza`) }
+		}},
 		{name: "smart and fast restart", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
 			database.StopSmart()
 			<-time.After(2 * time.Second)
