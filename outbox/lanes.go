@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/sqldb"
 )
@@ -19,16 +18,19 @@ import (
 // beside the rounds, which go on for everything else. A lane is closed when its
 // last row has landed.
 type lane struct {
-	name   string
-	topic  string
-	since  time.Time
-	cause  error
-	seqs   []int64   // never empty
-	oldest time.Time // when its first row was written, as far as it was looked at
-	tries  int       // that came to nothing, in a row
-	due    time.Time
-	limit  int  // how many rows to try next: a few, to see, and many while they are taken
-	single bool // one by one, to find the record that spoils its batch
+	name      string
+	topic     string
+	partition bool // its rows are for one partition
+	since     time.Time
+	cause     error
+	seqs      []int64   // never empty
+	oldest    time.Time // when its first row was written, as far as it was looked at
+	tries     int       // that came to nothing, in a row
+	due       time.Time
+	limit     int  // how many rows to try next: a few, to see, and many while they are taken
+	single    bool // one by one, to find the record that spoils its batch
+	moving    bool // the last try was taken whole
+	busy      bool // being tried
 }
 
 const (
@@ -71,14 +73,14 @@ func refusesTopic(err error) bool {
 
 func partitionLane(row *row) string { return fmt.Sprintf("%s/%d", row.topic, row.partition) }
 
-// laneOf is the lane for a row that was refused. A record without a key is in
-// nobody's way and has a lane to itself.
+// laneOf is the lane for a row that was refused. Records without a key are in
+// nobody's way: those of a topic share a lane, beside what comes later.
 func laneOf(row *row, err error) string {
 	switch {
 	case refusesTopic(err), row.key != nil && row.partition < 0: // what follows under the key must find it
 		return row.topic
 	case row.key == nil:
-		return fmt.Sprintf("%s#%d", row.topic, row.seq)
+		return row.topic + "#"
 	}
 	return partitionLane(row)
 }
@@ -102,7 +104,7 @@ func (t *term) openLane(row *row, err error) {
 	name := laneOf(row, err)
 	l := t.lanes[name]
 	if l == nil {
-		l = &lane{name: name, topic: row.topic, since: sqldb.Now(), cause: err, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
+		l = &lane{name: name, topic: row.topic, partition: name == partitionLane(row), since: sqldb.Now(), cause: err, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
 		t.lanes[name] = l
 		t.tellRefused(row, err)
 	}
@@ -111,10 +113,7 @@ func (t *term) openLane(row *row, err error) {
 	}
 	l.take(row)
 	t.look(err)
-	select {
-	case t.laneDue <- struct{}{}:
-	default:
-	}
+	t.callLaneLoop()
 }
 
 // look has the topics looked at when err may mean that they are new ones.
@@ -127,92 +126,6 @@ func (t *term) look(err error) {
 	}
 }
 
-// laneLoop tries the lanes when they are due.
-func (t *term) laneLoop(ctx context.Context) error {
-	var producer *kgo.Client
-	defer func() {
-		if producer != nil {
-			producer.Close()
-		}
-	}()
-	for ctx.Err() == nil {
-		l, wait := t.nextLane()
-		if wait > 0 {
-			timer := time.NewTimer(wait)
-			select {
-			case <-ctx.Done():
-			case <-t.laneDue:
-			case <-timer.C:
-			}
-			timer.Stop()
-			continue
-		}
-		if producer == nil {
-			var err error
-			if producer, err = t.newProducer(); err != nil {
-				return err
-			}
-		}
-		refused, err := t.tryLane(ctx, producer, l)
-		if err != nil && ctx.Err() == nil {
-			return err
-		}
-		if refused { // a client never adopts a topic that was created anew
-			producer.Close()
-			producer = nil
-		}
-	}
-	return nil
-}
-
-// nextLane is the one that is due first, and how long until then.
-func (t *term) nextLane() (next *lane, wait time.Duration) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, l := range t.lanes {
-		if next == nil || l.due.Before(next.due) {
-			next = l
-		}
-	}
-	if next == nil {
-		return nil, time.Hour
-	}
-	return next, time.Until(next.due)
-}
-
-// tryLane sends the first rows of a lane and takes those out that have landed.
-func (t *term) tryLane(ctx context.Context, producer *kgo.Client, l *lane) (refused bool, err error) {
-	t.mu.Lock()
-	seqs := slices.Clone(l.seqs[:min(l.limit, len(l.seqs))])
-	single := l.single
-	t.mu.Unlock()
-	rows, err := t.readRows(ctx, seqs)
-	if err != nil {
-		return false, err
-	}
-	t.dateLane(l, rows)
-	t.showLane(ctx, l)
-	if len(rows) < len(seqs) && len(rows) > 0 { // cut short, or some were deleted: what is not there any more has no claim
-		last := rows[len(rows)-1].seq
-		seqs = slices.DeleteFunc(seqs, func(seq int64) bool { return seq > last })
-	}
-	errs, err := t.sendLane(ctx, producer, l.topic, rows, single)
-	if err != nil {
-		return true, err
-	}
-	landed, stay, cause := t.sortLane(rows, errs, single)
-	if len(landed.published)+len(landed.blocked) > 0 {
-		landed.done = make(chan error, 1)
-		t.landings <- landed
-		if err := <-landed.done; err != nil {
-			return false, err
-		}
-	}
-	t.closeLane(l, seqs, stay, cause)
-	t.showLane(ctx, l)
-	return cause != nil, nil
-}
-
 // dateLane notes how old a lane's first row is, which has just been read.
 func (t *term) dateLane(l *lane, rows []row) {
 	t.mu.Lock()
@@ -222,85 +135,12 @@ func (t *term) dateLane(l *lane, rows []row) {
 	}
 }
 
-// sendLane sends rows of a lane: all at once, or one after the other until one
-// is refused that may be taken later.
-func (t *term) sendLane(ctx context.Context, producer *kgo.Client, topic string, rows []row, single bool) ([]error, error) {
-	errs := make([]error, len(rows))
-	if refusal, err := t.learnTopic(ctx, producer, topic); err != nil || refusal != nil {
-		for i := range errs {
-			errs[i] = refusal
-		}
-		return errs, err
-	}
-	t.place(rows)
-	t.mu.Lock()
-	for i := range rows {
-		if t.isBlocked(&rows[i]) {
-			errs[i] = errBlocked
-		}
-	}
-	t.mu.Unlock()
-	if !single {
-		return errs, t.send(ctx, producer, rows, errs)
-	}
-	for i := range rows {
-		t.mu.Lock()
-		if t.isBlocked(&rows[i]) {
-			errs[i] = errBlocked
-		}
-		t.mu.Unlock()
-		if err := t.send(ctx, producer, rows[i:i+1], errs[i:i+1]); err != nil {
-			return nil, err
-		}
-		switch {
-		case errs[i] == nil, errors.Is(errs[i], errBlocked):
-		case forEver(errs[i]):
-			t.mu.Lock()
-			t.block(&rows[i])
-			t.mu.Unlock()
-		default:
-			for j := i + 1; j < len(rows); j++ {
-				errs[j] = errWaits
-			}
-			return errs, nil
-		}
-	}
-	return errs, nil
-}
-
-// sortLane decides the fate of each row. Those that stay are tried again; the
-// cause is why.
-func (t *term) sortLane(rows []row, errs []error, single bool) (landed landing, stay map[int64]bool, cause error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	certain := single || len(rows) == 1
-	stay = map[int64]bool{}
-	for i := range rows {
-		row, err := &rows[i], errs[i]
-		switch {
-		case err == nil:
-			landed.published = append(landed.published, row)
-		case errors.Is(err, errBlocked):
-			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
-		case forEver(err) && certain:
-			t.block(row)
-			t.tellRefused(row, err)
-			landed.blocked = append(landed.blocked, blockedRow{row, reason(err)})
-		default:
-			stay[row.seq] = true
-			if cause == nil {
-				cause = err
-			}
-		}
-	}
-	return landed, stay, cause
-}
-
 // closeLane takes out of a lane what was tried and does not stay, and closes
 // it if that was all.
 func (t *term) closeLane(l *lane, tried []int64, stay map[int64]bool, cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	l.busy, l.moving = false, cause == nil
 	var left []int64 // of those up to the last that was tried: a lane may be long
 	n, found := slices.BinarySearch(l.seqs, tried[len(tried)-1])
 	if found {

@@ -99,3 +99,45 @@ func TestLanesOfNobodyAreOneSeries(t *testing.T) {
 		t.Errorf("the oldest is of %v, want %v", s.oldest, want)
 	}
 }
+
+// What may share a partition with another lane is not sent together with it, and
+// a lane that is taken again finds a hand although all others are refused.
+func TestLanesOfATry(t *testing.T) {
+	now := time.Now()
+	term := &term{lanes: map[string]*lane{}}
+	add := func(name, topic string, partition bool) *lane {
+		l := &lane{name: name, topic: topic, partition: partition, seqs: []int64{int64(len(term.lanes) + 1)}, due: now.Add(time.Duration(len(term.lanes)-1000) * time.Second)}
+		term.lanes[name] = l
+		return l
+	}
+	names := func(lanes []*lane) (s string) {
+		for _, l := range lanes {
+			s += l.name + " "
+		}
+		return s
+	}
+	add("a/0", "a", true)
+	add("a#", "a", false)
+	add("a/1", "a", true).single = true
+	add("b", "b", false)
+	add("b/2", "b", true)
+	add("a/3", "a", true)
+	moving := add("c/1", "c", true)
+	moving.moving = true
+	for _, want := range []string{"c/1 ", "a/0 b a/3 ", "a# b/2 "} {
+		if lanes, _ := term.dueLanes(now); names(lanes) != want {
+			t.Errorf("a try of %q, want %q", names(lanes), want)
+		}
+	}
+	if lanes, wait := term.dueLanes(now); len(lanes) != 0 || wait != time.Hour {
+		t.Errorf("the last hand takes %q, %v", names(lanes), wait)
+	}
+	moving.busy = false
+	if lanes, _ := term.dueLanes(now); names(lanes) != "c/1 " {
+		t.Errorf("what is taken again waits: %q", names(lanes))
+	}
+	term.handsBusy = 0
+	if lanes, _ := term.dueLanes(now); names(lanes) != "a/1 " {
+		t.Errorf("one by one goes %q", names(lanes))
+	}
+}

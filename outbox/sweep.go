@@ -105,7 +105,8 @@ type foundTopic struct {
 // describe asks the brokers for topics, for as long as it takes.
 func (t *term) describe(ctx context.Context, client *kgo.Client, topics ...string) (map[string]foundTopic, error) {
 	for attempt := 1; ; attempt++ {
-		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		// one broker of several may be silent, and it is drawn by lot which is asked
+		ask, cancel := context.WithTimeout(ctx, time.Duration(min(2*attempt, 10))*time.Second)
 		resp, err := topicsRequest(topics).RequestWith(ask, client)
 		cancel()
 		if err == nil {

@@ -29,7 +29,7 @@ type term struct {
 	producer *kgo.Client
 	rounds   chan *round    // read, in order
 	landings chan landing   // acknowledged
-	laneDue  chan struct{}  // a lane was opened
+	laneDue  chan struct{}  // a lane was opened, or a try is over
 	suspect  chan struct{}  // the topics should be looked at
 	hand     *hand          // what is handed over
 	asked    time.Time      // when the writers were listed last
@@ -40,6 +40,7 @@ type term struct {
 	cursor     *cursor
 	flights    []*round         // read and not marked yet
 	lanes      map[string]*lane // what was refused for now
+	handsBusy  int              // with trying lanes
 	blocked    map[string]int64 // queues that stand in outbox_blocked, and from which seq on
 	partitions map[string]int32 // of each topic, as far as it is known
 

@@ -581,6 +581,27 @@ var engine = []mutant{
 		test: "./outbox -run ^TestRepublishCutsRanges$",
 	},
 	{
+		name: "lanes: tried one after the other",
+		file: "outbox/tries.go",
+		old:  `		lanes = together(refused)`,
+		new:  `		lanes = together(refused)[:1]; t.handsBusy = laneHands - 2`,
+		test: "./outbox -run ^TestLanesOfATry$",
+	},
+	{
+		name: "lanes: each letter without a key has its own",
+		file: "outbox/lanes.go",
+		old:  `return row.topic + "#"`,
+		new:  `return fmt.Sprintf("%s#%d", row.topic, row.seq)`,
+		test: "./outbox -run ^TestLettersWithoutKeyAreTriedTogether$/^sqlite$",
+	},
+	{
+		name: "lanes: rows for any partition go with those of one",
+		file: "outbox/tries.go",
+		old:  `known && (whole || !l.partition)`,
+		new:  `known && whole != whole`,
+		test: "./outbox -run ^TestLanesOfATry$",
+	},
+	{
 		name: "prune: what is above the floor goes, too",
 		file: "outbox/prune.go",
 		old:  `seq <= min(r.hi, floor); seq++`,
