@@ -66,7 +66,7 @@ type Config struct {
 
 	PaymentProviderURL     string        `name:"payment-provider-url" env:"PAYMENT_PROVIDER_URL" secret:"url" help:"sandbox://HOST:PORT. Empty: this process's sandbox."`
 	PaymentProviderTimeout time.Duration `name:"payment-provider-timeout" env:"PAYMENT_PROVIDER_TIMEOUT" default:"10s" help:"How long one call to the payment provider may take."`
-	PaymentTTL             time.Duration `name:"payment-ttl" env:"PAYMENT_TTL" default:"15m" help:"How long a charge the provider knows nothing of is tried again."`
+	PaymentTTL             time.Duration `name:"payment-ttl" env:"PAYMENT_TTL" default:"15m" help:"How long a charge the provider knows nothing of is tried again; once more after that."`
 
 	SMTPURL               string `name:"smtp-url" env:"SMTP_URL" secret:"url" help:"smtp://[USER:PASSWORD@]HOST:PORT. Empty: this process's sandbox."`
 	SMSURL                string `name:"sms-url" env:"SMS_URL" secret:"url" help:"http://HOST:PORT/sms/messages. Empty: this process's sandbox."`

@@ -89,16 +89,21 @@ func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 // sendOn hands the mail over on a connection. It is stale when it was a kept one
 // that the server had given up already: then nothing was sent.
 func (s *smtpSender) sendOn(ctx context.Context, conn *smtpConn, e envelope) (r Result, stale bool) {
+	kept := false
+	defer func() {
+		if !kept { // whatever happened to it
+			conn.drop()
+		}
+	}()
 	release := conn.use(ctx)
 	r, begun := transact(conn.client, e)
 	conn.unfinished = r.Outcome != Accepted
 	// after any reply but 421 the server listens for more
 	answered := r.Outcome == Accepted || r.Code != 0 && r.Code != 421
-	if release() && answered {
+	if kept = release() && answered; kept {
 		s.pool.give(conn)
 		return r, false
 	}
-	conn.drop()
 	return r, conn.mails > 1 && !begun && !answered
 }
 

@@ -77,7 +77,6 @@ func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
 			c.mails++
 			return c, nil
 		}
-		c.drop()
 	}
 }
 
@@ -175,9 +174,15 @@ func (p *smtpPool) close() {
 
 // dial makes a new connection. The library minds ctx only until it is
 // connected, and leaves the socket open when the server refuses it later, so
-// the socket is kept here as well.
-func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
+// the socket is kept here as well. Unless a connection comes of it, its place is
+// free again, also when the library panics.
+func (p *smtpPool) dial(ctx context.Context) (made *smtpConn, err error) {
 	c := &smtpConn{pool: p, mails: 1}
+	defer func() {
+		if made == nil {
+			c.drop()
+		}
+	}()
 	stop := func() bool { return true }
 	client, err := mail.NewClient(p.host, append(slices.Clone(p.options), mail.WithDialContextFunc(
 		func(dialing context.Context, network, addr string) (net.Conn, error) {
@@ -195,7 +200,6 @@ func (p *smtpPool) dial(ctx context.Context) (*smtpConn, error) {
 		err = ctx.Err()
 	}
 	if err != nil {
-		c.drop()
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	return c, nil
@@ -214,8 +218,13 @@ func (c *smtpConn) use(ctx context.Context) (release func() bool) {
 }
 
 // alive reports whether the server still listens; it forgets any unfinished
-// transaction.
-func (c *smtpConn) alive(ctx context.Context) bool {
+// transaction. A connection that is not alive is dropped.
+func (c *smtpConn) alive(ctx context.Context) (alive bool) {
+	defer func() {
+		if !alive {
+			c.drop()
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	release := c.use(ctx)

@@ -218,11 +218,11 @@ func (w *Work) begin() {
 		h.cancel = cancel
 		w.working++
 		w.running.Go(func() {
+			defer w.finish(h) // whatever Do does
+			defer cancel()
 			claim := h.claim
 			claim.called = func() { w.called(h) }
 			w.do(ctx, claim)
-			cancel()
-			w.finish(h)
 		})
 	}
 	if w.hungry && len(w.waiting) <= w.cfg.Limit/2 {

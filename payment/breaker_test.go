@@ -3,9 +3,18 @@ package payment
 import (
 	"context"
 	"log/slog"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/failsafe-go/failsafe-go/circuitbreaker"
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
 )
 
 // A circuit that is half-open has three permits. Whatever a provider does with
@@ -97,4 +106,80 @@ func TestBreaker(t *testing.T) {
 			t.Fatal("open after three answers")
 		}
 	})
+}
+
+// panicky is the real provider, which panics a few times first.
+type panicky struct {
+	Provider
+	left *atomic.Int32
+}
+
+func (p panicky) panics() {
+	if p.left.Add(-1) >= 0 {
+		panic("oops")
+	}
+}
+
+func (p panicky) Charge(ctx context.Context, c Charge) Answer {
+	p.panics()
+	return p.Provider.Charge(ctx, c)
+}
+
+func (p panicky) Lookup(ctx context.Context, c Charge) Answer {
+	p.panics()
+	return p.Provider.Lookup(ctx, c)
+}
+
+func (p panicky) Refund(ctx context.Context, r Refund) Answer {
+	p.panics()
+	return p.Provider.Refund(ctx, r)
+}
+
+// A provider that panics for every permit of a half-open circuit, whatever it is
+// asked for, is asked again, and the circuit's state is told.
+func TestCircuitSurvivesPanics(t *testing.T) {
+	t.Parallel()
+	db := sqltest.Open(t, sqldb.SQLite, schemas...)
+	b, left := openBank(t), &atomic.Int32{}
+	s := newService(t, db, panicky{b.provider(), left}, unhurried)
+	run(t, s)
+	closed := func() bool {
+		return testutil.ToFloat64(circuitGauge(s.breaker, circuitbreaker.ClosedState)) == 1
+	}
+	o := order("")
+	left.Store(3)
+	s.breaker.circuit.HalfOpen()
+	accept(t, s, o)
+	awaitFinal(t, db, o)
+	r := audit(t, db, b, o)
+	if left.Load() >= 0 {
+		t.Error("the provider did not panic as often as it should")
+	}
+
+	left.Store(3)
+	s.breaker.circuit.HalfOpen()
+	if closed() {
+		t.Error("a half-open circuit is told as closed")
+	}
+	err := s.outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
+		tx.AfterCommit(s.refunds.Wake)
+		return insertRefund(t.Context(), tx.Tx, refund{ID: uuid.NewString(), PaymentID: r.ID, TransactionID: r.TransactionID, Amount: r.Amount, Currency: r.Currency})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if countRows(t, db, "refunds WHERE status = 'completed'") != 1 {
+			return "the refund is not made"
+		}
+		return ""
+	})
+	for range 3 { // answers that close it
+		if s.breaker.acquire() {
+			s.breaker.call(t.Context(), captured)
+		}
+	}
+	if !closed() {
+		t.Errorf("the circuit is %s after the answers", s.breaker.circuit.State())
+	}
 }

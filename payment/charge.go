@@ -33,8 +33,7 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // its answer, the less it is worth.
 func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 	p, begun := c.Data.(Payment) // its first attempt was recorded with it
-	moment := sqldb.Heard(sqldb.Now())
-	call, before := CallCharge, interrupted
+	moment, call := sqldb.Heard(sqldb.Now()), CallCharge
 	if !begun {
 		f, err := s.loads.Do(ctx, c)
 		if err = errors.Join(err, f.err); err != nil {
@@ -43,12 +42,18 @@ func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 		p, moment = f.payment, f.moment
 		call = p.Next(moment.Now(), s.cfg.TTL)
 	}
-	permitted := s.breaker.acquire()
-	if !permitted {
+	if !s.breaker.acquire() {
 		return postponeWork(ctx, s.db, "payments", c, s.afterBreaker(c))
 	}
+	return s.call(ctx, c, p, call, begun, moment)
+}
+
+// call makes the call, for which there is a permit, and a charge after it where
+// that is what the answer leads to, and settles what was learned.
+func (s *Service) call(ctx context.Context, c outbox.Claim, p Payment, call Call, begun bool, moment sqldb.Moment) error {
+	before, permitted := interrupted, true
 	defer func() {
-		if permitted {
+		if permitted { // and not used
 			s.breaker.release()
 		}
 	}()

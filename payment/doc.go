@@ -15,8 +15,10 @@
 //     by asking the provider under that key, never by charging under another
 //     and never by calling it declined.
 //   - Where the provider has nothing it is charged again under the same key,
-//     until the payment is older than its TTL. If there is nothing even then
-//     the payment fails as provider_unavailable. While the provider does not
+//     until the payment is older than its TTL, and once after that: what makes
+//     it old may be a clock. If there is nothing even then the payment fails as
+//     provider_unavailable. Nothing is charged again when the provider may have
+//     forgotten the key. While the provider does not
 //     answer, the payment stays unknown and is asked for again.
 //   - A payment that failed that way is looked up for another day. Money found
 //     then is given back, as durable as a charge.
