@@ -4,14 +4,17 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"slices"
 
 	"pizzaflow/sqldb"
 )
 
+type numbering struct{ table, column, highest string }
+
 // numbered are the tables whose rows the database numbers, with the highest
 // number that it has ever given as far as the tables tell. An event whose number
 // is not above the low watermark is never read by the relay.
-var numbered = []struct{ table, column, highest string }{
+var numbered = []numbering{
 	{"outbox_events", "seq", `
 		SELECT MAX(n) FROM (
 			SELECT floor AS n FROM outbox_lease
@@ -55,6 +58,14 @@ func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err err
 		}
 	}
 	return moved, nil
+}
+
+// numberedTwice reports whether err says that the database gave a number that a
+// row has already. No statement is to blame for it: the database was exchanged
+// under this process for one whose sequence is behind.
+func numberedTwice(err error) bool {
+	constraint := sqldb.ViolatedConstraint(err)
+	return slices.ContainsFunc(numbered, func(n numbering) bool { return constraint == n.table+"_pkey" })
 }
 
 // renumberSQL gives an event the next number. SQLite counts insertions alone.

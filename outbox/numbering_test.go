@@ -2,6 +2,7 @@ package outbox_test
 
 import (
 	"database/sql"
+	"fmt"
 	"slices"
 	"testing"
 
@@ -104,6 +105,31 @@ func TestRepairNumberingOfWhatIsThere(t *testing.T) {
 			t.Errorf("the next event has number %d, want 705", seq)
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+}
+
+// A sequence that falls behind under a running process fails nobody.
+func TestNumberingFallsBehind(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	out := outbox.New(db, "/things")
+	add := func(id string) {
+		err := out.Tx(t.Context(), func(tx *outbox.Tx) error {
+			tx.Add(1, Moved{Account: id, To: 1})
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range 5 {
+		add(fmt.Sprint("a", i))
+	}
+	if _, err := db.ExecContext(t.Context(), `ALTER TABLE outbox_events ALTER COLUMN seq RESTART`); err != nil {
+		t.Fatal(err)
+	}
+	add("b")
+	if seq := nextSeq(t, db); seq != 7 {
+		t.Errorf("the next event has number %d, want 7", seq)
+	}
 }
 
 // nextSeq is the number that the next event gets.

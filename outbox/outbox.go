@@ -55,6 +55,17 @@ func (o *Outbox) DB() *sqldb.DB { return o.db }
 // Tx runs fn in a transaction that also collects events. They are written
 // with its commit or not at all. Like sqldb.DB.Tx it may run fn again.
 func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
+	err := o.tx(ctx, fn)
+	if !numberedTwice(err) {
+		return err
+	}
+	if _, e := RepairNumbering(ctx, o.db); e != nil {
+		return fmt.Errorf("%w, after %v", e, err) //nolint:errorlint // what counts is why it was not repaired
+	}
+	return o.tx(ctx, fn)
+}
+
+func (o *Outbox) tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
 	to := o.hand.Load()
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {

@@ -214,6 +214,15 @@ func IsUnique(err error) bool {
 	return postgresCode(err) == "23505"
 }
 
+// ViolatedConstraint is the name of the constraint that err says is violated; ""
+// when it says none, as on SQLite.
+func ViolatedConstraint(err error) string {
+	if e, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return e.ConstraintName
+	}
+	return ""
+}
+
 // IsConflict reports whether the engine gave the transaction up for the sake
 // of others (deadlock, serialization failure), so that running it again is the
 // cure.
