@@ -188,6 +188,16 @@ func (d *deployment) checkNothingTwice(t *testing.T) {
 // awaitSettled waits until n orders and all that follows from them are done.
 func (d *deployment) awaitSettled(t *testing.T, n int) {
 	t.Helper()
+	for service, statement := range map[string]string{
+		"order": `SELECT COUNT(*) FROM orders`, "payment": `SELECT COUNT(*) FROM payments`, "notification": `SELECT COUNT(*) FROM order_contacts`,
+	} {
+		eventually(t, settleLimit, func() string {
+			if got := d.value(t, service, statement); got != strconv.Itoa(n) {
+				return service + ": " + statement + " is " + got
+			}
+			return ""
+		})
+	}
 	for _, unfinished := range []struct{ service, statement string }{
 		{"order", `SELECT id FROM orders WHERE status = 'pending'`},
 		{"payment", `SELECT order_id FROM payments WHERE status NOT IN ('completed', 'failed')`},
@@ -204,16 +214,6 @@ func (d *deployment) awaitSettled(t *testing.T, n int) {
 			d.suspect(wrong)
 			t.Fatalf("%s: %d are left of: %s", unfinished.service, len(left), unfinished.statement)
 		}
-	}
-	for service, statement := range map[string]string{
-		"order": `SELECT COUNT(*) FROM orders`, "payment": `SELECT COUNT(*) FROM payments`, "notification": `SELECT COUNT(*) FROM order_contacts`,
-	} {
-		eventually(t, paidLimit, func() string {
-			if got := d.value(t, service, statement); got != strconv.Itoa(n) {
-				return service + ": " + statement + " is " + got
-			}
-			return ""
-		})
 	}
 	d.awaitPublished(t, paidLimit)
 }
