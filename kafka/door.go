@@ -37,7 +37,7 @@ var rules = func() map[int16]rule {
 		kmsg.DescribeGroups: nil, kmsg.ListGroups: checkListGroups, kmsg.DeleteGroups: nil,
 		kmsg.ConsumerGroupHeartbeat: checkConsumerGroupHeartbeat, kmsg.ConsumerGroupDescribe: nil,
 		kmsg.ApiVersions: nil, kmsg.SASLHandshake: refuseSASL, kmsg.DescribeCluster: nil, kmsg.DescribeLogDirs: nil,
-		kmsg.CreateTopics: checkCreateTopics, kmsg.DeleteTopics: nil, kmsg.DeleteRecords: nil, kmsg.CreatePartitions: checkCreatePartitions,
+		kmsg.DeleteTopics: nil, kmsg.DeleteRecords: nil, kmsg.CreatePartitions: checkCreatePartitions,
 		kmsg.ListPartitionReassignments: nil, kmsg.ListConfigResources: nil,
 		kmsg.DescribeConfigs: nil, kmsg.AlterConfigs: checkAlterConfigs, kmsg.IncrementalAlterConfigs: checkIncrementalAlterConfigs,
 		kmsg.InitProducerID: nil, kmsg.AddOffsetsToTxn: checkTransaction, kmsg.EndTxn: checkTransaction, kmsg.TxnOffsetCommit: checkTransaction,
@@ -45,6 +45,8 @@ var rules = func() map[int16]rule {
 		out[int16(kind)] = rule{max: kmsg.RequestForKey(int16(kind)).MaxVersion(), limit: maxControl, check: check}
 	}
 	out[int16(kmsg.Produce)] = rule{max: 13, limit: maxRequest, check: checkProduce}
+	// From version 5 on the answer tells settings, and Java's client does not understand how.
+	out[int16(kmsg.CreateTopics)] = rule{max: 4, limit: maxControl, check: checkCreateTopics}
 	// From version 4 on it is for brokers, about several producers.
 	out[int16(kmsg.AddPartitionsToTxn)] = rule{max: 3, limit: maxControl, check: checkTransaction}
 	return out

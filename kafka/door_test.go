@@ -132,7 +132,7 @@ func TestRequestsThatEndedTheBroker(t *testing.T) {
 		"no protocol of a group":                  {join("range"), join()},
 		"a batch that lies, looked for by time":   {sealed(lying, -1), framed(atTime, 5)},
 		"the same without an answer":              {sealed(lying, 0), framed(atTime, 5)},
-		"no pause of the cleaner":                 {framed(neverClean, 1), framed(retained, 5)},
+		"no pause of the cleaner":                 {framed(neverClean, 1), framed(retained, 4)},
 		"four thousand million optional fields":   {manyTags},
 		"a share group, which nobody offers here": {framed(kmsg.NewPtrShareFetchRequest(), 1)},
 		"topics by pages, which is not whole":     {framed(kmsg.NewPtrDescribeTopicPartitionsRequest(), 0)},
@@ -185,7 +185,7 @@ func TestClaimsCostNothing(t *testing.T) {
 		for range 100 {
 			conn := dial(t, config.Brokers[0])
 			t.Cleanup(func() { _ = conn.Close() })
-			if _, err := conn.Write(request(size, 0, 9, "abcdef")); err != nil {
+			if _, err := conn.Write(request(size, 0, 9, strings.Repeat("abcdef", 100))); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -214,8 +214,15 @@ func allocated() uint64 {
 // Any number of idle strangers: the next stranger is served, and one of our own was and is.
 func TestStrangersLockNobodyOut(t *testing.T) {
 	b, config := dialled(t)
-	own := client(t, config)
-	produce(t, own, "before")
+	produce(t, client(t, config), "before")
+	own, err := config.Dial(t.Context(), "tcp", config.Brokers[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if n := talk(t, own); n == 0 {
+		t.Fatal("one of our own is not served")
+	}
 	for range 2 * kafka.MaxConnections {
 		conn := dial(t, config.Brokers[0])
 		t.Cleanup(func() { _ = conn.Close() })
@@ -225,16 +232,35 @@ func TestStrangersLockNobodyOut(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	fresh := client(t, config)
-	defer fresh.Close()
-	for _, c := range []*kgo.Client{own, fresh} {
-		if err := c.ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("after")}).FirstErr(); err != nil {
-			t.Error(err)
-		}
+	if err := client(t, config).ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("after")}).FirstErr(); err != nil {
+		t.Errorf("a new one of our own: %v", err)
+	}
+	if n := talk(t, own); n == 0 {
+		t.Error("one of our own had to go")
 	}
 	if n := kafka.Strangers(b); n > kafka.MaxConnections {
 		t.Errorf("%d strangers are connected", n)
 	}
+}
+
+// talk asks for metadata on a connection and returns the length of the answer, 0 when there is none.
+func talk(t *testing.T, conn net.Conn) uint32 {
+	t.Helper()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write(framed(kmsg.NewPtrMetadataRequest(), 4)); err != nil {
+		return 0
+	}
+	var size [4]byte
+	if _, err := io.ReadFull(conn, size[:]); err != nil {
+		return 0
+	}
+	n := binary.BigEndian.Uint32(size[:])
+	if _, err := io.CopyN(io.Discard, conn, int64(n)); err != nil {
+		return 0
+	}
+	return n
 }
 
 // dialled is a broker with one topic, and how clients of its own process reach it.
@@ -408,5 +434,35 @@ func TestTopicsMadeAnewUnderLoad(t *testing.T) {
 			second, _ := ends.Lookup(topics[1].Name, 0)
 			return first.Err == nil && second.Err == nil && first.Offset > 0 && second.Offset > 0
 		})
+	}
+}
+
+// What Java's clients stumble over is not offered, and they list groups by the types that they write with a capital.
+func TestWhatIsOfferedIsWhole(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	ensure(t, config, single())
+	c := client(t, config)
+	produce(t, c, "a")
+	commitOffset(t, c, 1)
+	offered, err := kmsg.NewPtrApiVersionsRequest().RequestWith(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range offered.ApiKeys {
+		switch kmsg.Key(k.ApiKey) {
+		case kmsg.DescribeTopicPartitions, kmsg.ShareFetch, kmsg.AlterClientQuotas, kmsg.CreateACLs:
+			t.Errorf("%s is offered", kmsg.NameForKey(k.ApiKey))
+		case kmsg.CreateTopics:
+			if k.MaxVersion > 4 {
+				t.Errorf("CreateTopics is offered up to version %d", k.MaxVersion)
+			}
+		default:
+		}
+	}
+	list := kmsg.NewPtrListGroupsRequest()
+	list.TypesFilter, list.StatesFilter = []string{"Classic"}, []string{"empty"}
+	groups, err := list.RequestWith(t.Context(), c)
+	if err != nil || len(groups.Groups) != 1 || groups.Groups[0].GroupType != "classic" || groups.Groups[0].GroupState != "Empty" {
+		t.Errorf("groups %+v, %v", groups, err)
 	}
 }

@@ -61,12 +61,10 @@ func (c *Cluster) Restart(i int) {
 	script(c.t, "kafka-restart", c.dir, strconv.Itoa(i))
 }
 
-// folder makes the server's folder, or skips the test when nobody asked for such a server.
+// folder makes the server's folder.
 func folder(t testing.TB, server string) string {
 	t.Helper()
-	if !slices.Contains(strings.Split(os.Getenv("PIZZA_TEST_REQUIRE"), ","), server) {
-		t.Skipf("starts its own server only when PIZZA_TEST_REQUIRE names %s, as make test does", server)
-	}
+	required(t, server)
 	// Not t.TempDir, which only its owner may enter: PostgreSQL runs as another user when the test is root.
 	dir, err := os.MkdirTemp("", "pizzaflow-"+server+"-")
 	if err != nil {
@@ -81,6 +79,14 @@ func folder(t testing.TB, server string) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// required skips the test when nobody asked for such a server.
+func required(t testing.TB, server string) {
+	t.Helper()
+	if !slices.Contains(strings.Split(os.Getenv("PIZZA_TEST_REQUIRE"), ","), server) {
+		t.Skipf("starts its own server only when PIZZA_TEST_REQUIRE names %s, as make test does", server)
+	}
 }
 
 func script(t testing.TB, args ...string) string {
@@ -107,4 +113,11 @@ func scriptWith(t testing.TB, env []string, args ...string) string {
 		t.Fatalf("servers %s: %v", strings.Join(args, " "), err)
 	}
 	return strings.TrimSpace(string(out))
+}
+
+// Home returns the folder of the fetched programs: "kafka" in it holds the jars, those of the command-line tools too.
+func Home(t testing.TB) string {
+	t.Helper()
+	required(t, "kafka")
+	return script(t, "fetch")
 }

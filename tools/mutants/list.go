@@ -195,6 +195,20 @@ var engine = []mutant{
 		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
+		name: "broker: topics by pages are offered",
+		file: "kafka/door.go",
+		old:  `		kmsg.ListPartitionReassignments: nil, `,
+		new:  `		kmsg.ListPartitionReassignments: nil, kmsg.DescribeTopicPartitions: nil, `,
+		test: "./kafka -run ^TestWhatIsOfferedIsWhole$",
+	},
+	{
+		name: "broker: the types of groups are written in one way",
+		file: "kafka/rules.go",
+		old:  `strings.ToLower(name)`,
+		new:  `name`,
+		test: "./kafka -run ^TestWhatIsOfferedIsWhole$",
+	},
+	{
 		name: "broker: any number of optional fields",
 		file: "kafka/shape.go",
 		old:  `err != nil || n > maxTags || known && n > 0`,
