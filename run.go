@@ -273,7 +273,7 @@ func (p *process) startServices(ctx context.Context) error {
 			return kafkaFault(err)
 		}
 		p.engine.Go("topics", func(ctx context.Context) error {
-			p.readiness.wait("the topics", errors.New("not seen yet"))
+			p.readiness.wait("the topics", fmt.Errorf("not seen since %s", time.Now().Format(time.TimeOnly)))
 			err := kafka.AwaitTopics(ctx, p.kafka, p.host.Log, func(reason error) { p.readiness.wait("the topics", reason) }, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
 				return nil // told to stop while it waited for the broker
@@ -343,7 +343,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 // yet, is locked or full: no process needs another to have started before it.
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
 	what := "the " + name + " database"
-	p.readiness.wait(what, errors.New("being opened"))
+	p.readiness.wait(what, fmt.Errorf("it has not answered since %s", time.Now().Format(time.TimeOnly)))
 	for attempt := 1; ; attempt++ {
 		db, err := p.openDatabase(ctx, name, schema)
 		if err != nil && ctx.Err() != nil { // the URL has no part in it
