@@ -35,12 +35,7 @@ func TestFullDisk(t *testing.T) {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-p.ended:
-	case <-time.After(promisedStop + 15*time.Second):
-		t.Error("it does not end")
-		p.kill()
-	}
+	d.awaitEnd(t, p)
 	if took := time.Since(began); took > promisedStop {
 		t.Errorf("it took %v", took)
 	}

@@ -75,12 +75,7 @@ func TestStopWhileFilesAreLocked(t *testing.T) {
 	if err := shop.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-shop.ended:
-	case <-time.After(promisedStop + 15*time.Second): // so that the log tells where it hangs
-		t.Errorf("it did not end within %v", promisedStop)
-		shop.kill()
-	}
+	d.awaitEnd(t, shop)
 	took := time.Since(began)
 	if took > promisedStop {
 		t.Errorf("it took %v", took)
@@ -93,6 +88,41 @@ func TestStopWhileFilesAreLocked(t *testing.T) {
 	}
 	d.start(d.setup.processes...)
 	d.awaitSettled(t, 10)
+}
+
+// TestStopWithASilentDatabase has everything wait for a server that says nothing
+// any more, at first as it is found.
+func TestStopWithASilentDatabase(t *testing.T) {
+	t.Parallel()
+	d := deploy(t, setup{engine: sqldb.Postgres, behind: true})
+	for i := range 10 {
+		d.place(t, customer(i, ""))
+	}
+	d.db.swallow(true)
+	d.awaitUnready(t, "did not answer in time")
+	p, began := d.process(""), time.Now()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	d.awaitEnd(t, p)
+	if took := time.Since(began); took > promisedStop {
+		t.Errorf("it took %v", took)
+	}
+	d.db.hear()
+	d.start("")
+	d.awaitSettled(t, 10)
+}
+
+// awaitEnd waits for a process that was told to end, and kills it when it breaks
+// the promise.
+func (d *deployment) awaitEnd(t *testing.T, p *process) {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(promisedStop + 15*time.Second): // so that the log tells where it hangs
+		t.Errorf("it did not end within %v", promisedStop)
+		p.kill()
+	}
 }
 
 // named reports whether the log says what was left behind.
