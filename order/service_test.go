@@ -350,7 +350,7 @@ func TestPlaceIsAtomic(t *testing.T) {
 		f := newFixture(t, db, Config{})
 		f.exec(`ALTER TABLE outbox_events RENAME TO elsewhere`)
 		r := f.do("POST", "/api/v1/orders", sample, "Idempotency-Key", "k")
-		if r.StatusCode != http.StatusInternalServerError || bytes.Contains(r.body, []byte("outbox_events")) {
+		if r.StatusCode != http.StatusServiceUnavailable || r.Header.Get("Retry-After") == "" || bytes.Contains(r.body, []byte("outbox_events")) {
 			t.Errorf("%d %s", r.StatusCode, r.body)
 		}
 		f.exec(`ALTER TABLE elsewhere RENAME TO outbox_events`)

@@ -16,8 +16,8 @@ import (
 // How long a collector may take, and all of them: who scrapes waits for ten
 // seconds, and what a process tells of itself it has in memory.
 const (
-	collectorTimeout = 300 * time.Millisecond
-	pageTimeout      = 700 * time.Millisecond
+	collectorTimeout = 700 * time.Millisecond
+	pageTimeout      = 900 * time.Millisecond
 )
 
 var errLate = errors.New("took too long")
@@ -47,7 +47,7 @@ func (b *bounded) Gather() ([]*dto.MetricFamily, error) {
 
 // Guard returns a Registerer that passes to reg what is registered with it, so
 // that no collector can spoil the page for the others: one that panics, fails
-// or takes longer than 300 ms has its error logged and shows nothing. It stands
+// or takes longer than 700 ms has its error logged and shows nothing. It stands
 // before whatever else wraps collectors: the goroutines of a wrapper cannot be
 // guarded from outside.
 func Guard(reg prometheus.Registerer, log *slog.Logger) prometheus.Registerer { return guard{reg, log} }
