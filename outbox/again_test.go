@@ -162,7 +162,7 @@ func TestStepOverNeverWaits(t *testing.T) {
 	polled := make(chan struct{})
 	go func() {
 		defer close(polled)
-		for offset := int64(0); offset < 3; offset++ {
+		for offset := range int64(3) {
 			d.fetchFailed(client, "new-topic", [16]byte{}, 0, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Offset: offset, NextOffset: offset + 1})
 		}
 		d.fetchFailed(client, "new-topic", [16]byte{}, 1, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Partition: 1, NextOffset: 1})

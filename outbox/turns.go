@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"cmp"
 	"context"
 	"database/sql"
 	"encoding/hex"
@@ -60,7 +59,7 @@ func lockTurns(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool,
 	}
 	var locks []int32
 	for _, k := range keys {
-		locks = append(locks, int32(uint64(hashOf([]byte(k.group+"\x00"+k.topic+"\x00"), k.key))%turnLocks)) //nolint:gosec // below turnLocks
+		locks = append(locks, int32(uint64(hashOf([]byte(k.group+"\x00"+k.topic+"\x00"), k.key))%turnLocks))
 	}
 	slices.Sort(locks) // taken in one order by all
 	fn := "pg_advisory_xact_lock"
@@ -71,9 +70,10 @@ func lockTurns(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool,
 	if err != nil {
 		return fmt.Errorf("wait for the turn of a key: %w", err)
 	}
+	defer rows.Close()
 	for rows.Next() {
 	}
-	return cmp.Or(rows.Err(), rows.Close())
+	return rows.Err()
 }
 
 // promote has the oldest open record of each key retry at once, if it waits,
@@ -161,7 +161,8 @@ func (c *Consumer) keyList(ins []*inbound) (table string, args []any) {
 		for i, in := range ins {
 			hashes[i], keys[i] = hashOf(in.rec.Key), in.rec.Key
 		}
-		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr)) AS v`, []any{hashes, keys}
+		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr) LIMIT $5) AS v`,
+			[]any{hashes, keys, len(ins)} // as in sqldb.Rows: without it a plan would be made for each single record
 	}
 	list := make([][2]any, len(ins))
 	for i, in := range ins {
