@@ -119,6 +119,24 @@ func TestInboxRemembersWhatStillComes(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: Schema})
 }
 
+// A row that was written while the clock was a year early does not keep those
+// behind it until then.
+func TestForgetBehindTheFuture(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
+	c, _ := relocations(t, db)
+	now := sqldb.Now()
+	_, err := db.Exec(`
+		WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n <= $1)
+		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT 'g', 'event ' || n, CASE n WHEN 1 THEN $2 ELSE $3 END FROM numbers`,
+		2*pruneRows, now.Add(365*24*time.Hour), now.Add(-24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.forget(t.Context(), now.Add(-time.Hour)); err != nil || n != 2*pruneRows {
+		t.Errorf("%d rows deleted, %v; want %d", n, err, 2*pruneRows)
+	}
+}
+
 // An inbox that forgets what may still come is refused.
 func TestRetentionTooShort(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: Schema})
