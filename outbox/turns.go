@@ -274,11 +274,11 @@ func (c *Consumer) mend(ctx context.Context) error {
 				UNION ALL
 				SELECT (SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > hash AND state IN `+openStates+`)
 				FROM hashes WHERE hash IS NOT NULL)
-			SELECT seq FROM (
+			SELECT first FROM (
 				SELECT (SELECT seq FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+openStates+`
 					ORDER BY key_hash, seq LIMIT 1) AS first
 				FROM hashes WHERE hash IS NOT NULL) AS f
-			JOIN parked_records ON seq = first WHERE state = 'waiting' OR state = 'retrying' AND due_at IS NULL`, c.cfg.Group, topic)
+			WHERE (SELECT state = 'waiting' OR state = 'retrying' AND due_at IS NULL FROM parked_records WHERE seq = first)`, c.cfg.Group, topic)
 		waiting, err := all(rows, err, func(rows *sql.Rows) ([]any, error) {
 			var seq int64
 			err := rows.Scan(&seq)

@@ -126,11 +126,6 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 				t.Error(err)
 			}
 		}},
-		{"a list of some", func() {
-			if rows, err := op.Parked(ctx, ParkedFilter{State: "waiting"}, 20); err != nil || len(rows) != 20 {
-				t.Errorf("%d rows, %v", len(rows), err)
-			}
-		}},
 		{"a list of the dead of other keys", func() {
 			for n := range 20 {
 				if rows, err := op.Parked(ctx, ParkedFilter{EventID: cold(n + 1)[n].id}, 20); err != nil || len(rows) != 1 || rows[0].Followers != 0 {
