@@ -100,7 +100,7 @@ func (d *deployment) goThrough(t *testing.T, s *stream, tr trouble) {
 		d.awaitNotReady(t, 10*time.Second)
 	}
 	if tr.felt&byConsumers != 0 {
-		d.awaitPaused(t, answerLimit)
+		d.awaitPaused(t, settleLimit) // on SQLite one waits after the other, ten seconds each
 	}
 	<-time.After(tr.holds)
 	ended = true
