@@ -61,10 +61,12 @@ func Judge(err error) Verdict {
 		return judgeSQLite(e)
 	}
 	switch {
-	case errors.Is(err, ErrUnfit), isRefusedConnection(err):
+	case errors.Is(err, ErrUnfit):
 		return Fatal
-	case errors.Is(err, ErrNoAnswer), errors.Is(err, ErrFull):
+	case errors.Is(err, ErrNoAnswer), errors.Is(err, ErrFull), isOtherRole(err):
 		return Wait
+	case isRefusedConnection(err):
+		return Fatal
 	}
 	return ""
 }
@@ -194,6 +196,15 @@ func isRefusedConnection(err error) bool {
 	}
 	_, connecting := errors.AsType[*pgconn.ConnectError](err)
 	return connecting && !isBroken(err)
+}
+
+// isOtherRole reports whether no server is there that has the role which the
+// URL asks for by target_session_attrs, as when none has been made the primary
+// yet.
+func isOtherRole(err error) bool {
+	return slices.ContainsFunc([]error{
+		pgconn.ErrStandbyConnection, pgconn.ErrPrimaryConnection, pgconn.ErrReadOnlyConnection, pgconn.ErrReadWriteConnection,
+	}, func(role error) bool { return errors.Is(err, role) })
 }
 
 // isBroken reports whether err is what becomes of a statement when its

@@ -337,6 +337,11 @@ func TestVerdictsOfTheWay(t *testing.T) {
 	if err := open(t, func(u *url.URL) { u.RawQuery = "sslmode=require" }); !sqldb.IsFatal(err) {
 		t.Errorf("a server without TLS: %v", err)
 	}
+	for _, role := range []string{"standby", "read-only"} { // a fail-over that is under way looks like this to who asks for the primary
+		if err := open(t, func(u *url.URL) { u.RawQuery = "target_session_attrs=" + role }); sqldb.Judge(err) != sqldb.Wait {
+			t.Errorf("no server that is %s: %v, judged %q", role, err, sqldb.Judge(err))
+		}
+	}
 	if _, err := sqldb.Open(t.Context(), "postgres://u@nowhere.invalid/pizza?sslmode=disable"); !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {
 		t.Errorf("a name that is not found: %v", err)
 	}
