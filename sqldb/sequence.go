@@ -33,10 +33,11 @@ func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string
 func behind(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
 	var name string
 	var readable bool
+	// the view pg_sequences would open all sequences of the database, those that somebody drops meanwhile as well
 	err = tx.QueryRowContext(ctx, `
-		SELECT COALESCE(last_value + increment_by, start_value), s, has_sequence_privilege(s, 'SELECT')
-		FROM pg_sequences, pg_get_serial_sequence($1, $2) s
-		WHERE format('%I.%I', schemaname, sequencename) = s`, table, column).Scan(&next, &name, &readable)
+		SELECT COALESCE(CASE WHEN readable THEN pg_sequence_last_value(seqrelid) END + seqincrement, seqstart), name, readable
+		FROM (SELECT *, seqrelid::regclass::text AS name, has_sequence_privilege(seqrelid, 'SELECT, USAGE') AS readable
+			FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence($1, $2)::regclass) s`, table, column).Scan(&next, &name, &readable)
 	switch {
 	case err != nil || past == 0:
 		return 0, err
