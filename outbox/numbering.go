@@ -50,7 +50,7 @@ func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err err
 			if n.table != "outbox_events" {
 				return nil
 			}
-			return renumber(ctx, db.Engine, tx, next)
+			return renumber(patient(ctx), db.Engine, tx, next)
 		})
 		moved = append(moved, behind...)
 		if err != nil {
@@ -85,7 +85,8 @@ func renumber(ctx context.Context, engine sqldb.Engine, tx *sql.Tx, next int64) 
 	rows, err := tx.QueryContext(ctx, `
 		SELECT seq FROM outbox_events e
 		WHERE seq < $1 AND seq <= (SELECT floor FROM outbox_lease WHERE id = 1)
-			AND NOT EXISTS (SELECT 1 FROM outbox_published p WHERE e.seq BETWEEN p.first_seq AND p.last_seq AND p.published_at >= e.created_at)
+			AND NOT COALESCE((SELECT p.last_seq >= e.seq AND p.published_at >= e.created_at FROM outbox_published p
+				WHERE p.first_seq <= e.seq ORDER BY p.first_seq DESC LIMIT 1), false)
 			AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)
 		ORDER BY seq`, next)
 	low, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "find events below the watermark")

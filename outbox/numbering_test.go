@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/uuid"
 
@@ -130,6 +131,48 @@ func TestNumberingFallsBehind(t *testing.T) {
 	if seq := nextSeq(t, db); seq != 7 {
 		t.Errorf("the next event has number %d, want 7", seq)
 	}
+}
+
+// A sequence that stands only a little below the rows of a busy week is moved
+// in no time: which of them were written since is looked up in the index.
+func TestRepairNumberingOfManyEvents(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	ctx := sqldb.WithStatementTimeout(t.Context(), time.Minute)
+	for _, statement := range []string{
+		`INSERT INTO outbox_events (id, aggregate_id, aggregate_version, event_type, event_data, topic, headers, created_at)
+			SELECT gen_random_uuid(), n, 1, 'T', '{}', 'things', '[]', '2026-01-01 00:00:00+00:00' FROM generate_series(1, 50000) n`,
+		`INSERT INTO outbox_published SELECT n, n + 4, '2026-01-01 00:00:01+00:00' FROM generate_series(1, 49996, 5) n`,
+		`UPDATE outbox_lease SET floor = 50000`,
+		`SELECT setval(pg_get_serial_sequence('outbox_events', 'seq'), 49000)`,
+	} {
+		if _, err := db.ExecContext(ctx, statement); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := rangesRead(t, db)
+	if moved, err := outbox.RepairNumbering(ctx, db); err != nil || !slices.Equal(moved, []string{"outbox_events"}) {
+		t.Fatalf("moved %v: %v", moved, err)
+	}
+	if n := rangesRead(t, db) - before; n > 3*50000 {
+		t.Errorf("%d ranges were read for 50000 events", n)
+	}
+	if seq := nextSeq(t, db); seq != 50001 {
+		t.Errorf("the next event has number %d, want 50001", seq)
+	}
+}
+
+// rangesRead is how many published ranges were read until now.
+func rangesRead(t *testing.T, db *sqldb.DB) (n int) {
+	t.Helper()
+	if _, err := db.Exec(`SELECT pg_stat_force_next_flush()`); err != nil {
+		t.Fatal(err)
+	}
+	err := db.QueryRow(`SELECT (SELECT seq_tup_read FROM pg_stat_user_tables WHERE relid = 'outbox_published'::REGCLASS)
+		+ (SELECT SUM(idx_tup_read) FROM pg_stat_user_indexes WHERE relid = 'outbox_published'::REGCLASS)`).Scan(&n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // nextSeq is the number that the next event gets.
