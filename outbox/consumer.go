@@ -234,6 +234,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
 	work.Go(func() error { c.forgetLoop(ctx); return nil })
+	work.Go(func() error { c.mendLoop(ctx); return nil })
 	work.Go(func() error { d.watch(ctx, client); return nil })
 	work.Go(func() error { c.retryLoop(ctx, workCtx, d.workers); return nil })
 	c.poll(ctx, client, d)

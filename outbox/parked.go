@@ -97,20 +97,29 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 // once for each record of a bad batch.
 const retryPause = 20 * time.Millisecond
 
-// mendEvery is how often heads that wait are looked for.
+// mendEvery is how often heads that wait are looked for, at most.
 const mendEvery = time.Minute
+
+// mendLoop looks for heads that wait, now and then until ctx ends. That reads
+// something of each parked key, so with very many it does so more seldom.
+func (c *Consumer) mendLoop(ctx context.Context) {
+	for ctx.Err() == nil {
+		var began time.Time
+		err := c.insist(ctx, func() bool { return ctx.Err() == nil }, func() error {
+			began = time.Now()
+			return c.mend(ctx)
+		})
+		if err != nil && ctx.Err() == nil {
+			c.cfg.Log.Error("look for heads that wait", "consumer_group", c.cfg.Group, "err", err)
+		}
+		pause(ctx, max(mendEvery, 20*time.Since(began)))
+	}
+}
 
 // retryLoop tries parked records again when they are due, until ctx ends.
 func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 	still := func() bool { return ctx.Err() == nil }
-	mended := time.Time{}
 	for ctx.Err() == nil {
-		if time.Since(mended) > mendEvery {
-			mended = time.Now()
-			if err := c.insist(ctx, still, func() error { return c.mend(ctx) }); err != nil && ctx.Err() == nil {
-				c.cfg.Log.Error("look for heads that wait", "consumer_group", c.cfg.Group, "err", err)
-			}
-		}
 		var heads []head
 		var next time.Duration
 		err := c.insist(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -259,6 +260,10 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 	return nil, min(poll, max(due.Sub(at), 50*time.Millisecond)), nil
 }
 
+// mendKeys is how many keys one statement of mend skips over: there may be a
+// million dead records, each with a key of its own.
+const mendKeys = 1000
+
 // mend finds heads that wait, by skipping from key to key, and has them go on.
 // Nobody leaves one behind but a program of an earlier version and whoever
 // changes rows by hand.
@@ -268,28 +273,38 @@ func (c *Consumer) mend(ctx context.Context) error {
 		topics[on.topic] = true
 	}
 	for topic := range topics {
-		rows, err := c.db.Read().QueryContext(ctx, `
-			WITH RECURSIVE hashes(hash) AS (
-				SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND state IN `+openStates+`
-				UNION ALL
-				SELECT (SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > hash AND state IN `+openStates+`)
-				FROM hashes WHERE hash IS NOT NULL)
-			SELECT first FROM (
-				SELECT (SELECT seq FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+openStates+`
-					ORDER BY key_hash, seq LIMIT 1) AS first
-				FROM hashes WHERE hash IS NOT NULL) AS f
-			WHERE (SELECT state = 'waiting' OR state = 'retrying' AND due_at IS NULL FROM parked_records WHERE seq = first)`, c.cfg.Group, topic)
-		waiting, err := all(rows, err, func(rows *sql.Rows) ([]any, error) {
-			var seq int64
-			err := rows.Scan(&seq)
-			return []any{seq}, err
-		}, "look for heads that wait")
-		if err == nil {
-			err = retryNow(ctx, c.db, c.db, waiting)
-		}
-		if err != nil {
-			return err
+		for last, n := int64(math.MinInt64), mendKeys; n == mendKeys; {
+			var err error
+			if last, n, err = c.mendAfter(ctx, topic, last); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// mendAfter is mend for the next keys of a topic after one with that hash. It
+// returns the hash of the last key, and how many keys there were.
+func (c *Consumer) mendAfter(ctx context.Context, topic string, hash int64) (last int64, n int, err error) {
+	const least = `(SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > %s AND state IN ` + openStates + `)`
+	rows, err := c.db.Read().QueryContext(ctx, `
+		WITH RECURSIVE hashes(hash, n) AS (
+			SELECT `+fmt.Sprintf(least, `$3`)+`, 1
+			UNION ALL
+			SELECT `+fmt.Sprintf(least, `hash`)+`, n + 1 FROM hashes WHERE hash IS NOT NULL AND n < $4)
+		SELECT hash, (SELECT CASE WHEN state = 'waiting' OR state = 'retrying' AND due_at IS NULL THEN seq END FROM parked_records
+			WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+openStates+` ORDER BY key_hash, seq LIMIT 1)
+		FROM hashes WHERE hash IS NOT NULL ORDER BY hash`, c.cfg.Group, topic, hash, mendKeys)
+	var waiting [][]any
+	hashes, err := all(rows, err, func(rows *sql.Rows) (hash int64, err error) {
+		var seq sql.NullInt64
+		if err = rows.Scan(&hash, &seq); seq.Valid {
+			waiting = append(waiting, []any{seq.Int64})
+		}
+		return hash, err
+	}, "look for heads that wait")
+	if err != nil || len(hashes) == 0 {
+		return 0, 0, err
+	}
+	return hashes[len(hashes)-1], len(hashes), retryNow(ctx, c.db, c.db, waiting)
 }

@@ -210,6 +210,26 @@ func TestHotKeyCostsNoMore(t *testing.T) {
 	}
 }
 
+// Heads that wait are found among more keys than one statement skips over.
+func TestMendManyKeys(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		c, _ := relocations(t, db)
+		hotKey(t, c, "hot", 2*mendKeys+10)
+		// each of them the head of a key of its own
+		if _, err := db.ExecContext(t.Context(), `UPDATE parked_records SET key_hash = 7919 * (seq - 1000), key = CAST(CAST(seq AS TEXT) AS `+
+			map[sqldb.Engine]string{sqldb.Postgres: "BYTEA", sqldb.SQLite: "BLOB"}[db.Engine]+`) WHERE state = 'waiting'`); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.mend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var waiting int
+		if err := db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM parked_records WHERE state = 'waiting'`).Scan(&waiting); err != nil || waiting > 0 {
+			t.Errorf("%d heads still wait (%v)", waiting, err)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: Schema})
+}
+
 // rowsRead is how many rows and index entries of the parked records were read
 // until now; on SQLite, which counts nothing, it is 0.
 func rowsRead(t *testing.T, db *sqldb.DB) (n int) {
