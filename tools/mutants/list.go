@@ -595,6 +595,22 @@ var engine = []mutant{
 		test: "./outbox -run ^TestRepublishCutsRanges$",
 	},
 	{
+		name: "lease: each mark stores the floor",
+		file: "outbox/lease.go",
+		old:  `if l.mayStoreFloor() {`,
+		new:  `if l.mayStoreFloor() || floor > 0 {`,
+		test: "./outbox -run ^TestMarksSpareTheLease$",
+		env:  "DATABASE_URL",
+	},
+	{
+		name: "lease: a late mark that only locks asks for no epoch",
+		file: "outbox/lease.go",
+		old:  `WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE)`,
+		new:  `WHERE id = 1 AND epoch <= $1 FOR NO KEY UPDATE)`,
+		test: "./outbox -run ^TestMarksSpareTheLease$",
+		env:  "DATABASE_URL",
+	},
+	{
 		name: "lanes: tried one after the other",
 		file: "outbox/tries.go",
 		old:  `		lanes = together(refused)`,
