@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -63,6 +64,7 @@ type process struct {
 	outside   struct{ provider, smtp, sms string }
 	kafka     kafka.Config
 	unclean   time.Time    // since when the embedded broker may lack records
+	rewound   func()       // see makeUp
 	door      web.Gate     // what is behind HTTP_ADDR
 	orders    web.Gate     // the order API of this process
 	api       http.Handler // the order API that the pages use
@@ -258,6 +260,7 @@ func (p *process) startBroker(context.Context) error {
 		return bad("KAFKA_LISTEN", "%w", err)
 	}
 	p.unclean = broker.UncleanSince()
+	p.rewound = makeUp(broker, p.host.Log)
 	p.kafka = p.cfg.kafka(broker.Addrs())
 	p.kafka.Dial = broker.Dialer(p.host.Dial)
 	p.ground.Go("broker", func(ctx context.Context) error {
@@ -265,6 +268,21 @@ func (p *process) startBroker(context.Context) error {
 		return broker.Close()
 	})
 	return p.tell("KAFKA_LISTEN", broker.Addrs()[0])
+}
+
+// makeUp returns what the relay of each service calls when it is sure to publish again what the broker may have lost:
+// when all have, the broker may forget since when that was. Where some run in other processes, it does not.
+func makeUp(broker *kafka.Broker, log *slog.Logger) func() {
+	var left atomic.Int32
+	left.Store(int32(len(domain))) //nolint:gosec // they are a few
+	return func() {
+		if left.Add(-1) > 0 {
+			return
+		}
+		if err := broker.MadeUp(); err != nil {
+			log.Warn("events will be published again once more after the next unclean stop", "error", err)
+		}
+	}
 }
 
 func (p *process) startServices(ctx context.Context) error {
@@ -327,7 +345,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		TopicRetention: p.cfg.topicsHold(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Alone: alone(out), Metrics: reg, Log: p.host.Log})
+	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Rewound: p.rewound, Alone: alone(out), Metrics: reg, Log: p.host.Log})
 	p.engine.Go(name+" worker", svc.Run)
 	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.engine.Go(name+" relay", p.withTopics(relay.Run))

@@ -26,6 +26,10 @@ const (
 
 	// cleanInterval is how often records past their retention are dropped.
 	cleanInterval = time.Minute
+
+	// markInterval is how often it is noted that what was synced settleTime ago is whole.
+	markInterval = 20 * time.Second
+	settleTime   = 5 * time.Second
 )
 
 // BrokerConfig says where the embedded broker keeps its data and where it listens.
@@ -39,6 +43,7 @@ type BrokerConfig struct {
 	ListenFn func(network, address string) (net.Listener, error)
 
 	cleanEvery time.Duration // cleanInterval when 0; tests clean more often
+	markEvery  time.Duration // the same of markInterval
 }
 
 // Broker is the embedded broker: one node that speaks Kafka's protocol, syncs every batch and every committed
@@ -51,7 +56,14 @@ type Broker struct {
 	address string
 
 	listener *listener
+	opened   time.Time
 	unclean  time.Time // see UncleanSince
+
+	marking sync.Mutex
+	whole   bool      // nothing from before the start is in doubt
+	marked  time.Time // up to when the data are noted to be whole
+
+	markEvery time.Duration
 
 	stop      chan struct{}  // closed to end the cleaner
 	cleaner   sync.WaitGroup // and this waits for its end
@@ -82,8 +94,12 @@ func (b *Broker) start(cfg BrokerConfig) (err error) {
 			_ = b.lock.Close() // the first error is the one to tell
 		}
 	}()
-	if b.unclean, err = markRunning(b.dir, time.Now()); err != nil {
+	b.opened = time.Now()
+	if b.unclean, err = markRunning(b.dir, b.opened); err != nil {
 		return err
+	}
+	if b.whole = b.unclean.IsZero(); b.whole {
+		b.marked = b.opened
 	}
 	if err := mend(b.dir, b.log.log); err != nil {
 		return err
@@ -110,6 +126,9 @@ func (b *Broker) start(cfg BrokerConfig) (err error) {
 	interval := cfg.cleanEvery
 	if interval == 0 {
 		interval = cleanInterval
+	}
+	if b.markEvery = cfg.markEvery; b.markEvery == 0 {
+		b.markEvery = markInterval
 	}
 	b.cleaner.Go(func() { b.clean(interval) })
 	return nil
@@ -168,17 +187,22 @@ func (b *Broker) staleCommits() (map[commit]bool, error) {
 	return stale, nil
 }
 
-// clean drops what is past its retention. The broker's own cleaner would begin only when a topic is created,
+// clean drops what is past its retention, and moves the mark up to which the data are whole. The broker's own cleaner would begin only when a topic is created,
 // and so never in a process that found all of them.
 func (b *Broker) clean(interval time.Duration) {
-	tick := time.NewTicker(interval)
+	tick, mark := time.NewTicker(interval), time.NewTicker(b.markEvery)
 	defer tick.Stop()
+	defer mark.Stop()
 	for {
 		select {
 		case <-b.stop:
 			return
 		case <-tick.C:
 			b.cluster.ApplyRetention()
+		case <-mark.C:
+			if err := b.moveMark(time.Now().Add(-min(settleTime, b.markEvery)), false); err != nil {
+				b.log.log.Warn("the embedded broker cannot note that its data are whole", "error", err)
+			}
 		}
 	}
 }
@@ -202,6 +226,22 @@ func (b *Broker) partitions() (int, error) {
 // the zero time otherwise. A kill loses nothing, but a machine that dies may lie about what it has written:
 // whatever was produced since then should be produced again.
 func (b *Broker) UncleanSince() time.Time { return b.unclean }
+
+// MadeUp notes that whatever was produced before this start, since UncleanSince, is sure to be produced again, even if
+// everybody dies now. From now on only the last seconds are in doubt: else a process that is always killed would
+// produce more again at each start.
+func (b *Broker) MadeUp() error { return b.moveMark(b.opened, true) }
+
+// moveMark notes that the data are whole up to a time; madeUp, that nothing from before the start is in doubt.
+func (b *Broker) moveMark(at time.Time, madeUp bool) error {
+	b.marking.Lock()
+	defer b.marking.Unlock()
+	if b.whole = b.whole || madeUp; !b.whole || !at.After(b.marked) {
+		return nil
+	}
+	b.marked = at
+	return moveMark(b.dir, at)
+}
 
 // Close stops serving, writes what only memory knew and releases the directory. Consumers should have left
 // their groups before. Only the first call does something; the others wait for it and return its result.

@@ -26,3 +26,9 @@ func Strangers(b *Broker) int {
 	defer b.listener.mu.Unlock()
 	return len(b.listener.strangers)
 }
+
+// MarkEvery returns c for a broker that notes that often up to when its data are whole.
+func MarkEvery(c BrokerConfig, interval time.Duration) BrokerConfig {
+	c.markEvery = interval
+	return c
+}

@@ -52,3 +52,51 @@ func TestUncleanSince(t *testing.T) {
 	}
 	stop(b)
 }
+
+// Of a process that is always killed each start makes up for the last moments of the one before, and not for more; for
+// what there was to make up for when it was killed before that was sure, too.
+func TestTheMarkMoves(t *testing.T) {
+	dir := t.TempDir()
+	var sure time.Time // up to when nothing is in doubt
+	for kill := range 4 {
+		b, err := kafka.StartBroker(kafka.MarkEvery(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"}, 10*time.Millisecond))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if since := b.UncleanSince(); kill > 0 && since.Before(sure) {
+			t.Errorf("after %d kills: unclean since %v, and it was whole at %v", kill, since, sure)
+		}
+		mark := func() time.Time {
+			at, err := os.ReadFile(filepath.Join(dir, "running"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			since, err := time.Parse(time.RFC3339Nano, string(at))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return since
+		}
+		before, began := mark(), time.Now()
+		if kill == 2 { // killed before everybody has made up for it
+			eventually(t, "some marks are due", func() bool { return time.Since(began) > 50*time.Millisecond })
+			if !mark().Equal(before) {
+				t.Error("the mark moved although not all was made up for")
+			}
+		} else {
+			if err := b.MadeUp(); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the mark moves", func() bool { return mark().After(began) })
+			sure = began
+		}
+		killed := filepath.Join(t.TempDir(), "killed")
+		if err := os.CopyFS(killed, os.DirFS(dir)); err != nil { // what a kill leaves
+			t.Fatal(err)
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		dir = killed
+	}
+}

@@ -44,6 +44,7 @@ type RelayConfig struct {
 	TTL       time.Duration // how long a silent holder keeps the lease: 2 s when zero
 	Retention time.Duration // how long published events stay, at least as long as on the topics: 7 days when zero
 	Since     time.Time     // what was published since is published again at the start, when the broker may have lost it; zero for nothing
+	Rewound   func()        // called when that is sure to be done, whoever dies now; may be nil
 	Metrics   prometheus.Registerer
 	Log       *slog.Logger
 

@@ -84,7 +84,13 @@ func TestRelayRepeatsWhatTheBrokerMayHaveLost(t *testing.T) {
 		f.move("a", 2)
 		eventually(t, "all are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		stop()
-		run(t, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log}).Run)
+		rewound := make(chan int, 1)
+		run(t, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log, Rewound: func() {
+			rewound <- f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`)
+		}}).Run)
+		if n := <-rewound; n != 2 {
+			t.Errorf("it says that they will be published again, and %d will", n)
+		}
 		f.move("b", 1)
 		var got string
 		for _, r := range f.consume("moves", 7) {

@@ -272,6 +272,9 @@ func (t *term) rewindSince(ctx context.Context) error {
 	}
 	t.cfg.Log.Warn("the broker was not stopped cleanly: events are published again", "service", t.cfg.Service, "since", t.again)
 	t.again = time.Time{}
+	if t.cfg.Rewound != nil {
+		t.cfg.Rewound()
+	}
 	return errRewound
 }
 

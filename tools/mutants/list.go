@@ -195,6 +195,13 @@ var engine = []mutant{
 		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
+		name: "broker: it was whole only at its first start",
+		file: "kafka/broker.go",
+		old:  `if b.whole = b.whole || madeUp; !b.whole || `,
+		new:  `if b.whole = b.whole || madeUp; b.whole || `,
+		test: "./kafka -run ^TestTheMarkMoves$",
+	},
+	{
 		name: "broker: topics by pages are offered",
 		file: "kafka/door.go",
 		old:  `		kmsg.ListPartitionReassignments: nil, `,
