@@ -15,7 +15,7 @@ import (
 // lead to the new one, which at first is a standby still.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	primary := server.Postgres(t)
+	primary := server.Postgres(t, "default_transaction_isolation=serializable") // which a standby refuses in words of its own
 	execute(t, primary.URL, `CREATE DATABASE pizza`)
 	standby := primary.Standby()
 	of := func(d *server.Database) string { return strings.Replace(d.URL, "/postgres?", "/pizza?", 1) }
@@ -30,8 +30,9 @@ func TestFailover(t *testing.T) {
 	d.db.lead(host(t, standby.URL))
 	s.awaitRefused(t, 3)
 	d.awaitNotReady(t, answerLimit)
-	awaitSame(t, primary.URL, standby.URL)
-	execute(t, standby.URL, `SELECT pg_promote()`)
+	const committed = "&default_transaction_isolation=read%20committed"
+	awaitSame(t, primary.URL, standby.URL+committed)
+	execute(t, standby.URL+committed, `SELECT pg_promote()`)
 	d.dbURL = of(standby)
 	t.Logf("back %s after the promotion", s.awaitServed(t, backLimit).Round(100*time.Millisecond))
 	s.finish(t)
