@@ -84,7 +84,7 @@ type remote struct {
 // replica is one address.
 type replica struct {
 	base *url.URL
-	rest atomic.Int64 // Unix milliseconds until which it is asked last
+	rest atomic.Pointer[time.Time] // until when it is asked last, by the monotonic clock; nil when not
 }
 
 // ServeHTTP passes a request on.
@@ -141,14 +141,15 @@ func (m *remote) ask(ctx context.Context, r *http.Request, header http.Header, b
 	for _, to := range m.inTurn() {
 		a, err := m.try(ctx, to, r, header, body)
 		if err == nil {
-			to.rest.Store(0)
+			to.rest.Store(nil)
 			return a, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", to.base, err))
 		if errors.Is(r.Context().Err(), context.Canceled) {
 			return nil, errors.Join(errs...) // that says nothing of the address
 		}
-		to.rest.Store(time.Now().Add(restTime).UnixMilli())
+		until := time.Now().Add(restTime)
+		to.rest.Store(&until)
 		if errors.Is(err, errNotAnswered) {
 			refused = a
 		}
@@ -168,9 +169,9 @@ func (m *remote) inTurn() []*replica {
 	n := uint64(len(m.replicas))
 	first := m.next.Add(1) % n
 	all := append(slices.Clone(m.replicas[first:]), m.replicas[:first]...)
-	now := time.Now().UnixMilli()
+	now := time.Now()
 	resting := func(r *replica) int {
-		if r.rest.Load() > now {
+		if until := r.rest.Load(); until != nil && now.Before(*until) {
 			return 1
 		}
 		return 0
