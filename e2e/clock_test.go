@@ -38,7 +38,7 @@ func WrongSince(t time.Time) time.Duration { return WrongNow().Sub(t) }
 
 // wrongClock builds the program with a clock that can be set.
 var wrongClock = sync.OnceValues(func() (binary string, err error) {
-	dir, err := os.MkdirTemp("", "pizzaflow-clock-")
+	dir, err := os.MkdirTemp(scratch, "clock-")
 	if err != nil {
 		return "", err
 	}

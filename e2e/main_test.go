@@ -16,8 +16,9 @@ import (
 	"time"
 )
 
-// pizza is the binary under test.
-var pizza string
+// pizza is the binary under test, and scratch a folder that lasts as long as
+// the tests.
+var pizza, scratch string
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
@@ -30,15 +31,16 @@ func run(m *testing.M) int {
 			return 1
 		}
 	}
-	if pizza = os.Getenv("PIZZA_BINARY"); pizza != "" {
-		return m.Run()
-	}
 	dir, err := os.MkdirTemp("", "pizzaflow-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // what stays is a file of /tmp
+	scratch = dir
+	if pizza = os.Getenv("PIZZA_BINARY"); pizza != "" {
+		return m.Run()
+	}
 	pizza = filepath.Join(dir, "pizza")
 	if out, err := exec.Command("go", "build", "-o", pizza, "pizzaflow/cmd/pizza").CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the binary under test: %v\n%s", err, out)
