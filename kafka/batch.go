@@ -44,11 +44,11 @@ func checkBatch(b []byte) error {
 		return nil // of an older time: the broker refuses it
 	}
 	attributes := binary.BigEndian.Uint16(b[batchAttributes:])
-	producer := int64(binary.BigEndian.Uint64(b[batchProducer:])) //nolint:gosec // it is signed
-	epoch := int16(binary.BigEndian.Uint16(b[batchEpoch:]))       //nolint:gosec // it is signed
-	sequence := int32(binary.BigEndian.Uint32(b[batchSequence:])) //nolint:gosec // it is signed
-	records := int32(binary.BigEndian.Uint32(b[batchRecords:]))   //nolint:gosec // it is signed
-	last := int32(binary.BigEndian.Uint32(b[batchLastOffset:]))   //nolint:gosec // it is signed
+	producer := int64(binary.BigEndian.Uint64(b[batchProducer:]))
+	epoch := int16(binary.BigEndian.Uint16(b[batchEpoch:]))
+	sequence := int32(binary.BigEndian.Uint32(b[batchSequence:]))
+	records := int32(binary.BigEndian.Uint32(b[batchRecords:]))
+	last := int32(binary.BigEndian.Uint32(b[batchLastOffset:]))
 	switch {
 	case attributes&batchIsControl != 0, records < 1, last != records-1:
 		return errBatch
@@ -180,8 +180,10 @@ func (r *recordReader) check(place int32) error {
 	if at, err := binary.ReadVarint(r); err != nil || at != int64(place) {
 		return errBatch
 	}
-	if r.skip(-1) != nil || r.skip(-1) != nil { // key and value may be null
-		return errBatch
+	for range 2 { // key and value, which may be null
+		if r.skip(-1) != nil {
+			return errBatch
+		}
 	}
 	headers, err := binary.ReadVarint(r)
 	if err != nil || headers < 0 || headers > int64(r.left) {

@@ -217,7 +217,7 @@ func (c *requestConn) head() (int, error) {
 	if !ok {
 		return 0, errNotOffered
 	}
-	if size < requestHead-4 || size > uint32(rule.limit) { //nolint:gosec // it is at most maxRequest
+	if size < requestHead-4 || size > uint32(rule.limit) {
 		return 0, errNotKafka
 	}
 	c.l.used(c)

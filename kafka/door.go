@@ -117,7 +117,7 @@ func (d *door) admit(frame []byte, trusted bool) (p passage, err error) {
 // encodeRequest puts r behind the head of the request in frame.
 func encodeRequest(frame []byte, head int, r kmsg.Request) []byte {
 	out := r.AppendTo(frame[:head:head])
-	binary.BigEndian.PutUint32(out, uint32(len(out)-4)) //nolint:gosec // it is below maxRequest
+	binary.BigEndian.PutUint32(out, uint32(len(out)-4))
 	return out
 }
 
@@ -159,7 +159,7 @@ func parse(frame []byte) (r kmsg.Request, head int, err error) {
 
 // kindOf returns kind and version of the request in frame.
 func kindOf(frame []byte) (kind, version int16) {
-	return int16(binary.BigEndian.Uint16(frame[4:])), int16(binary.BigEndian.Uint16(frame[6:])) //nolint:gosec // they are signed
+	return int16(binary.BigEndian.Uint16(frame[4:])), int16(binary.BigEndian.Uint16(frame[6:]))
 }
 
 // encodeAnswer makes r the answer to the request in frame.
@@ -169,6 +169,6 @@ func encodeAnswer(frame []byte, r kmsg.Response) []byte {
 		out = append(out, 0) // no optional fields
 	}
 	out = r.AppendTo(out)
-	binary.BigEndian.PutUint32(out, uint32(len(out)-4)) //nolint:gosec // our own answers are short
+	binary.BigEndian.PutUint32(out, uint32(len(out)-4))
 	return out
 }

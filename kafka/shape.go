@@ -142,7 +142,7 @@ func touch(v reflect.Value) {
 		touch(v.Elem())
 	case reflect.Slice:
 		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
-		if d, ok := v.Index(0).Addr().Interface().(interface{ Default() }); ok {
+		if d, ok := reflect.TypeAssert[interface{ Default() }](v.Index(0).Addr()); ok {
 			d.Default()
 		}
 	case reflect.Struct:
@@ -254,9 +254,9 @@ func (m *measure) length(width int) (int, error) {
 	if len(m.rest) < width {
 		return 0, errShape
 	}
-	n := int(int32(binary.BigEndian.Uint32(append(make([]byte, 4-width, 4), m.rest[:width]...)))) //nolint:gosec // it is signed
+	n := int(int32(binary.BigEndian.Uint32(append(make([]byte, 4-width, 4), m.rest[:width]...))))
 	if width == 2 {
-		n = int(int16(n)) //nolint:gosec // it is signed
+		n = int(int16(n))
 	}
 	m.rest = m.rest[width:]
 	if n < -1 {
@@ -271,7 +271,7 @@ func (m *measure) varint() (int, error) {
 		return 0, errShape
 	}
 	m.rest = m.rest[width:]
-	return int(n), nil //nolint:gosec // it is at most maxRequest
+	return int(n), nil
 }
 
 func (m *measure) skip(n int) error {

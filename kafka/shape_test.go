@@ -58,7 +58,7 @@ func fillPlain(rng *rand.Rand, v reflect.Value) {
 	case reflect.Uint8:
 		v.SetUint(uint64(rng.IntN(256)))
 	case reflect.Struct:
-		if d, ok := v.Addr().Interface().(interface{ Default() }); ok {
+		if d, ok := reflect.TypeAssert[interface{ Default() }](v.Addr()); ok {
 			d.Default()
 		}
 		for i := range v.NumField() {

@@ -90,10 +90,11 @@ func TestTheMarkMoves(t *testing.T) {
 			eventually(t, "the mark moves", func() bool { return mark().After(began) })
 			sure = began
 		}
-		killed := filepath.Join(t.TempDir(), "killed")
-		if err := os.CopyFS(killed, os.DirFS(dir)); err != nil { // what a kill leaves
-			t.Fatal(err)
-		}
+		var killed string
+		eventually(t, "what a kill leaves is copied", func() bool { // between two writes
+			killed = filepath.Join(t.TempDir(), "killed")
+			return os.CopyFS(killed, os.DirFS(dir)) == nil
+		})
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
