@@ -129,7 +129,7 @@ func TestLargeDeadLetter(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		run(t, f.consumer(func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error { return nil }).Run)
 		run(t, f.relay().Run)
-		client, err := kgo.NewClient(append(f.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()))...)
+		client, err := kgo.NewClient(append(f.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.BrokerMaxWriteBytes(100<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()))...)
 		if err != nil {
 			t.Fatal(err)
 		}

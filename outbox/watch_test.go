@@ -193,7 +193,7 @@ func TestBatchTooLargeIsSteppedOver(t *testing.T) {
 		stop := w.start()
 		run(t, w.relay().Run)
 		w.send("a", 2)
-		client, err := kgo.NewClient(append(w.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.MaxBufferedBytes(80<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.ManualFlushing())...)
+		client, err := kgo.NewClient(append(w.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.BrokerMaxWriteBytes(100<<20), kgo.MaxBufferedBytes(80<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.ManualFlushing())...)
 		if err != nil {
 			t.Fatal(err)
 		}
