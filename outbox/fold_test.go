@@ -147,11 +147,12 @@ func TestFold(t *testing.T) {
 // start reads as much as with none.
 func TestFewRangesAreRead(t *testing.T) {
 	const many = 200_000
+	first := sqldb.Now().Add(-100 * time.Hour) // when the ranges begin, one a second
 	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: Schema})
 	db.SetMaxOpenConns(1) // whose counters are read
 	exec(t, db, `ALTER TABLE outbox_published SET (autovacuum_enabled = false)`)
 	exec(t, db, `ANALYZE outbox_published`) // it is empty: the worst that a planner can think of it
-	exec(t, db, `INSERT INTO outbox_published SELECT 2 * n, 2 * n, $1::timestamptz + n * INTERVAL '1 second' FROM generate_series(1, $2::BIGINT) n`, sqldb.Now().Add(-100*time.Hour), many)
+	exec(t, db, `INSERT INTO outbox_published SELECT 2 * n, 2 * n, $1::timestamptz + n * INTERVAL '1 second' FROM generate_series(1, $2::BIGINT) n`, first, many)
 	exec(t, db, `INSERT INTO outbox_blocked (seq, topic, reason, since, skipped_at) SELECT 2 * n + 1, 'moves', 'too large', now(), now() FROM generate_series(1, $1::BIGINT) n`, many)
 	exec(t, db, `UPDATE outbox_lease SET floor = $1`, 2*many-10)
 	read := func() (n int) {
@@ -197,7 +198,7 @@ func TestFewRangesAreRead(t *testing.T) {
 			return rewind(ctx, tx, 2*many-20)
 		}},
 		{"since", 100, func(ctx context.Context) error {
-			term.again = sqldb.Now().Add(-100 * time.Hour).Add((many - 10) * time.Second)
+			term.again = first.Add((many - 10) * time.Second)
 			if err := term.rewindSince(ctx); err != errRewound { //nolint:errorlint // itself
 				return err
 			}
@@ -208,7 +209,7 @@ func TestFewRangesAreRead(t *testing.T) {
 			return err
 		}},
 		{"prune", 50, func(ctx context.Context) error {
-			_, err := term.pruneOnce(ctx, sqldb.Now().Add(-100*time.Hour).Add(10*time.Second))
+			_, err := term.pruneOnce(ctx, first.Add(10*time.Second))
 			return err
 		}},
 	} {
