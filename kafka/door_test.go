@@ -116,11 +116,11 @@ func TestRequestsThatEndedTheBroker(t *testing.T) {
 	atTime.Topics = []kmsg.ListOffsetsRequestTopic{{Topic: "order-events", Partitions: []kmsg.ListOffsetsRequestTopicPartition{{Timestamp: 500, CurrentLeaderEpoch: -1}}}}
 	neverClean := kmsg.NewPtrIncrementalAlterConfigsRequest()
 	neverClean.Resources = []kmsg.IncrementalAlterConfigsRequestResource{{
-		ResourceType: kmsg.ConfigResourceTypeBroker, Configs: []kmsg.IncrementalAlterConfigsRequestResourceConfig{{Name: "log.cleaner.backoff.ms", Value: kmsg.StringPtr("0")}},
+		ResourceType: kmsg.ConfigResourceTypeBroker, Configs: []kmsg.IncrementalAlterConfigsRequestResourceConfig{{Name: "log.cleaner.backoff.ms", Value: new("0")}},
 	}}
 	retained := kmsg.NewPtrCreateTopicsRequest()
 	retained.Topics = []kmsg.CreateTopicsRequestTopic{{
-		Topic: "retained", NumPartitions: 1, ReplicationFactor: 1, Configs: []kmsg.CreateTopicsRequestTopicConfig{{Name: "retention.ms", Value: kmsg.StringPtr("1000")}},
+		Topic: "retained", NumPartitions: 1, ReplicationFactor: 1, Configs: []kmsg.CreateTopicsRequestTopicConfig{{Name: "retention.ms", Value: new("1000")}},
 	}}
 	manyTags := append(framed(kmsg.NewPtrListGroupsRequest(), 3), 0xff, 0xff, 0xff, 0xff, 0x0f)
 	manyTags = slices.Delete(manyTags, len(manyTags)-6, len(manyTags)-5)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -63,10 +64,8 @@ func checkSetting(resource kmsg.ConfigResourceType, name string, value *string) 
 		return nil
 	}
 	if isWord {
-		for _, w := range words {
-			if *value == w {
-				return nil
-			}
+		if slices.Contains(words, *value) {
+			return nil
 		}
 		return fmt.Errorf("%s: the embedded broker can only %v", name, words)
 	}
