@@ -118,6 +118,9 @@ func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound,
 		}
 		return c.parkInTurn(ctx, tx, behind, parkedState{state: stateWaiting})
 	})
+	if err != nil && ctx.Err() != nil && len(batch) > 1 { // the time that they share is up: none of them is to blame
+		return nil, fmt.Errorf("%w: %w", errTooMuch, err)
+	}
 	if err != nil {
 		return culprit, err
 	}
