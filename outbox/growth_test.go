@@ -111,6 +111,30 @@ func TestNumbersOutliveTheMigration(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: schemaUpTo(t, "0004")})
 }
 
+// While somebody reads the events for long, the migration does not keep all who
+// write waiting: it gives way, and is for the next try.
+func TestMigrationGivesWay(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: schemaUpTo(t, "0004")})
+	reader, err := db.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer reader.Rollback() //nolint:errcheck // it has changed nothing
+	if _, err := reader.Exec(`SELECT COUNT(*) FROM outbox_events`); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if err := db.Migrate(t.Context(), "outbox", outbox.Schema); !sqldb.IsDown(err) || sqldb.IsFatal(err) {
+		t.Errorf("the migration ended after %v with %v, judged %q", time.Since(began), err, sqldb.Judge(err))
+	}
+	if err := reader.Commit(); err != nil { // gone if it was idle for ten seconds
+		t.Error(err)
+	}
+	if err := db.Migrate(t.Context(), "outbox", outbox.Schema); err != nil {
+		t.Error(err)
+	}
+}
+
 // elsewhere is an event of another aggregate with the same id, on another topic.
 type elsewhere struct{ Moved }
 

@@ -14,7 +14,7 @@ import (
 )
 
 // migrationTimeout is for one statement of a migration, which may have to write
-// a whole table anew.
+// a whole table anew, and for those of another process, which are waited for.
 const migrationTimeout = time.Hour
 
 // Migrate brings a set of tables up to date: the files schema/<engine>/*.sql
@@ -36,7 +36,7 @@ func (db *DB) Migrate(ctx context.Context, set string, fsys fs.FS) error {
 		// advisory locks belong to the whole database, a set to one schema
 		h := fnv.New32a()
 		fmt.Fprintf(h, "%s.%s", db.schema, set)
-		locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(h.Sum32())), lock.WithLockTimeout(1, 300))
+		locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(h.Sum32())), lock.WithLockTimeout(1, uint64(migrationTimeout.Seconds())))
 		if err != nil {
 			return fmt.Errorf("migrate %s: %w", set, err)
 		}

@@ -3,6 +3,10 @@
 -- The index takes its time on a large table, and no role is to cut it short.
 SET LOCAL statement_timeout = 0;
 
+-- Whoever writes waits behind the lock on the events once it is asked for. While
+-- somebody reads them for long, a dump, it is asked for now and then instead.
+SET LOCAL lock_timeout = '2s';
+
 -- Versions count within an aggregate and a topic: order 1 and customer 1 are two
 -- aggregates. The aggregate comes first because people look events up by it.
 ALTER TABLE outbox_events
