@@ -174,15 +174,13 @@ func (t *term) askWriters(ctx context.Context) error {
 func (t *term) readRows(ctx context.Context, seqs []int64) ([]row, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	query, from := `SELECT `+rowColumns+` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`, t.reads
-	if t.db.Engine == sqldb.Postgres { // these are seldom: a session of their own would mostly be idle
-		done, err := t.lease.take(ctx)
-		if err != nil {
-			return nil, fmt.Errorf("read outbox: %w", err)
-		}
-		defer done()
-		from = t.lease.conn
-	} else {
+	from, done, err := t.occasional(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read outbox: %w", err)
+	}
+	defer done()
+	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`
+	if t.db.Engine == sqldb.SQLite {
 		query = `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq IN (SELECT value FROM json_each($1)) ORDER BY seq`
 	}
 	result, err := from.QueryContext(ctx, query, t.array(seqs))
@@ -194,6 +192,17 @@ func (t *term) readRows(ctx context.Context, seqs []int64) ([]row, error) {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
 	return rows, nil
+}
+
+// occasional is the connection for what the term reads now and then, until done
+// is called: on PostgreSQL the session of the lease, because one more would
+// mostly be idle, and the pool may be without a connection for long.
+func (t *term) occasional(ctx context.Context) (conn connection, done func(), err error) {
+	if t.db.Engine == sqldb.SQLite {
+		return t.db.Read(), func() {}, nil
+	}
+	done, err = t.lease.take(ctx)
+	return t.lease.conn, done, err
 }
 
 // array is a list of numbers as an argument of a query.

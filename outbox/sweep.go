@@ -78,7 +78,12 @@ func (t *term) checkTopics(ctx context.Context) error {
 func (t *term) knownTopics(ctx context.Context) (map[string]topicIdentity, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	rows, err := t.db.Read().QueryContext(ctx, `SELECT topic, cluster_id, topic_id FROM outbox_topics`)
+	conn, done, err := t.occasional(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read topics: %w", err)
+	}
+	defer done()
+	rows, err := conn.QueryContext(ctx, `SELECT topic, cluster_id, topic_id FROM outbox_topics`)
 	if err != nil {
 		return nil, fmt.Errorf("read topics: %w", err)
 	}
@@ -202,12 +207,8 @@ func (t *term) learnTopic(ctx context.Context, client *kgo.Client, topic string)
 	if f.err != nil {
 		return f.err, nil
 	}
-	ask, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	_, err = t.db.ExecContext(ask, `INSERT INTO outbox_topics (topic, cluster_id, topic_id, since) VALUES ($1, $2, $3, $4) ON CONFLICT (topic) DO NOTHING`,
-		topic, f.identity.cluster, f.identity.topic, sqldb.Now())
-	if err != nil {
-		return nil, fmt.Errorf("remember topic: %w", err)
+	if err := t.rememberTopic(ctx, topic, f.identity); err != nil {
+		return nil, err
 	}
 	if err := t.checkTopics(ctx); err != nil { // nothing may be sent to a new one before what the old one had
 		return nil, err
@@ -216,6 +217,23 @@ func (t *term) learnTopic(ctx context.Context, client *kgo.Client, topic string)
 	defer t.mu.Unlock()
 	t.partitions[topic] = f.partitions
 	return nil, nil
+}
+
+// rememberTopic notes which topic the events go to, unless that is known.
+func (t *term) rememberTopic(ctx context.Context, topic string, is topicIdentity) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	done, err := t.lease.take(ctx)
+	if err != nil {
+		return fmt.Errorf("remember topic: %w", err)
+	}
+	defer done()
+	_, err = t.lease.conn.ExecContext(ctx, `INSERT INTO outbox_topics (topic, cluster_id, topic_id, since) VALUES ($1, $2, $3, $4) ON CONFLICT (topic) DO NOTHING`,
+		topic, is.cluster, is.topic, sqldb.Now())
+	if err != nil {
+		return fmt.Errorf("remember topic: %w", err)
+	}
+	return nil
 }
 
 // place says which partition each row will go to, -1 when it has no key or the

@@ -102,7 +102,7 @@ func (t *term) publishAll(ctx, tailCtx, run context.Context, floor int64) (err e
 		}
 		return err
 	})
-	g.Go(func() error { return t.listen(ctx) })
+	g.Go(func() error { t.listen(ctx); return nil })
 	g.Go(func() error { return t.watchTopics(ctx) })
 	g.Go(func() error { t.tidy(ctx); return nil })
 	return g.Wait()
@@ -124,16 +124,29 @@ func (t *term) prepare(ctx context.Context, floor int64) error {
 	if err := t.load(ctx, floor); err != nil {
 		return err
 	}
-	ask, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	if _, err := t.db.ExecContext(ask, `DELETE FROM outbox_lanes`); err != nil { // another term's
-		return fmt.Errorf("forget lanes: %w", err)
+	if err := t.forgetLanes(ctx); err != nil {
+		return err
 	}
 	t.leads.Store(t)
 	if err := t.checkTopics(ctx); err != nil {
 		return err
 	}
 	return t.rewindSince(ctx)
+}
+
+// forgetLanes deletes what another term told of its lanes.
+func (t *term) forgetLanes(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	done, err := t.lease.take(ctx)
+	if err != nil {
+		return fmt.Errorf("forget lanes: %w", err)
+	}
+	defer done()
+	if _, err := t.lease.conn.ExecContext(ctx, `DELETE FROM outbox_lanes`); err != nil {
+		return fmt.Errorf("forget lanes: %w", err)
+	}
+	return nil
 }
 
 // prepareReads has the session that reads go by numbers: a plan made while the

@@ -45,10 +45,28 @@ func (r *Relay) notify(ctx context.Context) {
 	}
 }
 
-// listen is woken by other processes.
-func (t *term) listen(ctx context.Context) error {
-	return t.db.Listen(ctx, wakeChannel, t.cfg.Outbox.poke)
+// listen is woken by other processes, until ctx ends. While the server has no
+// session for it, or has ended it, the poll finds what they commit.
+func (t *term) listen(ctx context.Context) {
+	for attempt := 1; ; attempt++ {
+		began := time.Now()
+		err := t.db.Listen(ctx, wakeChannel, t.cfg.Outbox.poke)
+		if ctx.Err() != nil {
+			return
+		}
+		if time.Since(began) > listenWell {
+			attempt = 1
+		}
+		t.cfg.Log.Warn("relay is not told of what other processes commit", "service", t.cfg.Service, "err", err)
+		if !pause(ctx, Backoff(attempt, 200*time.Millisecond, 5*time.Second)) {
+			return
+		}
+	}
 }
+
+// listenWell is how long a session must have listened that the next one is
+// opened at once.
+const listenWell = 10 * time.Second
 
 // poke wakes the relay of this process.
 func (o *Outbox) poke() {
