@@ -54,8 +54,8 @@ func TestApacheKafka(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, want := range map[string]map[string]string{
-		topic.Name:          {"retention.ms": "604800000", "retention.bytes": "67108864", "max.message.bytes": "1048576"},
-		topic.Name + "-dlq": {"retention.ms": "2592000000", "retention.bytes": "67108864", "max.message.bytes": "4259840"},
+		topic.Name:          {"retention.ms": "604800000", "segment.ms": "86400000", "retention.bytes": "67108864", "max.message.bytes": "1048576"},
+		topic.Name + "-dlq": {"retention.ms": "2592000000", "segment.ms": "86400000", "retention.bytes": "67108864", "max.message.bytes": "4259840"},
 	} {
 		if got := len(details[name].Partitions); got != 3 {
 			t.Errorf("%s has %d partitions, want 3", name, got)

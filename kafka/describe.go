@@ -32,7 +32,7 @@ type PartitionState struct {
 }
 
 // shown are the settings that tell how a topic keeps its records.
-var shown = []string{"cleanup.policy", "min.insync.replicas", "retention.ms", "retention.bytes", "max.message.bytes"}
+var shown = []string{"cleanup.policy", "min.insync.replicas", "retention.ms", "segment.ms", "retention.bytes", "max.message.bytes"}
 
 // DescribeTopics tells how the topics are, with offsets and warnings.
 func DescribeTopics(ctx context.Context, c Config, names ...string) ([]TopicState, error) {

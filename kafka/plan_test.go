@@ -41,7 +41,7 @@ func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 	wanted.Retention, wanted.Partitions, wanted.Replicas = time.Hour, 5, 3
 	replicas := name + " replication.factor 1→3 leave; " + name + " min.insync.replicas 1→2 leave" // older brokers would take no records
 	partitions := name + " partitions 3→5 leave; " + replicas + "; "
-	changes := name + " retention.ms 604800000→3600000 change; "
+	changes := name + " retention.ms 604800000→3600000 change; " + name + " segment.ms 86400000→514285 change; "
 	creation := missing.Name + " topic →partitions=2, the broker's number of replicas, cleanup.policy=delete create"
 
 	for range 2 { // planning changes nothing

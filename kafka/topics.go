@@ -92,6 +92,9 @@ func (t Topic) settings() []setting {
 	}
 	number("min.insync.replicas", int64(t.MinInsync))
 	number("retention.ms", t.Retention.Milliseconds())
+	if t.Retention > 0 {
+		number("segment.ms", t.SegmentTime().Milliseconds())
+	}
 	number("retention.bytes", t.RetentionBytes)
 	number("max.message.bytes", int64(t.MaxMessageBytes))
 	return out

@@ -38,8 +38,8 @@ func TestEnsureTopicsSetsWhatItWasAskedFor(t *testing.T) {
 		t.Errorf("order-events-dlq has %d partitions, want 3", got)
 	}
 	for topic, want := range map[string]map[string]string{
-		"order-events":     {"retention.ms": "604800000", "retention.bytes": "67108864", "max.message.bytes": "1048576"},
-		"order-events-dlq": {"retention.ms": "2592000000", "retention.bytes": "67108864", "max.message.bytes": "4259840"},
+		"order-events":     {"retention.ms": "604800000", "segment.ms": "86400000", "retention.bytes": "67108864", "max.message.bytes": "1048576"},
+		"order-events-dlq": {"retention.ms": "2592000000", "segment.ms": "86400000", "retention.bytes": "67108864", "max.message.bytes": "4259840"},
 	} {
 		got := topicConfigs(t, admin, topic)
 		for key, value := range want {
