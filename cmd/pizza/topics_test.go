@@ -55,7 +55,7 @@ func TestTopics(t *testing.T) {
 	topics(exitDone, "48h0m0s") // lists what is needed, and leaves what is there as it is
 	topics(exitDone, " 86400000 ", "describe")
 	env["KAFKA_PARTITIONS"] = "4"
-	if left := plan("apply", "fails"); len(left) != 6 || left[0].Setting != "partitions" || left[0].Done || !strings.Contains(left[0].Why, "--allow-repartition") || !left[1].Done {
+	if left := plan("apply", "fails"); len(left) != 8 || left[0].Setting != "partitions" || left[0].Done || !strings.Contains(left[0].Why, "--allow-repartition") || !left[1].Done {
 		t.Errorf("apply with more partitions: %+v", left)
 	}
 	topics(exitDone, "extend", "apply", "--allow-repartition")
