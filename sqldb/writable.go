@@ -25,10 +25,11 @@ const spaceTried = 256 << 10
 
 // CheckWrites finds out whether the database takes writes: it returns what the
 // last flush of a Group failed with, if that was less than ten seconds ago and
-// the database's fault, and else does a real write. That one needs the locks and rights of all tables in the schema, room
-// on the disk, and a commit; it changes no row and leaves nothing behind. It
-// waits a second for a lock, and no longer than ctx lasts, unless it is the
-// commit that PostgreSQL does not answer: ten seconds.
+// the database's fault, and else does a real write. That one needs the locks and
+// rights of all our tables in the schema, room on the disk, and a commit; it
+// changes no row and leaves nothing behind. It waits a second for a lock, and no
+// longer than ctx lasts, unless it is the commit that PostgreSQL does not answer:
+// ten seconds.
 func (db *DB) CheckWrites(ctx context.Context) error {
 	if err := db.flushes.fault(); err != nil {
 		return fmt.Errorf("the last write failed: %w", err)
@@ -105,8 +106,9 @@ func (db *DB) checkServer(ctx context.Context) error {
 	})
 }
 
-// writesNothing is a script that inserts no row into each table. PostgreSQL
-// asks for locks, rights and a primary all the same. One table after the other
+// writesNothing is a script that inserts no row into each table that has the
+// owner of the migrations: others', an extension's, may stand in the schema as
+// well. PostgreSQL asks for locks, rights and a primary all the same. One table after the other
 // is let go again, so that whoever locks several waits for one at most. What is
 // generated for a function is kept in memory up to work_mem, and beyond in a
 // file where the tables are.
@@ -115,6 +117,7 @@ func writesNothing(ctx context.Context, tx *sql.Tx) (string, error) {
 		SELECT format('INSERT INTO %I (%I) OVERRIDING SYSTEM VALUE SELECT NULL WHERE false', c.relname, min(a.attname))
 		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
 		WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind IN ('r', 'p') AND c.relname NOT LIKE '%\_migrations'
+			AND c.relowner IN (SELECT relowner FROM pg_class WHERE relnamespace = current_schema()::regnamespace AND relname LIKE '%\_migrations')
 		GROUP BY c.relname ORDER BY c.relname`)
 	if err != nil {
 		return "", err

@@ -60,6 +60,31 @@ func TestCheckWritesLeavesNothingBehind(t *testing.T) {
 	}, schema)
 }
 
+// A table of somebody else in the schema has no say, and may be locked.
+func TestCheckWritesLeavesOthersAlone(t *testing.T) {
+	db := sqltest.Open(t, sqldb.Postgres, schema)
+	stranger := "r_stranger_" + strings.ToLower(rand.Text())
+	mustExec(t, db, `CREATE ROLE `+stranger)
+	mustExec(t, db, `CREATE TABLE strange_things (id TEXT)`)
+	mustExec(t, db, `ALTER TABLE strange_things OWNER TO `+stranger)
+	defer mustExec(t, db, `DROP OWNED BY `+stranger+`; DROP ROLE `+stranger)
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(`LOCK TABLE strange_things`); err != nil {
+		t.Fatal(err)
+	}
+	takes(t, db)
+	if _, err := tx.Exec(`LOCK TABLE things`); err != nil {
+		t.Fatal(err)
+	}
+	refuses(t, db, "lock")
+	if err := tx.Rollback(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // weigh is how many bytes the database takes: its tables, or all files in its
 // folder but the write-ahead log, which is written over and over.
 func weigh(t *testing.T, db *sqldb.DB) (bytes int64) {
