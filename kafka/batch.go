@@ -31,17 +31,20 @@ const (
 	lastEpoch = 1<<15 - 3 // of a producer: at the one behind it the broker gives a producer another id
 )
 
-var errBatch = errors.New("a batch that is not whole")
+var (
+	errBatch    = errors.New("a batch that is not whole")
+	errUnpacked = fmt.Errorf("more than %d bytes in a batch, or %d in those of a request", maxBatch, maxUnpacked)
+)
 
 // checkBatch reports whether a batch of records is one that can be read again. The broker stores what it is given as it
 // is, and takes its word for what is in it when it looks for a time, and so do the readers: what is wrong inside would
-// end it then.
-func checkBatch(b []byte) error {
+// end it then. The batch may unpack to room bytes, and to maxBatch at most; left is what remains of them.
+func checkBatch(b []byte, room int) (left int, err error) {
 	if len(b) < batchHead {
-		return errBatch
+		return room, errBatch
 	}
 	if b[batchMagic] != 2 {
-		return nil // of an older time: the broker refuses it
+		return room, nil // of an older time: the broker refuses it
 	}
 	attributes := binary.BigEndian.Uint16(b[batchAttributes:])
 	producer := int64(binary.BigEndian.Uint64(b[batchProducer:]))
@@ -51,15 +54,18 @@ func checkBatch(b []byte) error {
 	last := int32(binary.BigEndian.Uint32(b[batchLastOffset:]))
 	switch {
 	case attributes&batchIsControl != 0, records < 1, last != records-1:
-		return errBatch
+		return room, errBatch
 	case producer < -1, producer >= 0 && (epoch < 0 || epoch > lastEpoch || sequence < 0):
-		return errBatch
+		return room, errBatch
 	}
 	content, err := unpack(attributes&batchCodec, b[batchHead:])
 	if err != nil {
-		return err
+		return room, err
 	}
-	return checkRecords(bufio.NewReader(&limited{content, maxBatch}), records)
+	most := min(room, maxBatch)
+	unpacked := &limited{content, most}
+	err = checkRecords(bufio.NewReader(unpacked), records)
+	return room - (most - unpacked.left), err
 }
 
 // unpack returns what is in a batch, decompressed while it is read.
@@ -133,7 +139,7 @@ type limited struct {
 func (l *limited) Read(p []byte) (int, error) {
 	n, err := l.r.Read(p)
 	if l.left -= n; l.left < 0 {
-		return 0, fmt.Errorf("a batch unpacks to more than %d bytes", maxBatch)
+		return 0, errUnpacked
 	}
 	return n, err
 }

@@ -34,20 +34,20 @@ func recordOf(change func(*kmsg.Record)) []byte {
 func TestWholeBatchesAreTaken(t *testing.T) {
 	second := recordOf(func(r *kmsg.Record) { r.OffsetDelta, r.Key, r.Length = 1, nil, r.Length-3 })
 	records := append(recordOf(nil), second...)
-	if err := checkBatch(batchOf(records, 2, nil)); err != nil {
+	if _, err := checkBatch(batchOf(records, 2, nil), maxUnpacked); err != nil {
 		t.Errorf("two records: %v", err)
 	}
-	if err := checkBatch(batchOf(records, 2, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 7, 0, 0 })); err != nil {
+	if _, err := checkBatch(batchOf(records, 2, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 7, 0, 0 }), maxUnpacked); err != nil {
 		t.Errorf("of a producer with an id: %v", err)
 	}
 	for codec, compression := range map[int16]kgo.CompressionCodec{1: kgo.GzipCompression(), 2: kgo.SnappyCompression(), 3: kgo.Lz4Compression(), 4: kgo.ZstdCompression()} {
-		if err := checkBatch(batchOf(compressed(t, compression, records), 2, func(b *kmsg.RecordBatch) { b.Attributes = codec })); err != nil {
+		if _, err := checkBatch(batchOf(compressed(t, compression, records), 2, func(b *kmsg.RecordBatch) { b.Attributes = codec }), maxUnpacked); err != nil {
 			t.Errorf("compression %d: %v", codec, err)
 		}
 	}
 	block := compressed(t, kgo.SnappyCompression(), records)
 	java := append(append(append(slices.Clone(javaSnappy), make([]byte, 8)...), binary.BigEndian.AppendUint32(nil, uint32(len(block)))...), block...)
-	if err := checkBatch(batchOf(java, 2, func(b *kmsg.RecordBatch) { b.Attributes = 2 })); err != nil {
+	if _, err := checkBatch(batchOf(java, 2, func(b *kmsg.RecordBatch) { b.Attributes = 2 }), maxUnpacked); err != nil {
 		t.Errorf("Java's snappy: %v", err)
 	}
 }
@@ -73,6 +73,9 @@ func TestLyingBatchesAreRefused(t *testing.T) {
 		}
 		return z.EncodeAll(make([]byte, maxBatch+1), nil)
 	}()
+	if _, err := checkBatch(batchOf(good, 1, nil), len(good)-1); err == nil {
+		t.Error("taken, though there was no room for it")
+	}
 	for name, batch := range map[string][]byte{
 		"nothing":                    nil,
 		"a head":                     batchOf(nil, 1, nil),
@@ -98,8 +101,35 @@ func TestLyingBatchesAreRefused(t *testing.T) {
 		"a negative id":              batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID = -7 }),
 		"the last epoch":             batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 5, 1<<15-1, 0 }),
 	} {
-		if checkBatch(batch) == nil {
+		if _, err := checkBatch(batch, maxUnpacked); err == nil {
 			t.Errorf("%s: taken", name)
+		}
+	}
+}
+
+// Many who ask for records and take none get a small answer each; one of our own, and who is alone, gets a whole one.
+func TestStrangersShareWhatFetchesBring(t *testing.T) {
+	fetch := kmsg.NewPtrFetchRequest()
+	fetch.SetVersion(11)
+	fetch.MaxBytes = 1 << 30
+	frame := kmsg.NewRequestFormatter().AppendRequest(nil, fetch, 1)
+	for _, c := range []struct {
+		strangers int32
+		trusted   bool
+		want      int32
+	}{{1, false, fetchBytes}, {maxConnections, false, maxHeld / maxConnections}, {maxConnections, true, fetchBytes}} {
+		var d door
+		d.strangers.Store(c.strangers)
+		p, err := d.admit(slices.Clone(frame), c.trusted)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, _, err := parse(p.requests[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.(*kmsg.FetchRequest).MaxBytes; got != c.want {
+			t.Errorf("%+v: %d bytes", c, got)
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"
@@ -72,6 +74,9 @@ type door struct {
 	groups *groupBook
 	// partitions counts those of all topics, as they are on disk.
 	partitions func() (int, error)
+	// strangers are the connections of other processes that there are now.
+	strangers atomic.Int32
+	unpacking sync.Mutex // held while a batch of a stranger is unpacked
 }
 
 // A passage is what becomes of a request.
@@ -96,6 +101,9 @@ func (d *door) admit(frame []byte, trusted bool) (p passage, err error) {
 	produce, isProduce := r.(*kmsg.ProduceRequest)
 	if isProduce {
 		p.silent, p.requests = produce.Acks == 0, splitProduce(frame, head, produce)
+	}
+	if fetch, isFetch := r.(*kmsg.FetchRequest); isFetch && !trusted {
+		d.share(fetch)
 	}
 	check := rules[r.Key()].check
 	if check == nil || isProduce && trusted {

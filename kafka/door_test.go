@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -203,6 +204,41 @@ func TestClaimsCostNothing(t *testing.T) {
 	if grown := int64(allocated() - before); grown > 64<<20 {
 		t.Errorf("%d MiB were set aside", grown>>20)
 	}
+}
+
+// Kilobytes that unpack to 60 MiB each come by many connections at once.
+func TestLittleThatUnpacksToMuch(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	ensure(t, config, single())
+	z, err := zstd.NewWriter(nil, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	record := kmsg.Record{Value: make([]byte, 60<<20)}
+	record.Length = int32(len(record.AppendTo(nil)) - 1 + 3) // which takes four bytes instead of one
+	packed := oneRecord()
+	packed.Attributes, packed.Records = 4, z.EncodeAll(record.AppendTo(nil), nil)
+	frame := sealed(packed, -1)
+	before := heapSize()
+	var all sync.WaitGroup
+	for range 40 {
+		all.Go(func() {
+			if answers := exchange(t, config.Brokers[0], frame); len(answers) != 1 {
+				t.Errorf("%d answers", len(answers))
+			}
+		})
+	}
+	all.Wait()
+	if grown := int64(heapSize() - before); grown > 600<<20 {
+		t.Errorf("%d MiB were set aside at once for %d bytes from each", grown>>20, len(frame))
+	}
+}
+
+// heapSize is the most that the heap has ever had.
+func heapSize() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapSys
 }
 
 func allocated() uint64 {

@@ -17,7 +17,7 @@ import (
 
 const (
 	maxConnections = 512      // of strangers
-	maxHeld        = 64 << 20 // bytes of their large requests together
+	maxHeld        = 64 << 20 // bytes of their large requests together, and of the answers to their fetches
 	acceptPause    = 50 * time.Millisecond
 )
 
@@ -143,6 +143,7 @@ func (l *listener) enter(c *requestConn) {
 	l.turns++
 	c.turn.Store(l.turns)
 	l.strangers[c] = struct{}{}
+	l.door.strangers.Store(int32(len(l.strangers)))
 	l.mu.Unlock()
 	if out != nil {
 		_ = out.Conn.Close() // the broker is told when it has answered, see next
@@ -164,6 +165,7 @@ func (l *listener) leave(c *requestConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.strangers, c)
+	l.door.strangers.Store(int32(len(l.strangers)))
 }
 
 // Close stops accepting; open connections stay.

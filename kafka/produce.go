@@ -12,6 +12,9 @@ import (
 // no record meant for the old one gets into it.
 const producedByID = 13
 
+// maxUnpacked bounds what all batches of a request may unpack to, and so the time that it takes to look into them.
+const maxUnpacked = 4 * maxBatch
+
 // topicPlace is a partition, of a topic known by name or by id.
 type topicPlace struct {
 	topic     string
@@ -21,9 +24,9 @@ type topicPlace struct {
 
 // checkProduce refuses what could not be read again, and two batches for one partition: the protocol has room for one
 // answer.
-func checkProduce(_ *door, r kmsg.Request) (kmsg.Response, error) {
+func checkProduce(d *door, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.ProduceRequest)
-	seen := make(map[topicPlace]bool)
+	seen, room := make(map[topicPlace]bool), maxUnpacked
 	for _, t := range req.Topics {
 		for _, p := range t.Partitions {
 			at := topicPlace{t.Topic, t.TopicID, p.Partition}
@@ -31,12 +34,21 @@ func checkProduce(_ *door, r kmsg.Request) (kmsg.Response, error) {
 				return nil, errors.New("two batches for one partition")
 			}
 			seen[at] = true
-			if err := checkBatch(p.Records); err != nil {
+			var err error
+			if room, err = d.checkBatch(p.Records, room); err != nil {
 				return refuseProduce(req, err)
 			}
 		}
 	}
 	return nil, nil
+}
+
+// checkBatch is checkBatch, of one batch at a time: two kilobytes may unpack to maxBatch, and are sent as easily by
+// hundreds of connections at once.
+func (d *door) checkBatch(b []byte, room int) (left int, err error) {
+	d.unpacking.Lock()
+	defer d.unpacking.Unlock()
+	return checkBatch(b, room)
 }
 
 func refuseProduce(req *kmsg.ProduceRequest, reason error) (kmsg.Response, error) {

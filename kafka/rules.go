@@ -28,6 +28,12 @@ func checkFetch(_ *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
+// share bounds what a stranger's fetch brings by its part of what all of them may hold: an answer that nobody takes
+// stays for as long as answerLimit.
+func (d *door) share(req *kmsg.FetchRequest) {
+	req.MaxBytes = min(req.MaxBytes, maxHeld/max(1, d.strangers.Load()))
+}
+
 func checkOffsetCommit(d *door, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.OffsetCommitRequest)
 	refuse := func(e *kerr.Error) kmsg.Response {

@@ -190,8 +190,8 @@ var engine = []mutant{
 	{
 		name: "broker: a batch is stored as it comes",
 		file: "kafka/produce.go",
-		old:  `err := checkBatch(p.Records); err != nil`,
-		new:  `err := checkBatch(p.Records); false && err != nil`,
+		old:  `room, err = d.checkBatch(p.Records, room); err != nil`,
+		new:  `room, err = d.checkBatch(p.Records, room); false && err != nil`,
 		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
@@ -200,6 +200,15 @@ var engine = []mutant{
 		old:  `if b.whole = b.whole || madeUp; !b.whole || `,
 		new:  `if b.whole = b.whole || madeUp; b.whole || `,
 		test: "./kafka -run ^TestTheMarkMoves$",
+	},
+	{
+		name: "broker: any number of batches are unpacked at a time",
+		file: "kafka/produce.go",
+		old: `	d.unpacking.Lock()
+	defer d.unpacking.Unlock()
+	return checkBatch`,
+		new:  `	return checkBatch`,
+		test: "./kafka -run ^TestLittleThatUnpacksToMuch$",
 	},
 	{
 		name: "broker: topics by pages are offered",
