@@ -82,15 +82,14 @@ func (c *Consumer) amongIDs(n int, ids []string) (condition string, arg any) {
 // refresh makes old marks in the inbox new. On SQLite the rows also move to the
 // end of the table, which is in the order of their time.
 func (c *Consumer) refresh(ctx context.Context, tx *Tx, ids []string) error {
-	now, zero := c.db.Clock(3, 0)
-	old, age := c.db.Clock(4, -refreshAfter)
+	old := c.db.Later("$3")
 	among, list := c.amongIDs(2, ids)
-	statement := `UPDATE inbox_events SET handled_at = ` + now + ` WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
+	statement := `UPDATE inbox_events SET handled_at = ` + sqldb.Clock + ` WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
 	if c.db.Engine == sqldb.SQLite {
 		statement = `INSERT OR REPLACE INTO inbox_events (consumer, event_id, handled_at)
-			SELECT consumer, event_id, ` + now + ` FROM inbox_events WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
+			SELECT consumer, event_id, ` + sqldb.Clock + ` FROM inbox_events WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
 	}
-	if _, err := tx.ExecContext(ctx, statement, c.cfg.Group, list, zero, age); err != nil {
+	if _, err := tx.ExecContext(ctx, statement, c.cfg.Group, list, -refreshAfter.Microseconds()); err != nil {
 		return fmt.Errorf("mark in inbox again: %w", err)
 	}
 	return nil

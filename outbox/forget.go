@@ -41,8 +41,7 @@ func (c *Consumer) forgetLoop(ctx context.Context) {
 // forgetOld forgets what is older than the retention by the database's clock.
 func (c *Consumer) forgetOld(ctx context.Context) (deleted int64, err error) {
 	var before time.Time
-	then, age := c.db.Clock(1, -c.cfg.Retention)
-	if err := c.db.Read().QueryRowContext(ctx, `SELECT `+then, age).Scan(sqldb.Time(&before)); err != nil {
+	if err := c.db.Read().QueryRowContext(ctx, `SELECT `+c.db.Later("$1"), -c.cfg.Retention.Microseconds()).Scan(sqldb.Time(&before)); err != nil {
 		return 0, fmt.Errorf("ask for the time: %w", err)
 	}
 	return c.forget(ctx, before)

@@ -80,13 +80,12 @@ func (c *Consumer) insertParked(ctx context.Context, tx *Tx, in *inbound, s park
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
-	due, wait := c.db.Clock(12, s.wait)
 	_, err = tx.ExecContext(ctx, `
 		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, key_hash, value, headers, event_id, event_type,
 			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
-		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, CASE WHEN $2 = 'retrying' THEN `+due+` END, $13, $14, $15, $15)`,
+		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, CASE WHEN $2 = 'retrying' THEN `+c.db.Later("$12")+` END, $13, $14, $15, $15)`,
 		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, nullBytes(in.rec.Key), nullBytes(in.rec.Value), string(headers),
-		in.id, text(in.msg.EventType, 200), s.attempts, wait, string(classify(s.err)), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
+		in.id, text(in.msg.EventType, 200), s.attempts, s.wait.Microseconds(), string(classify(s.err)), reason(s.err), sqldb.NullTime(s.at), keyHash(in.rec.Key))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
@@ -267,15 +266,13 @@ func (c *Consumer) claim(ctx context.Context, tx *Tx, h head, to parkedState) (b
 			return false, fmt.Errorf("claim parked record: %w", err)
 		}
 	}
-	due, wait := c.db.Clock(3, to.wait)
-	now, zero := c.db.Clock(4, 0)
 	res, err := tx.ExecContext(ctx, `
 		UPDATE parked_records SET state = $1, attempts = $2,
-			due_at = CASE WHEN $1 = 'retrying' THEN `+due+` END, finished_at = CASE WHEN $1 = 'handled' THEN `+now+` END,
-			error_class = CASE WHEN $5 = '' THEN error_class ELSE $5 END, error = CASE WHEN $5 = '' THEN error ELSE $6 END,
-			first_failed_at = COALESCE(first_failed_at, $7), last_failed_at = COALESCE($7, last_failed_at)
-		WHERE seq = $8 AND state = 'retrying' AND attempts = $9`,
-		to.state, to.attempts, wait, zero, string(classify(to.err)), reason(to.err), sqldb.NullTime(to.at), h.seq, h.attempts)
+			due_at = CASE WHEN $1 = 'retrying' THEN `+c.db.Later("$3")+` END, finished_at = CASE WHEN $1 = 'handled' THEN `+sqldb.Clock+` END,
+			error_class = CASE WHEN $4 = '' THEN error_class ELSE $4 END, error = CASE WHEN $4 = '' THEN error ELSE $5 END,
+			first_failed_at = COALESCE(first_failed_at, $6), last_failed_at = COALESCE($6, last_failed_at)
+		WHERE seq = $7 AND state = 'retrying' AND attempts = $8`,
+		to.state, to.attempts, to.wait.Microseconds(), string(classify(to.err)), reason(to.err), sqldb.NullTime(to.at), h.seq, h.attempts)
 	if err != nil {
 		return false, fmt.Errorf("claim parked record: %w", err)
 	}

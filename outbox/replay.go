@@ -191,7 +191,7 @@ func (o *Operator) Show(ctx context.Context, group, eventID string) (ParkedRecor
 // start. Something must be selected.
 func (o *Operator) Replay(ctx context.Context, f ParkedFilter, a Action) ([]ParkedRecord, error) {
 	f.State = stateDead
-	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = {now}, finished_at = NULL`, stateRetrying)
+	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = `+sqldb.Clock+`, finished_at = NULL`, stateRetrying)
 }
 
 // Discard gives dead records up for ever, and with an EventID also one that is
@@ -202,7 +202,7 @@ func (o *Operator) Discard(ctx context.Context, f ParkedFilter, a Action) ([]Par
 	if f.EventID != "" {
 		f.State = "open"
 	}
-	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = {now}`, stateDiscarded)
+	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = `+sqldb.Clock, stateDiscarded)
 }
 
 // move changes the selected records, each if it still is what it was: another
@@ -227,14 +227,13 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 			were[i] = []any{r.seq, r.State, r.Attempts}
 		}
 		var seqs []int64
-		now, zero := o.db.Clock(4, 0)
 		err = sqldb.Rows{
 			Columns: `nr BIGINT, was TEXT, tries INTEGER`, SQL: `
-			UPDATE parked_records SET ` + strings.ReplaceAll(set, "{now}", now) + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
+			UPDATE parked_records SET ` + set + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
 		}.Query(ctx, o.db, tx, were, func(rows *sql.Rows) error {
 			seqs = append(seqs, 0)
 			return rows.Scan(&seqs[len(seqs)-1])
-		}, zero)
+		})
 		if err != nil {
 			return fmt.Errorf("move parked records: %w", err)
 		}

@@ -172,14 +172,13 @@ func (c *Consumer) receive(ctx context.Context, tx *Tx, batch []*inbound) (fresh
 		ids[i] = in.id
 	}
 	// one statement for any number of events
-	list, arg := `unnest($3::uuid[]) AS value`, any(ids)
+	list, arg := `unnest($2::uuid[]) AS value`, any(ids)
 	if c.db.Engine == sqldb.SQLite {
-		list, arg = `json_each($3)`, `["`+strings.Join(ids, `","`)+`"]`
+		list, arg = `json_each($2)`, `["`+strings.Join(ids, `","`)+`"]`
 	}
-	now, zero := c.db.Clock(2, 0)
 	result, err := tx.QueryContext(ctx, `
-		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT $1, value, `+now+` FROM `+list+` WHERE true
-		ON CONFLICT DO NOTHING RETURNING event_id`, c.cfg.Group, zero, arg)
+		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT $1, value, `+sqldb.Clock+` FROM `+list+` WHERE true
+		ON CONFLICT DO NOTHING RETURNING event_id`, c.cfg.Group, arg)
 	if err != nil {
 		return nil, fmt.Errorf("mark in inbox: %w", err)
 	}

@@ -111,12 +111,11 @@ func promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []parkedK
 
 // retryNow has the records retry at once, if they wait or nobody said when.
 func retryNow(ctx context.Context, db *sqldb.DB, q sqldb.Querier, seqs [][]any) error {
-	now, arg := db.Clock(2, 0)
 	return sqldb.Rows{
 		Columns: `nr BIGINT`, SQL: `
-		UPDATE parked_records SET state = 'retrying', due_at = ` + now + ` FROM {rows} 
+		UPDATE parked_records SET state = 'retrying', due_at = ` + sqldb.Clock + ` FROM {rows}
 		WHERE seq = v.nr AND (state = 'waiting' OR state = 'retrying' AND due_at IS NULL) RETURNING seq`,
-	}.Query(ctx, db, q, seqs, func(*sql.Rows) error { return nil }, arg)
+	}.Query(ctx, db, q, seqs, func(*sql.Rows) error { return nil })
 }
 
 // parkedKeys finds the records of the batch that have an open record of their
@@ -214,21 +213,22 @@ const mostHeads = 100
 
 // dueStatement selects what is due: of each type that this program handles, and
 // of what could not be opened; another program of the group may know the rest.
-// Arguments are the group, now, and the time up to which things are due at all.
-func (c *Consumer) dueStatement(now, latest string) (statement string, args []any) {
+// Its arguments begin with the group and the longest pause.
+func (c *Consumer) dueStatement() (statement string, args []any) {
 	const one = `SELECT seq FROM (SELECT seq FROM parked_records p
 		WHERE consumer = $1 AND state = 'retrying' AND %s AND %s AND ` + isHead + ` ORDER BY due_at LIMIT %d) AS d%d`
 	known := []string{`event_type = ''`}
+	args = []any{c.cfg.Group, c.longestPause().Microseconds()}
 	for on := range c.subs {
 		args = append(args, on.topic, on.eventType)
-		known = append(known, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args)+3, len(args)+2))
+		known = append(known, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args), len(args)-1))
 	}
 	var parts []string
 	for i, subject := range known {
-		parts = append(parts, fmt.Sprintf(one, subject, `due_at <= `+now, mostHeads, i))
+		parts = append(parts, fmt.Sprintf(one, subject, `due_at <= `+sqldb.Clock, mostHeads, i))
 	}
 	// a clock that jumped back must not freeze them
-	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+latest, mostHeads, len(known)))
+	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), mostHeads, len(known)))
 	return strings.Join(parts, ` UNION ALL `), args
 }
 
@@ -242,17 +242,15 @@ func (c *Consumer) longestPause() time.Duration {
 // have parked one.
 func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
 	const poll = 2 * time.Second
-	now, arg := c.db.Clock(2, 0)
-	latest, late := c.db.Clock(3, c.longestPause())
-	statement, subjects := c.dueStatement(now, latest)
-	rows, err := c.db.Read().QueryContext(ctx, statement, append([]any{c.cfg.Group, arg, late}, subjects...)...)
+	statement, args := c.dueStatement()
+	rows, err := c.db.Read().QueryContext(ctx, statement, args...)
 	heads, err = all(rows, err, func(rows *sql.Rows) (h head, err error) { return h, rows.Scan(&h.seq) }, "read parked records")
 	if err != nil || len(heads) > 0 {
 		return heads[:min(len(heads), mostHeads)], 0, err
 	}
 	var due, at time.Time
 	err = c.db.Read().QueryRowContext(ctx, `
-		SELECT (SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying' AND due_at > `+now+`), `+now, c.cfg.Group, arg).
+		SELECT (SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying' AND due_at > `+sqldb.Clock+`), `+sqldb.Clock, c.cfg.Group).
 		Scan(sqldb.Time(&due), sqldb.Time(&at))
 	if err != nil || due.IsZero() {
 		return nil, poll, err

@@ -333,8 +333,7 @@ func TestMend(t *testing.T) {
 		if err := c.mend(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		late, d := db.Clock(1, -time.Minute)
-		if _, err := db.Exec(`UPDATE parked_records SET state = 'retrying', due_at = `+late+` WHERE state = 'waiting'`, d); err != nil {
+		if _, err := db.Exec(`UPDATE parked_records SET state = 'retrying', due_at = `+db.Later("$1")+` WHERE state = 'waiting'`, -time.Minute.Microseconds()); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {

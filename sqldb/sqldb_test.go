@@ -416,12 +416,10 @@ func TestAnOlderProgramStartsOnNewerTables(t *testing.T) {
 // PostgreSQL look for it in an index.
 func TestClock(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		later, d := db.Clock(1, 90*time.Minute)
-		mustExec(t, db, `INSERT INTO things (id, n, at) VALUES ('x', 1, `+later+`)`, d)
+		mustExec(t, db, `INSERT INTO things (id, n, at) VALUES ('x', 1, `+db.Later("$1")+`)`, (90 * time.Minute).Microseconds())
 		for after, want := range map[time.Duration]int{89 * time.Minute: 0, 91 * time.Minute: 1, -time.Hour: 0} {
 			var n int
-			now, d := db.Clock(2, after)
-			if err := db.QueryRow(`SELECT COUNT(*) FROM things WHERE id = $1 AND at <= `+now, "x", d).Scan(&n); err != nil || n != want {
+			if err := db.QueryRow(`SELECT COUNT(*) FROM things WHERE id = $1 AND at <= `+db.Later("$2"), "x", after.Microseconds()).Scan(&n); err != nil || n != want {
 				t.Errorf("%v from now, of what is 90 minutes off: %d, %v; want %d", after, n, err, want)
 			}
 		}
@@ -432,8 +430,7 @@ func TestClock(t *testing.T) {
 		mustExec(t, db, `INSERT INTO things (id, n, at) SELECT 'x' || i, i, now() FROM generate_series(1, 10000) i`)
 		mustExec(t, db, `ANALYZE things`)
 		var plan string
-		now, d := db.Clock(1, -time.Hour)
-		if err := db.QueryRow(`EXPLAIN (FORMAT JSON) SELECT id FROM things WHERE at <= `+now+` ORDER BY at LIMIT 10`, d).Scan(&plan); err != nil || !strings.Contains(plan, `"Index Cond": "(at <=`) {
+		if err := db.QueryRow(`EXPLAIN (FORMAT JSON) SELECT id FROM things WHERE at <= `+db.Later("$1")+` ORDER BY at LIMIT 10`, -time.Hour.Microseconds()).Scan(&plan); err != nil || !strings.Contains(plan, `"Index Cond": "(at <=`) {
 			t.Errorf("the time is not looked for in the index: %s, %v", plan, err)
 		}
 	}, schema)

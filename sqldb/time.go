@@ -11,18 +11,6 @@ import (
 // written.
 func Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
-// Clock is an expression for a time d from now by the clock that every process
-// of a database goes by, and the one argument it takes, which the statement
-// numbers n. PostgreSQL may be used from hosts whose clocks differ, so there it
-// is the server's; SQLite has one host, and there it is Now, which tests move.
-// Within a statement it is one time, so an index can look for it.
-func (db *DB) Clock(n int, d time.Duration) (expr string, arg any) {
-	if db.Engine == SQLite {
-		return fmt.Sprintf("$%d", n), Now().Add(d.Truncate(time.Microsecond))
-	}
-	return fmt.Sprintf("(SELECT clock_timestamp() + $%d::BIGINT * INTERVAL '1 microsecond')", n), d.Microseconds()
-}
-
 // NullTime is t as an argument of a statement: the zero time is NULL.
 func NullTime(t time.Time) any {
 	if t.IsZero() {

@@ -36,8 +36,8 @@ var engine = []mutant{
 	{
 		name: "retry: of two takers both win",
 		file: "outbox/parked.go",
-		old:  `		WHERE seq = $8 AND state = 'retrying' AND attempts = $9`,
-		new:  `		WHERE seq = $8 AND $9 >= 0`,
+		old:  `		WHERE seq = $7 AND state = 'retrying' AND attempts = $8`,
+		new:  `		WHERE seq = $7 AND $8 >= 0`,
 		test: simulation,
 	},
 	{
@@ -116,8 +116,8 @@ var engine = []mutant{
 	{
 		name: "retry: what is due after a jump of the clock waits for it",
 		file: "outbox/turns.go",
-		old:  "`due_at > `+latest",
-		new:  "`due_at < due_at AND due_at > `+latest",
+		old:  "`due_at > `+c.db.Later",
+		new:  "`due_at < due_at AND due_at > `+c.db.Later",
 		test: "./outbox -run ^TestClockJumps$",
 	},
 	{
