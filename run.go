@@ -290,8 +290,8 @@ func (p *process) startServices(ctx context.Context) error {
 		if _, err := p.kafka.Options(); err != nil { // its files: the rest is valid
 			return kafkaFault(err)
 		}
+		p.readiness.wait("the topics", fmt.Errorf("not seen since %s", time.Now().Format(time.TimeOnly)))
 		p.engine.Go("topics", func(ctx context.Context) error {
-			p.readiness.wait("the topics", fmt.Errorf("not seen since %s", time.Now().Format(time.TimeOnly)))
 			err := kafka.AwaitTopics(ctx, p.kafka, p.host.Log, func(reason error) { p.readiness.wait("the topics", reason) }, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
 				return nil // told to stop while it waited for the broker

@@ -37,7 +37,9 @@ func TestRequestsAreTakenWhileItStops(t *testing.T) {
 	if took := time.Since(signalled); err != nil && took < 9*time.Second {
 		t.Fatalf("refused %v after SIGTERM: %v", took, err)
 	}
-	d.suspect(o.OrderID)
+	if err == nil {
+		d.suspect(o.OrderID)
+	}
 	select {
 	case <-p.ended:
 	case <-time.After(promisedStop):
@@ -47,7 +49,9 @@ func TestRequestsAreTakenWhileItStops(t *testing.T) {
 		t.Errorf("it ended with %d after %v, within its grace", code, took)
 	}
 	d.start("")
-	d.await(t, o.OrderID, "paid", settleLimit)
+	if err == nil { // else the machine was too slow to ask in time
+		d.await(t, o.OrderID, "paid", settleLimit)
+	}
 }
 
 // TestStopWhileFilesAreLocked has payments and messages under way that cannot be

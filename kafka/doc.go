@@ -19,5 +19,5 @@
 // What it does not promise: the embedded broker is transport, not the system of record. After an unclean stop
 // it may store a retried batch twice and take committed offsets back, so every consumer must recognise a
 // record that it has seen. It knows no passwords and no encryption, and so listens on the loopback interface
-// unless told otherwise. It has no transactions worth using.
+// unless told otherwise. Nothing of ours uses its transactions; one that is open when it ends is aborted.
 package kafka
