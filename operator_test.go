@@ -2,12 +2,9 @@ package pizzaflow
 
 import (
 	"encoding/json"
-	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -91,70 +88,19 @@ func TestOperatorAPIBeforeTheDatabaseIsOpen(t *testing.T) { wantAway(t, apiForTe
 
 // A server that goes away is told as such, and is found again when it is back.
 func TestOperatorAPIWithoutItsDatabase(t *testing.T) {
-	direct, err := url.Parse(sqltest.URL(t, sqldb.Postgres))
-	if err != nil {
-		t.Fatal(err)
-	}
-	sqltest.Connect(t, direct.String(), sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	var way wayTo
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ln.Close(); way.cut(true) })
-	go way.serve(ln, direct.Host)
-	proxied := *direct
-	proxied.Host = ln.Addr().String()
+	direct := sqltest.URL(t, sqldb.Postgres)
+	sqltest.Connect(t, direct, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	way, through := sqltest.NewProxy(t, direct)
 	api := apiForTests()
-	api.add("payment", sqltest.Connect(t, proxied.String()))
+	api.add("payment", sqltest.Connect(t, through))
 	h := api.handler(0)
 	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
-	way.cut(true)
+	way.Cut()
 	wantAway(t, h)
-	way.cut(false)
+	way.Pass()
 	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
 		t.Errorf("back again: %d %s", w.Code, w.Body)
-	}
-}
-
-// A wayTo a server can be cut.
-type wayTo struct {
-	mu    sync.Mutex
-	off   bool
-	conns []net.Conn
-}
-
-func (w *wayTo) cut(off bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.off = off
-	for _, c := range w.conns {
-		_ = c.Close()
-	}
-	w.conns = nil
-}
-
-func (w *wayTo) serve(ln net.Listener, server string) {
-	for {
-		near, err := ln.Accept()
-		if err != nil {
-			return
-		}
-		far, err := net.Dial("tcp", server)
-		w.mu.Lock()
-		if err != nil || w.off {
-			_ = near.Close()
-			if far != nil {
-				_ = far.Close()
-			}
-			w.mu.Unlock()
-			continue
-		}
-		w.conns = append(w.conns, near, far)
-		w.mu.Unlock()
-		go func() { _, _ = io.Copy(far, near); _ = far.Close() }()
-		go func() { _, _ = io.Copy(near, far); _ = near.Close() }()
 	}
 }
