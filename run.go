@@ -65,8 +65,8 @@ type process struct {
 	kafka     kafka.Config
 	unclean   time.Time    // since when the embedded broker may lack records
 	rewound   func()       // see makeUp
-	door      web.Gate     // what is behind HTTP_ADDR
-	orders    web.Gate     // the order API of this process
+	door      *web.Gate    // what is behind HTTP_ADDR
+	orders    *web.Gate    // the order API of this process
 	api       http.Handler // the order API that the pages use
 	operators *operatorAPI
 	closers   []io.Closer
@@ -98,10 +98,14 @@ func Run(ctx context.Context, cfg Config, host Host) error {
 	return p.awaitEnd(ended)
 }
 
+// startMoment is how long requests wait for a start of which nothing bad is
+// known: several times what it takes.
+const startMoment = 3 * time.Second
+
 func newProcess(ctx context.Context, cfg Config, host Host) *process {
 	p := &process{
 		cfg: cfg, host: host, asked: ctx, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{},
-		topics: make(chan struct{}),
+		topics: make(chan struct{}), door: web.NewGate(startMoment), orders: web.NewGate(startMoment),
 	}
 	p.ctx, p.fail = context.WithCancelCause(ctx)
 	p.stopBegan = sync.OnceValue(time.Now)
@@ -371,6 +375,8 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 			p.readiness.wait(what, nil)
 			return db, err
 		}
+		p.door.Delay()
+		p.orders.Delay()
 		p.readiness.wait(what, err)
 		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
 		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
@@ -435,10 +441,10 @@ func (p *process) lock(service string) error {
 // is there when its database is.
 func (p *process) startFrontend(context.Context) error {
 	if p.cfg.runs("order") {
-		p.api = &p.orders
+		p.api = p.orders
 	}
 	if !p.cfg.runs("frontend") {
-		p.door.Open(&p.orders)
+		p.door.Open(p.orders)
 		return nil
 	}
 	if p.api == nil {
@@ -471,7 +477,7 @@ func (p *process) startDoors(context.Context) error {
 		if !p.cfg.runs("frontend") {
 			limit = 0 // the peers are frontends, each of which speaks for many customers
 		}
-		h := web.Handler(p.lastCalls(&p.door), web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
+		h := web.Handler(p.lastCalls(p.door), web.HandlerConfig{Log: p.host.Log, RateLimit: limit, TrustedProxies: proxies})
 		p.doors.Go("HTTP_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, h, p.host.Log) })
 	}
 	return nil

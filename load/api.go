@@ -191,23 +191,48 @@ type item struct {
 
 // menu returns what can be ordered, from the first address that tells.
 func (a *api) menu(ctx context.Context) ([]item, error) {
-	var errs []error
-	for n := range a.urls {
-		items, err := a.menuAt(ctx, n)
-		if err == nil {
-			return items, nil
+	tick := time.NewTicker(startPause)
+	defer tick.Stop()
+	for try := 1; ; try++ {
+		var errs []error
+		for n := range a.urls {
+			items, err := a.menuAt(ctx, n)
+			if err == nil {
+				return items, nil
+			}
+			errs = append(errs, err)
 		}
-		errs = append(errs, err)
+		err := errors.Join(errs...)
+		if !errors.Is(err, errStarting) || try == startTries {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-tick.C:
+		}
 	}
-	return nil, errors.Join(errs...)
 }
+
+// A system that has just been started answers 503 until it has its databases:
+// it is asked again for half a minute.
+const (
+	startTries = 60
+	startPause = 500 * time.Millisecond
+)
+
+var errStarting = errors.New("it is not ready")
 
 func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 	rep, err := a.do(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
 	if err != nil {
 		return nil, err
 	}
-	if rep.status != http.StatusOK {
+	switch rep.status {
+	case http.StatusOK:
+	case http.StatusServiceUnavailable:
+		return nil, fmt.Errorf("%s: status %d: %w", a.name(n), rep.status, errStarting)
+	default:
 		return nil, fmt.Errorf("%s: status %d", a.name(n), rep.status)
 	}
 	var menu struct {

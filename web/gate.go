@@ -1,23 +1,49 @@
 package web
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // A Gate stands where a handler will be. Until it is opened every request is
-// answered at once with a 503 that says when to come back: a problem, or a page
-// for whoever asks for one.
-type Gate struct{ next atomic.Pointer[http.Handler] }
+// answered with a 503 that says when to come back: a problem, or a page for
+// whoever asks for one. A start that goes well takes a moment, which those who
+// come in it wait; once it is known that it will take longer, nobody waits.
+type Gate struct {
+	next   atomic.Pointer[http.Handler]
+	moment context.Context // ends when nobody is to wait any more
+	end    context.CancelFunc
+}
 
-// Open has all further requests answered by h.
-func (g *Gate) Open(h http.Handler) { g.next.Store(&h) }
+// NewGate makes a Gate at which requests wait for the moment from now on.
+func NewGate(moment time.Duration) *Gate {
+	g := &Gate{}
+	g.moment, g.end = context.WithTimeout(context.Background(), moment)
+	return g
+}
+
+// Open has all further requests, and those that wait, answered by h.
+func (g *Gate) Open(h http.Handler) {
+	g.next.Store(&h)
+	g.end()
+}
+
+// Delay says that it will not be opened soon: nobody waits for it any more.
+func (g *Gate) Delay() { g.end() }
 
 // ServeHTTP answers the request.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if g.next.Load() == nil {
+		select {
+		case <-g.moment.Done():
+		case <-r.Context().Done():
+		}
+	}
 	if h := g.next.Load(); h != nil {
 		(*h).ServeHTTP(w, r)
 		return

@@ -5,11 +5,14 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestGate(t *testing.T) {
-	var gate Gate
-	door := Handler(&gate, HandlerConfig{})
+	gate := NewGate(time.Hour)
+	gate.Delay()
+	door := Handler(gate, HandlerConfig{})
 	ask := func(accept string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/api/v1/orders", strings.NewReader("{}"))
 		r.Header.Set("Accept", accept)
@@ -29,5 +32,33 @@ func TestGate(t *testing.T) {
 	gate.Open(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 	if w := ask("text/html"); w.Code != http.StatusTeapot {
 		t.Errorf("opened: %d", w.Code)
+	}
+}
+
+// Who comes while a start goes well is answered by what has started.
+func TestGateHoldsForAMoment(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(*Gate)
+		want int
+		took time.Duration
+	}{
+		"it opens": {func(g *Gate) {
+			g.Open(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
+		}, http.StatusTeapot, time.Second},
+		"it will take longer": {(*Gate).Delay, http.StatusServiceUnavailable, time.Second},
+		"nothing comes of it": {func(*Gate) {}, http.StatusServiceUnavailable, 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				gate, began := NewGate(2*time.Second), time.Now()
+				time.AfterFunc(time.Second, func() { c.then(gate) })
+				w := httptest.NewRecorder()
+				gate.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+				if took := time.Since(began); w.Code != c.want || took != c.took {
+					t.Errorf("%d after %s, want %d after %s", w.Code, took, c.want, c.took)
+				}
+				gate.Delay()
+			})
+		})
 	}
 }
