@@ -28,7 +28,8 @@ type readiness struct {
 	checks  []*writeCheck
 }
 
-// wait notes what is waited for and why, or with nil that it is there.
+// wait notes what is waited for, as the sentence that /readyz says, or with nil
+// that it is there.
 func (r *readiness) wait(what string, why error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -63,7 +64,7 @@ func (p *process) ready(ctx context.Context) error {
 		errs = append(errs, errors.New("still starting"))
 	}
 	for _, what := range slices.Sorted(maps.Keys(r.waiting)) {
-		errs = append(errs, fmt.Errorf("waiting for %s: %w", what, r.waiting[what]))
+		errs = append(errs, r.waiting[what])
 	}
 	checks := slices.Clone(r.checks)
 	r.mu.Unlock()

@@ -294,9 +294,12 @@ func (p *process) startServices(ctx context.Context) error {
 		if _, err := p.kafka.Options(); err != nil { // its files: the rest is valid
 			return kafkaFault(err)
 		}
-		p.readiness.wait("the topics", fmt.Errorf("not seen since %s", time.Now().Format(time.TimeOnly)))
+		missing := func(reason error) {
+			p.readiness.wait("the topics", fmt.Errorf("the topics are not there yet: %w", reason))
+		}
+		missing(fmt.Errorf("not seen since %s", time.Now().Format(time.TimeOnly)))
 		p.engine.Go("topics", func(ctx context.Context) error {
-			err := kafka.AwaitTopics(ctx, p.kafka, p.host.Log, func(reason error) { p.readiness.wait("the topics", reason) }, p.cfg.topicsHere()...)
+			err := kafka.AwaitTopics(ctx, p.kafka, p.host.Log, missing, p.cfg.topicsHere()...)
 			if ctx.Err() != nil {
 				return nil // told to stop while it waited for the broker
 			}
@@ -365,7 +368,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 // yet, is locked or full: no process needs another to have started before it.
 func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
 	what := "the " + name + " database"
-	p.readiness.wait(what, fmt.Errorf("it has not answered since %s", time.Now().Format(time.TimeOnly)))
+	p.readiness.wait(what, fmt.Errorf("waiting for "+what+": it has not answered since %s", time.Now().Format(time.TimeOnly)))
 	for attempt := 1; ; attempt++ {
 		db, err := p.openDatabase(ctx, name, schema)
 		if err != nil && ctx.Err() != nil { // the URL has no part in it
@@ -377,7 +380,7 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 		}
 		p.door.Delay()
 		p.orders.Delay()
-		p.readiness.wait(what, err)
+		p.readiness.wait(what, fmt.Errorf("waiting for %s: %w", what, err))
 		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
 		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
 		select {

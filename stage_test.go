@@ -260,9 +260,9 @@ func TestATryThatHangs(t *testing.T) {
 func TestReadyTellsWhatIsWaitedFor(t *testing.T) {
 	p, stop, _ := stopping(t)
 	defer stop()
-	p.readiness.wait("the order database", errors.New("connection refused"))
-	p.readiness.wait("the topics", errors.New("no brokers"))
-	want := "still starting\nwaiting for the order database: connection refused\nwaiting for the topics: no brokers"
+	p.readiness.wait("the order database", errors.New("waiting for the order database: connection refused"))
+	p.readiness.wait("the topics", errors.New("the topics are not there yet: no brokers"))
+	want := "still starting\nwaiting for the order database: connection refused\nthe topics are not there yet: no brokers"
 	if err := p.ready(t.Context()); err == nil || err.Error() != want {
 		t.Errorf("ready: %v", err)
 	}
