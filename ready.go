@@ -22,6 +22,7 @@ const (
 type readiness struct {
 	started atomic.Bool
 	asked   atomic.Bool // somebody wants to know
+	said    atomic.Bool // the log says that it is ready
 
 	mu      sync.Mutex
 	waiting map[string]error // what for, and why
@@ -75,7 +76,20 @@ func (p *process) ready(ctx context.Context) error {
 		all.Go(func() { verdicts[i] = c.verdict(ctx) })
 	}
 	all.Wait()
-	return errors.Join(append(errs, verdicts...)...)
+	err := errors.Join(append(errs, verdicts...)...)
+	p.noteReady(err)
+	return err
+}
+
+// noteReady logs each change of whether the process is ready.
+func (p *process) noteReady(err error) {
+	if is := err == nil; p.readiness.said.Swap(is) != is {
+		if is {
+			p.host.Log.Info("ready")
+		} else {
+			p.host.Log.Warn("not ready", "err", err)
+		}
+	}
 }
 
 // A writeCheck finds out whether a service's database takes writes, for all who

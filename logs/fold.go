@@ -23,7 +23,8 @@ const (
 // Fold returns a handler that logs what is repeated once, and then its count once a
 // minute: a warning or an error whose like was logged within the last minute is held
 // back. When the minute is over the last of those is logged with "repeated", the
-// number of lines held back, and the next minute begins. Lines below warnings pass.
+// number of lines held back, and "last_at", its time, and the next minute begins. Lines
+// below warnings pass.
 //
 // Lines are alike when level, message and what they are about are the same: strings
 // and flags (service, table, topic, from, to), and the partition. What went wrong in
@@ -172,8 +173,8 @@ func (s sum) log() {
 		return
 	}
 	r := s.last
+	r.AddAttrs(slog.Int("repeated", s.held), slog.Time("last_at", r.Time))
 	r.Time = time.Now()
-	r.AddAttrs(slog.Int("repeated", s.held))
 	_ = s.to.Handle(context.Background(), r) // there is nobody to tell that the log fails
 }
 
