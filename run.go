@@ -278,7 +278,7 @@ func (p *process) startBroker(context.Context) error {
 // when all have, the broker may forget since when that was. Where some run in other processes, it does not.
 func makeUp(broker *kafka.Broker, log *slog.Logger) func() {
 	var left atomic.Int32
-	left.Store(int32(len(domain))) //nolint:gosec // they are a few
+	left.Store(int32(len(domain)))
 	return func() {
 		if left.Add(-1) > 0 {
 			return
