@@ -111,7 +111,9 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 }
 
 // On has c hand every event of type E to h. The transaction may be shared with
-// other events and may be run again, and the handler makes no network call.
+// other events and may be run again, and the handler makes no network call: a
+// transaction that is idle for ten seconds is ended by PostgreSQL, and tried
+// again as if the database were away.
 // An error undoes the handler's work: the event is tried again later, unless
 // it is Permanent or Unavailable. On must be called before Run.
 func On[E Event](c *Consumer, h func(ctx context.Context, tx *Tx, d Delivery[E]) error) {

@@ -224,11 +224,11 @@ func (c *connection) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	}
 	ask, done := handshake(ctx)
 	defer done()
-	c.limit = statementLimit(ctx)
 	tx, err := c.Conn().BeginTx(ask, pgx.TxOptions{IsoLevel: level, AccessMode: access})
 	if err != nil {
 		return nil, c.seen(ask, err)
 	}
+	c.limit = statementLimit(ctx)
 	return boundTx{c, tx, context.WithoutCancel(ctx)}, nil
 }
 
