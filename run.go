@@ -57,21 +57,22 @@ type process struct {
 	engine *stage // relays, consumers, workers
 	doors  *stage // what customers talk to
 
-	registry  *prometheus.Registry
-	metrics   prometheus.Registerer   // of the registry, guarded
-	listeners map[string]net.Listener // by key
-	publicURL string
-	outside   struct{ provider, smtp, sms string }
-	kafka     kafka.Config
-	unclean   time.Time    // since when the embedded broker may lack records
-	rewound   func()       // see makeUp
-	door      *web.Gate    // what is behind HTTP_ADDR
-	orders    *web.Gate    // the order API of this process
-	api       http.Handler // the order API that the pages use
-	operators *operatorAPI
-	closers   []io.Closer
-	topics    chan struct{} // closed when the topics are there
-	readiness readiness
+	registry   *prometheus.Registry
+	metrics    prometheus.Registerer   // of the registry, guarded
+	listeners  map[string]net.Listener // by key
+	publicURL  string
+	outside    struct{ provider, smtp, sms string }
+	kafka      kafka.Config
+	unclean    time.Time    // since when the embedded broker may lack records
+	rewound    func()       // see makeUp
+	door       *web.Gate    // what is behind HTTP_ADDR
+	orders     *web.Gate    // the order API of this process
+	openOrders func()       // has it take orders, once its service is there
+	api        http.Handler // the order API that the pages use
+	operators  *operatorAPI
+	closers    []io.Closer
+	topics     chan struct{} // closed when the topics are there
+	readiness  readiness
 }
 
 // Run runs the services of the configuration until ctx ends, then stops them
@@ -105,7 +106,7 @@ const startMoment = 3 * time.Second
 func newProcess(ctx context.Context, cfg Config, host Host) *process {
 	p := &process{
 		cfg: cfg, host: host, asked: ctx, registry: prometheus.NewRegistry(), listeners: map[string]net.Listener{},
-		topics: make(chan struct{}), door: web.NewGate(startMoment), orders: web.NewGate(startMoment),
+		topics: make(chan struct{}), door: web.NewGate(startMoment), orders: web.NewGate(startMoment), openOrders: func() {},
 	}
 	p.ctx, p.fail = context.WithCancelCause(ctx)
 	p.stopBegan = sync.OnceValue(time.Now)
@@ -320,6 +321,7 @@ func (p *process) startServices(ctx context.Context) error {
 			return err
 		}
 	}
+	p.openOrders()
 	return nil
 }
 
@@ -359,7 +361,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	if name == "order" {
 		mux := http.NewServeMux()
 		svc.Routes(mux)
-		p.orders.Open(mux)
+		p.openOrders = func() { p.orders.Open(mux) }
 	}
 	return nil
 }
@@ -378,6 +380,7 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 			p.readiness.wait(what, nil)
 			return db, err
 		}
+		p.openOrders() // the services that are still to come are not waited for
 		p.door.Delay()
 		p.orders.Delay()
 		p.readiness.wait(what, fmt.Errorf("waiting for %s: %w", what, err))
