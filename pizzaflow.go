@@ -67,6 +67,16 @@ var domain = []struct {
 	}},
 }
 
+// consumerGroup is the group in which all processes of a service consume.
+func consumerGroup(service string) string { return service + "-service" }
+
+func consumerGroups() (all []string) {
+	for _, s := range domain {
+		all = append(all, consumerGroup(s.name))
+	}
+	return all
+}
+
 // alone reports whether no other process can be at work on the database: the
 // lock of a SQLite file keeps them away.
 func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }

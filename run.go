@@ -257,7 +257,7 @@ func (p *process) startBroker(context.Context) error {
 		p.kafka.Dial = p.host.Dial
 		return nil
 	}
-	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log})
+	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log, Groups: consumerGroups()})
 	if errors.Is(err, kafka.ErrDirectoryInUse) {
 		return bad("DATA_DIR", "%w", err)
 	}
@@ -350,7 +350,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	}
 	reg := web.Guard(prometheus.WrapRegistererWithPrefix("pizza_", p.registry), p.host.Log)
 	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
-		Outbox: out, Group: name + "-service", Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay,
+		Outbox: out, Group: consumerGroup(name), Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay,
 		TopicRetention: p.cfg.topicsHold(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)

@@ -39,6 +39,10 @@ type BrokerConfig struct {
 
 	Log *slog.Logger // nil discards
 
+	// Groups are kept for members of the classic protocol, which is what franz-go speaks: nobody else can take
+	// them while they are empty.
+	Groups []string
+
 	// ListenFn opens the listener, nil means net.Listen. Tests pass a virtual network.
 	ListenFn func(network, address string) (net.Listener, error)
 
@@ -140,7 +144,7 @@ func (b *Broker) open(cfg BrokerConfig) (serve func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	book := &groupBook{groups: groups, exists: func(group string) bool { return b.cluster.GroupInfo(group) != nil }}
+	book := &groupBook{groups: groups, kept: cfg.Groups, exists: func(group string) bool { return b.cluster.GroupInfo(group) != nil }}
 	ln, err := listen(cfg, &door{groups: book, partitions: b.partitions}, b.log.log)
 	if err != nil {
 		return nil, err

@@ -367,6 +367,20 @@ func TestAGroupKeepsItsProtocol(t *testing.T) {
 	}
 }
 
+// A group that is kept is nobody else's, although it is empty.
+func TestKeptGroups(t *testing.T) {
+	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir(), Groups: []string{"ours"}})
+	ensure(t, config, single())
+	for name, want := range map[string]int16{"ours": kerr.GroupIDNotFound.Code, "theirs": 0} {
+		r := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+		r.Group, r.MemberID, r.RebalanceTimeoutMillis, r.SubscribedTopicNames, r.Topics = name, "stranger", 10_000, []string{"order-events"}, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
+		resp, err := r.RequestWith(t.Context(), client(t, config))
+		if err != nil || resp.ErrorCode != want {
+			t.Errorf("%s: %v, code %d, want %d", name, err, resp.ErrorCode, want)
+		}
+	}
+}
+
 // What a topic may be is what Apache Kafka would take, within what one process can hold.
 func TestTopicsAreBounded(t *testing.T) {
 	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 )
@@ -27,6 +28,7 @@ const (
 // first used with until it is deleted.
 type groupBook struct {
 	exists func(group string) bool // does the broker know the group?
+	kept   []string                // the groups that only classic members have
 
 	mu     sync.Mutex
 	groups map[string]groupProtocol
@@ -66,8 +68,9 @@ func (b *groupBook) claim(group string, protocol groupProtocol) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	had, known := b.groups[group]
+	kept := slices.Contains(b.kept, group)
 	switch {
-	case !known && !b.room():
+	case kept && protocol == consumerProtocol, !known && !kept && !b.room():
 		return false
 	case !known, had == anyProtocol:
 		b.groups[group] = protocol

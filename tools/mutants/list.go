@@ -837,6 +837,13 @@ var engine = []mutant{
 		env:  "DATABASE_URL",
 	},
 	{
+		name: "kafka: a group that is kept may be taken while it is empty",
+		file: "kafka/groupbook.go",
+		old:  `	case kept && protocol == consumerProtocol, `,
+		new:  `	case `,
+		test: "./kafka -run ^TestKeptGroups$",
+	},
+	{
 		name: "sqldb: a plan made for an empty table reads all of it",
 		file: "sqldb/rows.go",
 		old:  `LIMIT $%d) AS v`,
