@@ -20,6 +20,8 @@ const (
 	workAhead    = 32                     // times Limit: how many rows are held at most, worked on or waiting for it
 	workWrites   = 10 * time.Second       // for one statement about leases
 	workPullIn   = time.Minute            // between two looks for what is due too late
+	workLookAll  = time.Minute            // between two looks at all that is due, however long it has been
+	workOverlap  = 2 * time.Minute        // a transaction that writes a due time is committed by then
 )
 
 // The pauses before a row whose Do returned an error.
@@ -94,8 +96,10 @@ type Work struct {
 	cfg  WorkConfig
 	wake chan struct{}
 
-	clock    sqldb.ClockWatch // these two are takeUntil's
-	pullInAt time.Time
+	clock     sqldb.ClockWatch // these are takeUntil's
+	pullInAt  time.Time
+	lookAllAt time.Time
+	from      time.Time // by the database's clock: nothing is due that was due before; zero when that is not known
 
 	mu      sync.Mutex
 	open    bool                // Run takes what is handed over

@@ -176,8 +176,10 @@ func (w *Work) inherit(ctx context.Context, n int) (int, error) {
 // are not among them: their lease may have run out while the database was away,
 // and they are still worked on here.
 func (w *Work) orphans(ctx context.Context, n int) (ids []any, err error) {
+	since, args := w.since(2)
 	rows, err := w.cfg.DB.Read().QueryContext(ctx, `
-		SELECT id FROM `+w.cfg.Table+` WHERE due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $1`, n)
+		SELECT id FROM `+w.cfg.Table+` WHERE `+since+` AND due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $1`,
+		append([]any{n}, args...)...)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"fmt"
 	"time"
 
 	"pizzaflow/sqldb"
@@ -114,10 +115,21 @@ func (w *Work) fallBehind(room int, late time.Duration, err error) {
 func (w *Work) look(ctx context.Context) (late time.Duration, err error) {
 	var first, now time.Time
 	asked := time.Now()
-	err = w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at), `+sqldb.Clock+` FROM `+w.cfg.Table+` WHERE due_at IS NOT NULL`+w.cfg.Where).
+	all := !asked.Before(w.lookAllAt)
+	if all {
+		w.from = time.Time{}
+	}
+	since, args := w.since(1)
+	err = w.cfg.DB.Read().QueryRowContext(ctx, `SELECT MIN(due_at), `+sqldb.Clock+` FROM `+w.cfg.Table+` WHERE `+since+w.cfg.Where, args...).
 		Scan(sqldb.Time(&first), sqldb.Time(&now))
 	if err != nil {
 		return 0, err
+	}
+	if all {
+		w.lookAllAt, w.from = asked.Add(workLookAll), now.Add(-workOverlap)
+		if !first.IsZero() && first.Before(w.from) {
+			w.from = first
+		}
 	}
 	if w.clock.Steady(now, asked, w.cfg.Lease/8) == 0 {
 		w.clockSet()
@@ -134,13 +146,25 @@ func (w *Work) look(ctx context.Context) (late time.Duration, err error) {
 	return max(-workLook, now.Sub(first)), nil
 }
 
+// since is the condition that a row has a due time, not before the first that
+// there can be, and its argument, numbered n. While somebody reads the database
+// for long, PostgreSQL keeps the index entries of all that was due since: without
+// a bound each look would step over every one of them.
+func (w *Work) since(n int) (condition string, args []any) {
+	if w.from.IsZero() {
+		return `due_at IS NOT NULL`, nil
+	}
+	return fmt.Sprintf(`due_at >= $%d`, n), []any{w.from}
+}
+
 // claim takes up to n due rows that nobody holds, and returns how many it took.
 func (w *Work) claim(ctx context.Context, n int) (int, error) {
 	// what is claimed must be known: broken off, the statement may have taken
 	// rows that nobody works on until their lease runs out
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
 	defer cancel()
-	return w.takeRows(ctx, `due_at <= `+sqldb.Clock+` AND lease_token IS NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $3`, n)
+	since, args := w.since(4)
+	return w.takeRows(ctx, since+` AND due_at <= `+sqldb.Clock+` AND lease_token IS NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $3`, append([]any{n}, args...)...)
 }
 
 // takeRows leases the rows that are chosen and has them worked on: in what
@@ -186,7 +210,7 @@ func (w *Work) clockSet() {
 	w.mu.Lock()
 	w.contact = time.Now()
 	w.mu.Unlock()
-	w.pullInAt = time.Time{}
+	w.pullInAt, w.lookAllAt, w.from = time.Time{}, time.Time{}, time.Time{}
 }
 
 // pullIn has rows come soon that are due later than they can be: the clock was

@@ -844,6 +844,14 @@ var engine = []mutant{
 		test: "./kafka -run ^TestKeptGroups$",
 	},
 	{
+		name: "work: each look steps over all that was ever due",
+		file: "outbox/work_take.go",
+		old:  `	if w.from.IsZero() {`,
+		new:  `	if w.from.Before(time.Now()) {`,
+		test: "./outbox -run ^TestWorkUnderALongReader$",
+		env:  "DATABASE_URL",
+	},
+	{
 		name: "sqldb: a plan made for an empty table reads all of it",
 		file: "sqldb/rows.go",
 		old:  `LIMIT $%d) AS v`,
