@@ -35,7 +35,7 @@ func (readyCmd) Run(ctx context.Context, p *program) error {
 	}
 	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // a proxy is for others
 	if err != nil {
-		return fmt.Errorf("ask whether it is ready: %w", err)
+		return fmt.Errorf("ask whether it is ready, at ADMIN_ADDR: %w", err)
 	}
 	defer resp.Body.Close()
 	why, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
@@ -43,7 +43,7 @@ func (readyCmd) Run(ctx context.Context, p *program) error {
 		return fmt.Errorf("ask whether it is ready: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return errors.New("not ready: " + strings.TrimSpace(string(why)))
+		return errors.New(strings.TrimSpace(string(why))) // not ready: …
 	}
 	return nil
 }
