@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 )
 
 // An Insert is an INSERT of any number of rows, written without its values.
@@ -105,8 +106,21 @@ func (in Insert) one(engine Engine, columns int) string {
 	return in.Into + " VALUES (" + strings.Join(values, ", ") + ") " + in.Then
 }
 
+// manyTexts has the statements for many rows: an Insert is a part of a program,
+// and there are as many as were written.
+var manyTexts sync.Map // from Insert to string
+
 // many is the statement for any number of rows on PostgreSQL.
 func (in Insert) many() string {
+	if text, ok := manyTexts.Load(in); ok {
+		return text.(string) //nolint:forcetypeassert // nothing else is stored
+	}
+	text := in.compose()
+	manyTexts.Store(in, text)
+	return text
+}
+
+func (in Insert) compose() string {
 	var arrays, names, cells []string
 	for kind := range strings.SplitSeq(in.Types, ",") {
 		name := fmt.Sprintf("c%d", len(names)+1)
