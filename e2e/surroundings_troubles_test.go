@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -237,15 +238,20 @@ func (h *databaseHost) occupy(t *testing.T) (end func()) {
 	h.execute(t, `CREATE ROLE guest LOGIN`)
 	url := strings.Replace(h.server.URL, "postgres@", "guest@", 1)
 	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan struct{})
+	full, ended := make(chan struct{}), make(chan struct{})
+	isFull := sync.OnceFunc(func() { close(full) })
 	go func() {
 		defer close(ended)
 		var taken []*pgx.Conn
-		for ctx.Err() == nil {
+		for refused := 0; ctx.Err() == nil; {
 			conn, err := pgx.Connect(ctx, url)
 			if err == nil {
 				taken = append(taken, conn)
+				refused = 0
 				continue
+			}
+			if refused++; refused == 20 { // those of a process that has just ended are free by then, too
+				isFull()
 			}
 			pauseFor(ctx, 5*time.Millisecond)
 		}
@@ -254,6 +260,11 @@ func (h *databaseHost) occupy(t *testing.T) (end func()) {
 		}
 	}()
 	endServices := h.again(t, h.endAll())
+	select {
+	case <-full:
+	case <-time.After(paidLimit):
+		t.Error("there is always one more connection")
+	}
 	return func() {
 		endServices()
 		cancel()
