@@ -144,6 +144,23 @@ func prepareSession(ctx context.Context, conn *pgconn.PgConn, settings map[strin
 		}
 	}
 	if in, there := string(got[len(names)]), string(got[len(names)+1]) == "true"; schema != "" && there && in != schema {
+		return checkSchema(ctx, conn, schema)
+	}
+	return nil
+}
+
+// checkSchema makes sure that the session is in its schema, which is there. A
+// statement during which another process created the schema may see it and not
+// yet be in it: the next one is.
+func checkSchema(ctx context.Context, conn *pgconn.PgConn, schema string) error {
+	results, err := conn.Exec(ctx, "SELECT COALESCE(current_schema(), '')").ReadAll()
+	if err != nil {
+		return err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 {
+		return errors.New("the server does not tell its schema")
+	}
+	if in := string(results[0].Rows[0][0]); in != schema {
 		return fmt.Errorf("%w: the session is in schema %q instead of %q: has the role USAGE on it?", ErrUnfit, in, schema)
 	}
 	return nil

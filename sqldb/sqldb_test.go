@@ -249,6 +249,26 @@ func TestMigrateManyAtOnceAndAgain(t *testing.T) {
 	}
 }
 
+// Many processes that start at once make the schema, and each is in it.
+func TestSchemaIsMadeByOneOfMany(t *testing.T) {
+	server := sqltest.Database(t, "")
+	for round := range 6 {
+		var all sync.WaitGroup
+		for range 6 {
+			all.Go(func() {
+				db, err := sqldb.Open(context.Background(), fmt.Sprintf("%s&search_path=s%d", server, round))
+				if err == nil {
+					err = errors.Join(db.Migrate(context.Background(), schema.Name, schema.FS), db.Close())
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+	}
+}
+
 func TestSQLiteIsDurableAndPrivate(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "new folder?")
 	db := sqltest.Connect(t, "sqlite:"+filepath.Join(dir, "a b.db"), schema)
