@@ -34,7 +34,7 @@ const (
 // TestDatabaseTroubles has a PostgreSQL with much trouble, one after another,
 // under a stream of orders. Each is met with 503 and a process that is not
 // ready, is over for the services seconds after it is over, and costs nothing:
-// no attempt, no dead letter, no order.
+// no failed attempt, no dead letter, no order.
 func TestDatabaseTroubles(t *testing.T) {
 	t.Parallel()
 	const slots = 45
