@@ -1,6 +1,6 @@
 // Mutants shows that the tests notice when a protection is taken out: for each
-// line of its list it copies the project to a temporary folder, makes one
-// change to one file, and runs the one test that must fail then.
+// line of its list it makes one change to one file of a copy of the project, and
+// runs the one test that must fail then.
 //
 //	make mutants                    all of them
 //	make mutants ONLY=inbox         those whose name matches a regular expression
@@ -30,9 +30,8 @@ import (
 // A mutant is one change that a test must notice.
 type mutant struct {
 	name string // what is broken, in a few words
-	file string // from the root of the project
-	old  string // stands there exactly once
-	new  string
+	old  string // code, or a part of it, that stands in the project once; see find
+	new  string // what stands there instead
 	test string // the arguments of go test that make it notice: package and -run
 	env  string // an environment variable without which the test is skipped
 }
@@ -68,6 +67,10 @@ func run(ctx context.Context, only string, listOnly bool) (err error) {
 	if err := copyTree(dir, root); err != nil {
 		return err
 	}
+	sources, err := readSources(dir)
+	if err != nil {
+		return err
+	}
 	table := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	healthy, bad := map[string]error{}, 0
 	for _, m := range mutants {
@@ -75,12 +78,12 @@ func run(ctx context.Context, only string, listOnly bool) (err error) {
 			continue
 		}
 		began := time.Now()
-		verdict, ok := try(ctx, dir, m, healthy, listOnly)
+		where, verdict, ok := try(ctx, dir, m, sources, healthy, listOnly)
 		if !ok {
 			bad++
 		}
 		fmt.Fprintf(os.Stderr, "%s: %s\n", m.name, verdict)
-		fmt.Fprintf(table, "%s\t%s\t%s\t%.0f s\n", m.name, m.file, verdict, time.Since(began).Seconds())
+		fmt.Fprintf(table, "%s\t%s\t%s\t%.0f s\n", m.name, where, verdict, time.Since(began).Seconds())
 	}
 	if err := errors.Join(table.Flush(), ctx.Err()); err != nil {
 		return err
@@ -92,20 +95,17 @@ func run(ctx context.Context, only string, listOnly bool) (err error) {
 }
 
 // try makes the change in the copy, runs the test, and takes the change back.
-func try(ctx context.Context, dir string, m mutant, healthy map[string]error, listOnly bool) (verdict string, ok bool) {
-	path := filepath.Join(dir, m.file)
-	source, err := os.ReadFile(path)
+func try(ctx context.Context, dir string, m mutant, sources []source, healthy map[string]error, listOnly bool) (where, verdict string, ok bool) {
+	p, err := find(sources, m.old)
 	if err != nil {
-		return err.Error(), false
+		return "", "DOES NOT APPLY: " + err.Error(), false
 	}
-	if n := bytes.Count(source, []byte(m.old)); n != 1 {
-		return fmt.Sprintf("DOES NOT APPLY: the old text stands there %d times", n), false
-	}
+	where = p.source.path
 	if listOnly {
-		return "applies", true
+		return where, "applies", true
 	}
 	if m.env != "" && os.Getenv(m.env) == "" {
-		return "not run: needs " + m.env, true
+		return where, "not run: needs " + m.env, true
 	}
 	if _, known := healthy[m.test]; !known {
 		out, err := goTest(ctx, dir, m.test)
@@ -114,16 +114,18 @@ func try(ctx context.Context, dir string, m mutant, healthy map[string]error, li
 		}
 	}
 	if healthy[m.test] != nil {
-		return "THE TEST FAILS WITHOUT IT", false
+		return where, "THE TEST FAILS WITHOUT IT", false
 	}
-	if err := os.WriteFile(path, bytes.Replace(source, []byte(m.old), []byte(m.new), 1), 0o600); err != nil {
-		return err.Error(), false
+	path := filepath.Join(dir, where)
+	if err := os.WriteFile(path, p.mutated(m.new), 0o600); err != nil {
+		return where, err.Error(), false
 	}
 	out, testErr := goTest(ctx, dir, m.test)
-	if err := os.WriteFile(path, source, 0o600); err != nil {
-		return err.Error(), false
+	if err := os.WriteFile(path, p.source.text, 0o600); err != nil {
+		return where, err.Error(), false
 	}
-	return judge(out, testErr)
+	verdict, ok = judge(out, testErr)
+	return where, verdict, ok
 }
 
 var failedTest = regexp.MustCompile(`(?m)^\s*--- FAIL: (\S+)`)
