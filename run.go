@@ -22,6 +22,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/frontend"
+	"pizzaflow/internal/retry"
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
 	"pizzaflow/sandbox"
@@ -385,12 +386,8 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 		p.orders.Delay()
 		p.readiness.wait(what, fmt.Errorf("waiting for %s: %w", what, err))
 		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
-		pause := time.NewTimer(outbox.Backoff(attempt, 200*time.Millisecond, 5*time.Second))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if !retry.Sleep(ctx, retry.Backoff(attempt, 200*time.Millisecond, 5*time.Second)) {
 			return nil, fmt.Errorf("%s: told to stop while waiting for the database: %w", name, err)
-		case <-pause.C:
 		}
 	}
 }

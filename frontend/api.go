@@ -13,6 +13,7 @@ import (
 	"github.com/google/uuid"
 
 	"pizzaflow/event"
+	"pizzaflow/internal/retry"
 	"pizzaflow/web"
 )
 
@@ -115,7 +116,7 @@ func (s *Service) place(r *http.Request, key string, body []byte) (string, error
 	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {key}}
 	for {
 		a, err := s.call(ctx, r, http.MethodPost, "/api/v1/orders", header, body)
-		if p := problemIn(err); p != nil && p.Status == http.StatusConflict && wait(ctx, busyWait) {
+		if p := problemIn(err); p != nil && p.Status == http.StatusConflict && retry.Sleep(ctx, busyWait) {
 			continue
 		}
 		if err != nil {
@@ -129,18 +130,6 @@ func (s *Service) place(r *http.Request, key string, body []byte) (string, error
 			return "", fmt.Errorf("place order: order_id: %w", err)
 		}
 		return o.OrderID, nil
-	}
-}
-
-// wait lets d pass and tells whether ctx still lives.
-func wait(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"pizzaflow/internal/retry"
 	"pizzaflow/web"
 )
 
@@ -108,7 +109,7 @@ func (m *remote) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), remoteTimeout)
 	defer cancel()
 	a, err := m.ask(ctx, r, header, body)
-	for ownKey && err == nil && a.status == http.StatusConflict && wait(ctx, busyWait) {
+	for ownKey && err == nil && a.status == http.StatusConflict && retry.Sleep(ctx, busyWait) {
 		a, err = m.ask(ctx, r, header, body) // our own first try is still being worked on
 	}
 	switch {

@@ -10,6 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/event"
+	"pizzaflow/internal/retry"
 )
 
 const (
@@ -21,25 +22,20 @@ const (
 // Run follows the topics from their end until ctx ends, and wakes the trackers of
 // the orders that are spoken of. While Kafka is away, trackers read by themselves.
 func (s *Service) Run(ctx context.Context) error {
-	pause := time.Second
-	for {
+	for attempt := 1; ; attempt++ {
 		began := time.Now()
 		err := s.tail(ctx)
 		s.pulse.stop()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err == nil {
+		if err == nil || ctx.Err() != nil {
 			return nil
 		}
 		if time.Since(began) > time.Minute {
-			pause = time.Second
+			attempt = 1
 		}
 		s.log.Warn("topics not followed, beginning again", "error", err.Error())
-		if !wait(ctx, pause) {
+		if !retry.Sleep(ctx, retry.Backoff(attempt, time.Second, 10*time.Second)) {
 			return nil
 		}
-		pause = min(2*pause, 10*time.Second)
 	}
 }
 

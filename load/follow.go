@@ -3,6 +3,8 @@ package load
 import (
 	"context"
 	"time"
+
+	"pizzaflow/internal/retry"
 )
 
 const (
@@ -27,7 +29,7 @@ func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
 	ctx, cancel := context.WithDeadline(ctx, end.Add(r.cfg.Timeout))
 	defer cancel()
 	for n, pause := 0, firstPoll; ; n, pause = n+1, min(2*pause, maxPoll) {
-		wait(ctx, min(pause, time.Until(end)))
+		retry.Sleep(ctx, min(pause, time.Until(end)))
 		last := !time.Now().Before(end)
 		select {
 		case r.polls <- struct{}{}:

@@ -4,12 +4,13 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"net/http"
 	"sync"
 	"time"
 
 	"github.com/google/uuid"
+
+	"pizzaflow/internal/retry"
 )
 
 const (
@@ -17,7 +18,7 @@ const (
 	// is on disk by then, so the latency is the system's and not this disk's.
 	lead = 100 * time.Millisecond
 
-	firstPause = 50 * time.Millisecond // before the second try; doubled for each further one
+	firstPause = 50 * time.Millisecond // before the second try; doubled for each further one, half of it at random
 	maxPause   = 2 * time.Second
 )
 
@@ -86,7 +87,7 @@ func (r *Run) schedule(scheduled, ctx context.Context) {
 	defer r.work.Wait()
 	defer r.ending()
 	for n := range r.cfg.Orders {
-		if !wait(scheduled, time.Until(r.appointed(n).Add(-lead))) {
+		if !retry.Sleep(scheduled, time.Until(r.appointed(n).Add(-lead))) {
 			return
 		}
 		select {
@@ -96,24 +97,6 @@ func (r *Run) schedule(scheduled, ctx context.Context) {
 		default:
 			r.tally.notSent()
 		}
-	}
-}
-
-// wait returns whether the pause passed before ctx ended.
-func wait(ctx context.Context, pause time.Duration) bool {
-	if ctx.Err() != nil {
-		return false
-	}
-	if pause <= 0 {
-		return true
-	}
-	timer := time.NewTimer(pause)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 
@@ -143,7 +126,7 @@ func (r *Run) settle(ctx context.Context, n int, due time.Time) (Line, error) {
 	if err != nil {
 		return Line{Kind: kindNotSent}, err
 	}
-	wait(ctx, time.Until(due))
+	retry.Sleep(ctx, time.Until(due))
 	end := r.place(ctx, n, due, key, body)
 	if err := r.cfg.Log.Append(&end); err != nil {
 		return Line{Kind: KindUnknown, Key: key, At: end.At}, err
@@ -178,24 +161,15 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 		case a.status != http.StatusTooManyRequests:
 			open = true
 		}
-		pause := jittered(try)
+		pause := retry.Backoff(try+1, firstPause, maxPause)
 		if (try+1)%len(r.cfg.URLs) == 0 { // the next address is one that asked for a pause, not another
 			pause = max(pause, a.retryAfter)
 		}
-		if !wait(ctx, pause) {
+		if !retry.Sleep(ctx, pause) {
 			end.At = time.Now()
 			return end
 		}
 	}
-}
-
-// jittered is the pause after try number n, between half of it and all.
-func jittered(n int) time.Duration {
-	full := maxPause
-	if n < 10 {
-		full = min(maxPause, firstPause<<n)
-	}
-	return full/2 + rand.N(full/2) //nolint:gosec // spreads tries, hides nothing
 }
 
 // declined tells whether order n is one of the percentage, evenly spread.

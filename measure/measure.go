@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/internal/retry"
 )
 
 // Limit is how far rows are counted: one row more is found to know that there
@@ -98,12 +100,7 @@ func (m *Measure[T]) Start(ctx context.Context) (stop func()) {
 func (m *Measure[T]) run(ctx context.Context) {
 	for m.awaitLook(ctx) {
 		m.ask(ctx)
-		pause := time.NewTimer(interval)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		retry.Sleep(ctx, interval)
 	}
 }
 

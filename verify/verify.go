@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/retry"
 	"pizzaflow/load"
 	"pizzaflow/sqldb"
 )
@@ -118,12 +119,8 @@ func Check(ctx context.Context, cfg Config, wait time.Duration) (Report, error) 
 		if r.Count(InFlight) == 0 {
 			next = settling
 		}
-		timer := time.NewTimer(next)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !retry.Sleep(ctx, next) {
 			return r, ctx.Err()
-		case <-timer.C:
 		}
 	}
 }
