@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"pizzaflow/internal/filelock"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
@@ -56,7 +57,7 @@ func (m Move) Migrate(ctx context.Context, log *slog.Logger) (tables []MovedTabl
 		return nil, err
 	}
 	for _, p := range parts {
-		lock, err := lockFile(p.file + ".lock")
+		lock, err := filelock.Acquire(p.file + ".lock")
 		if err != nil {
 			return nil, fmt.Errorf("move %s: %w", p.service, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/frontend"
+	"pizzaflow/internal/filelock"
 	"pizzaflow/internal/retry"
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
@@ -429,7 +431,10 @@ func (p *process) lock(service string) error {
 	if !lite {
 		return nil
 	}
-	l, err := lockFile(path + ".lock")
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return bad("DATA_DIR", "%s.db: %w", service, err)
+	}
+	l, err := filelock.Acquire(path + ".lock")
 	if err != nil {
 		return bad("DATA_DIR", "%s.db: %w", service, err)
 	}

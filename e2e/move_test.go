@@ -46,7 +46,7 @@ func TestMove(t *testing.T) {
 	})
 	target := newDatabase(t)
 	move := []string{"migrate", "--from", "sqlite:" + d.dir, "--to", target}
-	if code, said := d.tool(t, move...); code == 0 || !strings.Contains(said, "another pizza is using it") {
+	if code, said := d.tool(t, move...); code == 0 || !strings.Contains(said, "another process is using it") {
 		t.Fatalf("moved under a running system: exit %d: %s", code, said)
 	}
 	d.stop()

@@ -6,9 +6,9 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
-	"os"
 	"strconv"
 	"sync"
 	"time"
@@ -55,7 +55,7 @@ type BrokerConfig struct {
 type Broker struct {
 	dir     string
 	log     *brokerLog
-	lock    *os.File
+	lock    io.Closer
 	cluster *kfake.Cluster
 	address string
 

@@ -4,16 +4,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"time"
+
+	"pizzaflow/internal/filelock"
 )
 
 // ErrDirectoryInUse says that another process has the embedded broker's directory open.
-var ErrDirectoryInUse = errors.New("the directory is in use by another process")
+var ErrDirectoryInUse = filelock.ErrHeld
+
+// lockDirectory takes dir for this process, until the lock is closed or the process ends.
+func lockDirectory(dir string) (io.Closer, error) {
+	if runtime.GOOS == "windows" { // there a folder cannot be synced, as mend does
+		return nil, errors.New("the embedded broker does not run on this operating system: use Apache Kafka")
+	}
+	lock, err := filelock.Acquire(filepath.Join(dir, "lock"))
+	if errors.Is(err, ErrDirectoryInUse) {
+		return nil, fmt.Errorf("%s: %w: stop it, or use another directory", dir, err)
+	}
+	return lock, err
+}
 
 // makePrivate makes dir with mode 0700, whatever the umask, and narrows one that is there. The broker writes
 // files that everybody may read, and they hold names and addresses; the directory keeps others out.

@@ -59,8 +59,8 @@ var services = []mutant{
 	},
 	{
 		name: "move: under a running system",
-		old:  `lockFile(p.file + ".lock")`,
-		new:  `lockFile(p.file + ".moved")`,
+		old:  `filelock.Acquire(p.file + ".lock")`,
+		new:  `filelock.Acquire(p.file + ".moved")`,
 		test: "./e2e -run ^TestMove$",
 		env:  "KAFKA_BROKERS",
 	},
