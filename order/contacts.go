@@ -26,15 +26,15 @@ func isEmail(s string) bool {
 	return len(s) <= maxEmail && len(local) <= 64 && emailShape.MatchString(s)
 }
 
-// phoneShape is what people write in a phone field. The parser takes far more,
-// extensions and letters among it.
+// phoneShape is a phone number as people write it. The parser takes far more,
+// such as extensions and letters.
 var phoneShape = regexp.MustCompile(`^\+?[0-9 ().-]{5,30}$`)
 
 // russianMobile is how nearly all customers write their number.
 var russianMobile = regexp.MustCompile(`^(?:\+7|8)[ -]?\(?(9[0-9]{2})\)?[ -]?([0-9]{3})[ -]?([0-9]{2})[ -]?([0-9]{2})$`)
 
-// readPhone is the parser of phone numbers, save that it knows the usual form
-// by sight: the parser's many patterns cost a tenth of placing an order.
+// readPhone is phonenumbers.Parse with a short cut for the usual form: the many
+// patterns of the library cost a tenth of placing an order.
 func readPhone(s string) (*phonenumbers.PhoneNumber, error) {
 	m := russianMobile.FindStringSubmatch(s)
 	if m == nil {
@@ -45,10 +45,10 @@ func readPhone(s string) (*phonenumbers.PhoneNumber, error) {
 	return &phonenumbers.PhoneNumber{CountryCode: &country, NationalNumber: &national}, err
 }
 
-// parsePhone brings a phone number to E.164. Without a country code it is a
-// Russian one, with or without the leading 8. Only numbers that belong to
-// people are taken: a premium or a satellite number would let anybody spend
-// our money on text messages.
+// parsePhone brings a phone number to E.164, and reports whether it is the number
+// of a mobile or a fixed line. Without a country code it is a Russian number, with
+// or without the leading 8. Premium and satellite numbers are refused: they would
+// let anybody spend our money on text messages.
 func parsePhone(s string) (string, bool) {
 	s = strings.Trim(s, " ")
 	if !phoneShape.MatchString(s) {
@@ -58,7 +58,7 @@ func parsePhone(s string) (string, bool) {
 	if err != nil || phonenumbers.GetRegionCodeForCountryCode(int(n.GetCountryCode())) == "001" {
 		return "", false
 	}
-	// a number that is not valid has no type; asking for both costs twice
+	// a number that is not valid has no type, so one look-up checks both
 	switch phonenumbers.GetNumberType(n) {
 	case phonenumbers.MOBILE, phonenumbers.FIXED_LINE, phonenumbers.FIXED_LINE_OR_MOBILE:
 		return phonenumbers.Format(n, phonenumbers.E164), true
@@ -106,8 +106,8 @@ func luhn(digits string) bool {
 	return sum%10 == 0
 }
 
-// The masks leave enough for a customer to recognise, and too little for
-// anybody else to use.
+// The masks leave as much of a contact as its owner needs to recognise it, and too
+// little for anybody else to use.
 
 func maskName(s string) string {
 	words := strings.Fields(s)

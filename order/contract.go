@@ -8,7 +8,7 @@ import (
 	"github.com/swaggest/swgui/v5emb"
 )
 
-// The contracts, written by hand and held to the truth by tests.
+// The contracts are written by hand; tests compare them with the code.
 var (
 	//go:embed openapi.json
 	openAPI []byte
@@ -33,8 +33,8 @@ func handleGetAsyncAPI(w http.ResponseWriter, _ *http.Request) {
 	_, _ = w.Write(asyncAPI)
 }
 
-// swaggerUI serves the files of Swagger UI. Its own page has inline scripts,
-// so ours stands in front of it.
+// swaggerUI serves the files of Swagger UI. Its own page has inline scripts, which
+// docsPolicy forbids, so docs/page.html replaces it.
 var swaggerUI = sync.OnceValue(func() http.Handler { return v5emb.New("Pizzaflow", "/openapi.json", "/docs/") })
 
 func handleGetDocs(w http.ResponseWriter, r *http.Request) {

@@ -11,7 +11,7 @@ import (
 	"pizzaflow/event"
 )
 
-// What an order may hold.
+// The limits of an order.
 const (
 	maxLines   = 50
 	maxPieces  = 100              // of one line
@@ -21,7 +21,7 @@ const (
 	maxTotal   = event.Money(1e8) // a million roubles: more is a mistake or a joke
 )
 
-// A Draft is an order as the customer states it: nothing in it is trusted,
+// A Draft is an order as the customer states it: nothing in it is checked yet,
 // and it holds no price.
 type Draft struct {
 	Name, Email, Phone string
@@ -30,8 +30,8 @@ type Draft struct {
 	Lines              []Line
 }
 
-// A Line asks for some pieces of one pizza in one size. Two lines may ask for
-// the same.
+// A Line asks for some pieces of one pizza in one size. Two lines may ask for the
+// same pizza and size.
 type Line struct {
 	PizzaID  string
 	Quantity int
@@ -46,7 +46,7 @@ type Fault struct {
 	Detail  string // for humans, in English
 }
 
-// InvalidError says that a draft cannot become an order, with all its faults.
+// InvalidError is a draft that cannot become an order, with all its faults.
 type InvalidError struct{ Faults []Fault }
 
 // Error counts the faults and names the first.
@@ -54,9 +54,9 @@ func (e *InvalidError) Error() string {
 	return fmt.Sprintf("invalid order: %d faults, first %s at %s", len(e.Faults), e.Faults[0].Code, e.Faults[0].Pointer)
 }
 
-// compose makes an order of a draft, at the menu's prices, or says everything
-// that is wrong with it in an InvalidError. The order has neither id nor
-// number nor time yet.
+// compose makes an order of a draft, at the menu's prices, or returns all faults
+// of the draft in an InvalidError. The order has neither id nor number nor time
+// yet.
 func compose(m *menu, d Draft) (Order, error) {
 	c := checker{}
 	o := Order{
@@ -84,13 +84,13 @@ func (c *checker) fault(pointer, code, detail string) {
 }
 
 const (
-	required  = 1 << iota // must hold something else than spaces
-	multiline             // may have line breaks
+	required  = 1 << iota // the text must hold something else than spaces
+	multiline             // the text may have line breaks
 )
 
 // text brings a free text into the form it is stored in: trimmed, composed
-// (NFC), with plain line breaks and without the invisible marks that turn the
-// direction of writing, which come along when text is copied.
+// (NFC), with plain line breaks, and without the invisible marks of the writing
+// direction that come along when text is copied.
 func (c *checker) text(pointer, s string, limit, flags int) string {
 	s = strings.ReplaceAll(s, "\r\n", "\n")
 	s = strings.Map(func(r rune) rune {
@@ -151,8 +151,8 @@ func (c *checker) locale(pointer, s string) string {
 	return s
 }
 
-// items looks every line up on the menu and adds them up. The sum cannot
-// overflow: it stops at the cap.
+// items looks every line up on the menu, and adds up the prices. The sum cannot
+// overflow: it stops at maxTotal.
 func (c *checker) items(m *menu, lines []Line, locale string) ([]event.Item, event.Money) {
 	switch {
 	case len(lines) == 0:

@@ -34,8 +34,8 @@ func (s *Service) routes() map[string]http.HandlerFunc {
 	}
 }
 
-// placeRequest is the body of POST /api/v1/orders. What is not listed here is
-// refused, a price first of all.
+// placeRequest is the body of POST /api/v1/orders. Other fields are refused, a
+// price first of all.
 type placeRequest struct {
 	CustomerName    string      `json:"customer_name"`
 	CustomerEmail   string      `json:"customer_email"`
@@ -108,7 +108,7 @@ func idempotencyKey(h http.Header) (string, error) {
 	return keys[0], nil
 }
 
-// createdView is what a customer is told of an order when it is placed.
+// createdView is an order as the answer to its placement shows it.
 type createdView struct {
 	OrderID         string       `json:"order_id"`
 	OrderNumber     string       `json:"order_number"`
@@ -120,8 +120,8 @@ type createdView struct {
 	CreatedAt       time.Time    `json:"created_at"`
 }
 
-// orderView is what can be asked for later, by whoever knows the id: enough
-// for the customer to recognise the order, and no contact in full.
+// orderView is an order as anybody who knows its id may see it: the customer
+// recognises the order, and no contact is there in full.
 type orderView struct {
 	createdView
 	Version       int64      `json:"version"`
@@ -146,8 +146,8 @@ func viewCreated(o *Order) createdView {
 	}
 }
 
-// createdBody is the answer to a placed order. It is made once, stored with
-// the key and sent from there.
+// createdBody encodes the answer to a placed order. With an Idempotency-Key the
+// answer is stored, so that a repeated request gets the same bytes.
 func createdBody(o *Order) ([]byte, error) {
 	body, err := json.Marshal(viewCreated(o))
 	if err != nil {
@@ -224,19 +224,19 @@ func (s *Service) handleGetMenu(w http.ResponseWriter, r *http.Request) {
 
 var locales = language.NewMatcher([]language.Tag{language.Russian, language.English})
 
-// preferredLocale is the one of our languages that the request likes best, and
-// Russian when it likes neither or does not say.
+// preferredLocale is that of our locales which the request's Accept-Language
+// prefers, and Russian when it prefers neither or is missing.
 func preferredLocale(r *http.Request) string {
 	_, i := language.MatchStrings(locales, r.Header.Get("Accept-Language"))
 	return []string{"ru", "en"}[i]
 }
 
-// fail answers with what went wrong: this is where the service's errors become
-// problems.
+// fail answers a request that failed with err.
 func (s *Service) fail(w http.ResponseWriter, r *http.Request, err error) {
 	web.Error(w, r, s.log, problem(err))
 }
 
+// problem turns an error of the service into the problem that the client gets.
 func problem(err error) error {
 	var invalid *InvalidError
 	switch {

@@ -2,7 +2,7 @@ package order
 
 import (
 	"bytes"
-	"errors"
+	"context"
 	"fmt"
 	"net"
 	"net/http"
@@ -54,7 +54,7 @@ func TestPlaceGroup(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
 		var draws atomic.Int64
-		f.number = func() string { return fmt.Sprintf("%08d", draws.Add(1)/3) }
+		f.drawNumber = func() string { return fmt.Sprintf("%08d", draws.Add(1)/3) }
 		const n, keys = 200, 120
 		var mu sync.Mutex
 		answers, fresh, conflicts := map[string]string{}, 0, 0
@@ -95,56 +95,90 @@ func TestPlaceGroup(t *testing.T) {
 	}, schemas...)
 }
 
-// TestStoreOneByOne looks into one group: each order stands or falls by
-// itself.
-func TestStoreOneByOne(t *testing.T) {
+// TestGroupOfEachKind has requests of each kind wait for the database, so that
+// their orders are stored together: each is stored or refused by itself, and only
+// an order whose number is taken gets another one.
+func TestGroupOfEachKind(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
-		f.number = func() string { return "222-2222" }
-		f.place(sample, "Idempotency-Key", "taken")
-		f.number = newNumber
+		f.drawNumber = func() string { return "222-2222" }
+		_, taken := f.place(sample, "Idempotency-Key", "taken")
+		f.drawNumber = newNumber
 		f.place(sample, "Idempotency-Key", "expired")
 		f.exec(`UPDATE idempotency_keys SET created_at = $1 WHERE key = 'expired'`, sqldb.Now().Add(-keyLifetime))
 		if err := f.expireKeys(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 
-		group := make([]*newOrder, 0, 8)
-		for _, key := range []string{"twice", "", "taken", "expired", "twice", "new", "", "taken"} {
-			o, err := f.newOrder(t.Context(), Placement{Draft: validDraft, Key: key, Body: []byte(sample)})
-			if err != nil {
-				t.Fatal(err)
-			}
-			group = append(group, o)
+		requests := []struct{ key, number, body string }{
+			{"", "333-3330", sample}, // its transaction waits, and the others for that
+			{"twice", "333-3331", sample},
+			{"", "222-2222", sample},
+			{"taken", "333-3332", sample},
+			{"expired", "333-3333", sample},
+			{"twice", "333-3334", sample},
+			{"new", "222-2222", sample},
+			{"", "444-4444", sample},
+			{"taken", "333-3335", sample + " "},
+			{"", "444-4444", sample},
 		}
-		before := f.count(`SELECT COUNT(*) FROM orders`)
-		group[1].Number, group[5].Number = "222-2222", "222-2222" // one is taken, and twice in the group
-		kept := group[6].Number
-		reasons, err := f.store(t.Context(), group)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := []error{nil, nil, errKeyTaken, nil, errKeyTaken, nil, nil, errKeyTaken}
-		for i, o := range group {
-			if !errors.Is(reasons[i], want[i]) {
-				t.Errorf("order %d: %v, want %v", i, reasons[i], want[i])
-			}
-			stored := f.count(`SELECT COUNT(*) FROM orders WHERE id = $1 AND order_number = $2`, o.ID, o.Number)
-			if stored != 1 && want[i] == nil || stored != 0 && want[i] != nil {
-				t.Errorf("order %d is there %d times", i, stored)
-			}
-			if want[i] == nil && !bytes.Contains(o.answer, []byte(o.Number)) {
-				t.Errorf("order %d has number %s, its answer is %s", i, o.Number, o.answer)
+		var draws, waiting atomic.Int32
+		f.drawNumber = func() string {
+			if n := draws.Add(1); int(n) > len(requests) {
+				return fmt.Sprintf("555-%04d", n)
+			} else {
+				return requests[n-1].number
 			}
 		}
-		if group[6].Number != kept {
-			t.Error("an order whose number was free drew again")
+		put := f.put
+		f.put = func(ctx context.Context, o *newOrder) (error, error) {
+			waiting.Add(1)
+			return put(ctx, o)
 		}
-		if n := f.count(`SELECT COUNT(*) FROM idempotency_keys k JOIN orders o ON o.id = k.order_id
-			WHERE k.key = 'expired' AND o.id = $1`, group[3].ID); n != 1 {
-			t.Error("the expired key does not stand for the new order")
+		replies := make([]reply, len(requests))
+		release := sqltest.Hold(t, db, "orders")
+		var wg sync.WaitGroup
+		for i, r := range requests {
+			wg.Go(func() {
+				var err error
+				headers := []string{"Idempotency-Key", r.key}
+				if r.key == "" {
+					headers = nil
+				}
+				if replies[i], err = f.try("POST", "/api/v1/orders", r.body, headers...); err != nil {
+					t.Error(err)
+				}
+			})
+			eventually(t, "the order waits", func() bool { return int(waiting.Load()) == i+1 })
 		}
-		f.wantWhole(before + 5)
+		release()
+		wg.Wait()
+		if t.Failed() {
+			return
+		}
+
+		for i, r := range replies {
+			want, replayed := http.StatusCreated, ""
+			switch i {
+			case 3, 5:
+				replayed = "true"
+			case 8:
+				want = http.StatusUnprocessableEntity
+			}
+			if r.StatusCode != want || r.Header.Get("Idempotent-Replayed") != replayed {
+				t.Errorf("request %d: %d, replayed %q, want %d and %q", i, r.StatusCode, r.Header.Get("Idempotent-Replayed"), want, replayed)
+			}
+			if want == http.StatusCreated {
+				f.wantStored(r)
+			}
+		}
+		if !bytes.Equal(replies[3].body, taken.body) || !bytes.Equal(replies[5].body, replies[1].body) {
+			t.Error("a key has two answers")
+		}
+		if redrawn := int(draws.Load()) - len(requests); redrawn != 3 {
+			t.Errorf("%d numbers were drawn again, want 3", redrawn)
+		}
+		f.wantWhole(2 + 7)
 	}, schemas...)
 }
 

@@ -2,7 +2,7 @@ package order
 
 import "pizzaflow/event"
 
-// sizes in the order of the menu.
+// sizes of a pizza, in the menu's order.
 var sizes = [...]string{"small", "medium", "large"}
 
 func isSize(s string) bool { return s == sizes[0] || s == sizes[1] || s == sizes[2] }
@@ -17,7 +17,7 @@ func (t text) in(locale string) string {
 	return t.ru
 }
 
-// A pizza stands on the menu. Its id is for ever: orders refer to it.
+// A pizza of the menu. Its id never changes: orders refer to it.
 type pizza struct {
 	id          string
 	slug        string // the picture's file name
@@ -38,7 +38,7 @@ func (p pizza) price(size string) (event.Money, bool) {
 
 func (p pizza) image() string { return "/static/pizzas/" + p.slug + ".svg" }
 
-// A menu is what can be ordered.
+// A menu lists the pizzas that can be ordered.
 type menu struct {
 	pizzas []pizza
 	byID   map[string]pizza

@@ -8,12 +8,12 @@ import (
 	"pizzaflow/measure"
 )
 
-// metrics are the figures that the service tells about itself.
+// metrics are the service's own.
 type metrics struct {
 	orders    *prometheus.CounterVec // by the status they entered, in this process
 	endToEnd  prometheus.Histogram   // seconds from placed to paid
-	attention *prometheus.GaugeVec   // marked orders in the database, by reason; none while they cannot be counted
-	errors    prometheus.Counter     // how often they could not
+	attention *prometheus.GaugeVec   // marked orders in the database, by reason; no series while they cannot be counted
+	errors    prometheus.Counter     // failed counts of the marked orders
 }
 
 func newMetrics(reg prometheus.Registerer) (metrics, error) {

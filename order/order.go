@@ -15,18 +15,18 @@ type Status string
 // The statuses.
 const (
 	Pending       Status = "pending"        // placed, awaits its payment
-	Paid          Status = "paid"           // the money is there
-	PaymentFailed Status = "payment_failed" // it will not be paid, and is over
+	Paid          Status = "paid"           // the payment was completed
+	PaymentFailed Status = "payment_failed" // the order will not be paid, and is over
 )
 
-// Why an order needs a human. The mark is set beside the status, never
-// instead of it.
+// The marks of an order that needs a human. A mark is set beside the status,
+// never instead of it.
 const (
-	// AttentionMismatch: a payment arrived whose amount or currency is not the
-	// order's. It stays for good, because money was taken for something else
-	// than what was ordered.
+	// AttentionMismatch marks an order that a payment of another amount or
+	// currency arrived for. The mark stays for good: the customer was charged
+	// something else than the order's total.
 	AttentionMismatch = "payment_amount_mismatch"
-	// AttentionOverdue: the order was still pending when its deadline passed.
+	// AttentionOverdue marks an order that was pending when its deadline passed.
 	// A final status takes the mark away.
 	AttentionOverdue = "payment_overdue"
 )
@@ -35,8 +35,7 @@ const (
 // currency than the order's total.
 var ErrAmountMismatch = errors.New("payment does not match the order's total")
 
-// An Order is what a customer asked for, at the prices of that moment, and
-// what has become of it.
+// An Order is a customer's order, at the prices of the moment it was placed.
 type Order struct {
 	ID            string // a UUID, fixed before the first try to store it
 	Number        string // for the telephone, such as K7M-42PX
@@ -56,7 +55,7 @@ type Order struct {
 	History       []Step    // oldest first
 }
 
-// A Customer is whom to tell.
+// A Customer is who placed an order.
 type Customer struct {
 	Name  string
 	Email string // a bare address
@@ -70,10 +69,10 @@ type Step struct {
 	At      time.Time
 }
 
-// pay is what a completed payment makes of the order. It reports whether
-// anything changed: a final status absorbs every payment, so a repeated one
-// does nothing, and one that comes after a failure is left to the payment
-// service, which gives the money back.
+// pay applies a completed payment to the order, and reports whether the order
+// changed. A final status absorbs every payment: a repeated payment changes
+// nothing, and a payment that comes after a failure is the payment service's to
+// refund.
 func (o *Order) pay(p event.PaymentCompleted, at time.Time) (bool, error) {
 	if p.Amount != o.Total || p.Currency != o.Currency {
 		return false, ErrAmountMismatch
@@ -86,8 +85,8 @@ func (o *Order) pay(p event.PaymentCompleted, at time.Time) (bool, error) {
 	return true, nil
 }
 
-// fail is what a failed payment makes of the order. It reports whether
-// anything changed.
+// fail applies a failed payment to the order, and reports whether the order
+// changed.
 func (o *Order) fail(p event.PaymentFailed, at time.Time) bool {
 	if o.Status != Pending {
 		return false
@@ -97,14 +96,15 @@ func (o *Order) fail(p event.PaymentFailed, at time.Time) bool {
 	return true
 }
 
-// enter is the only way into a status; each is a version of its own.
+// enter gives the order a status. Each status is a new version and a step of the
+// history.
 func (o *Order) enter(s Status, at time.Time) {
 	o.Status = s
 	o.Version++
 	o.History = append(o.History, Step{Version: o.Version, Status: s, At: at})
 }
 
-// created is the event that tells the others of a new order.
+// created is the event of a new order.
 func (o *Order) created() event.OrderCreated {
 	return event.OrderCreated{
 		OrderID: o.ID, OrderNumber: o.Number,
@@ -119,8 +119,8 @@ func (o *Order) created() event.OrderCreated {
 // spells a word.
 const numberAlphabet = "23456789CFHKMPRTX"
 
-// newNumber draws an order number such as K7M-42PX: 17^7, 410 million of
-// them. That no two orders share one is the database's care.
+// newNumber draws an order number such as K7M-42PX, one of 17^7 or 410 million. The
+// database sees to it that no two orders have the same number.
 func newNumber() string {
 	const size, digits = len(numberAlphabet), 7
 	number := make([]byte, 0, digits+1)
@@ -131,7 +131,7 @@ func newNumber() string {
 			if len(number) == 3 {
 				number = append(number, '-')
 			}
-			// a byte beyond the last whole multiple would favour some characters
+			// bytes beyond the last whole multiple of size would favour some characters
 			if int(b) < 256/size*size && len(number) < digits+1 {
 				number = append(number, numberAlphabet[int(b)%size])
 			}

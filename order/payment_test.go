@@ -346,11 +346,11 @@ func TestMarksAreShownWhenCounted(t *testing.T) {
 		if n := shown(); n != 0 {
 			t.Errorf("%d reasons are shown before anybody has counted", n)
 		}
-		if err := f.tellAttention(t.Context()); err != nil || shown() != 2 {
+		if err := f.measureAttention(t.Context()); err != nil || shown() != 2 {
 			t.Errorf("%d reasons are shown, %v", shown(), err)
 		}
 		f.exec(`ALTER TABLE orders RENAME TO elsewhere`)
-		if err := f.tellAttention(t.Context()); err == nil || shown() != 0 || testutil.ToFloat64(f.Service.metrics.errors) != 1 {
+		if err := f.measureAttention(t.Context()); err == nil || shown() != 0 || testutil.ToFloat64(f.Service.metrics.errors) != 1 {
 			t.Errorf("%d reasons are shown of a table that is not there, %v", shown(), err)
 		}
 	}, schemas...)

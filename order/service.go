@@ -29,7 +29,7 @@ var Schema embed.FS
 
 const (
 	keyLifetime  = 24 * time.Hour   // how long an Idempotency-Key stands for its order at least
-	placeTimeout = 10 * time.Second // for an order to wait until it is stored
+	placeTimeout = 10 * time.Second // how long a request waits for its order to be stored
 )
 
 // Errors of the service, besides InvalidError and ErrAmountMismatch.
@@ -42,14 +42,14 @@ var (
 	ErrKeyInProgress = errors.New("idempotency key is in use")
 
 	errKeyTaken   = errors.New("idempotency key is taken")
-	errStillOpen  = errors.New("order changed and is pending still")
+	errContended  = errors.New("order was changed by others at the same time")
 	errMalformed  = errors.New("order id is not a UUID")
 	currencyShape = regexp.MustCompile(`^[A-Z]{3}$`)
 )
 
-// Config is what the service needs.
+// Config is what a Service is made of.
 type Config struct {
-	Outbox   *outbox.Outbox        // where the orders are and their events go
+	Outbox   *outbox.Outbox        // over the service's database
 	Currency string                // of the menu's prices, ISO 4217; RUB when empty
 	Deadline time.Duration         // how long an order may be pending unmarked; 30 min when zero
 	Log      *slog.Logger          // none when nil
@@ -65,8 +65,9 @@ type Service struct {
 	currency string
 	deadline time.Duration
 	metrics  metrics
-	put      func(context.Context, *newOrder) (refused, err error) // stores an order, with others if there are any
-	number   func() string                                         // draws order numbers; called by many at a time
+	// put stores an order, in one transaction with others that are placed at the same time.
+	put        func(context.Context, *newOrder) (refused, err error)
+	drawNumber func() string // called by many goroutines at once
 }
 
 // New makes the service and registers its metrics. The tables must be migrated
@@ -74,7 +75,7 @@ type Service struct {
 func New(cfg Config) (*Service, error) {
 	s := &Service{
 		outbox: cfg.Outbox, log: cfg.Log, menu: ourMenu(), currency: cfg.Currency, deadline: cfg.Deadline,
-		number: newNumber,
+		drawNumber: newNumber,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -110,12 +111,11 @@ func (s *Service) Subscribe(c *outbox.Consumer) {
 	c.OnDead(s.onDead)
 }
 
-// A Placement is a request to place an order. Key may be empty; Body is the
-// request as it was sent, which a key must always come with.
+// A Placement is a request to place an order.
 type Placement struct {
 	Draft Draft
-	Key   string
-	Body  []byte
+	Key   string // the Idempotency-Key, or ""
+	Body  []byte // the request's, as it was sent: a key belongs to one body
 }
 
 // An Answer is what the customer is told of a placed order: the same bytes
@@ -126,15 +126,15 @@ type Answer struct {
 	Replayed bool // the order was placed by an earlier request with this key
 }
 
-// Place stores a new order with its first event, or finds the one that the key
+// Place stores a new order with its first event, or finds the order that the key
 // stands for. Orders placed at the same time share a transaction, in which each
-// stands or falls by itself. Errors: InvalidError, ErrKeyReused,
-// ErrKeyInProgress, and whatever the database says, in which case the outcome
-// can be unknown and a request with the same key finds it out.
+// is stored or refused by itself. Errors: InvalidError, ErrKeyReused,
+// ErrKeyInProgress, and those of the database: then the outcome can be unknown,
+// and a request with the same key finds it out.
 func (s *Service) Place(ctx context.Context, p Placement) (Answer, error) {
 	o, err := s.newOrder(ctx, p)
 	if invalid := (*InvalidError)(nil); errors.As(err, &invalid) && p.Key != "" {
-		// what was accepted then might be refused by a newer menu
+		// the key's order may have been placed from an older menu
 		if a, e := s.replay(ctx, p); !errors.Is(e, sql.ErrNoRows) {
 			return a, e
 		}
@@ -158,8 +158,8 @@ func (s *Service) Place(ctx context.Context, p Placement) (Answer, error) {
 	return Answer{OrderID: o.ID, Body: o.answer}, refused
 }
 
-// replay finds the answer that the placement's key was given before, or
-// sql.ErrNoRows.
+// replay reads the answer to an earlier request with the placement's key. It
+// returns sql.ErrNoRows when there is none.
 func (s *Service) replay(ctx context.Context, p Placement) (Answer, error) {
 	k, err := selectKey(ctx, s.db.Read(), p.Key)
 	if err != nil {
@@ -176,8 +176,8 @@ func bodySum(body []byte) []byte {
 	return sum[:]
 }
 
-// Order reads an order. An id that is not a UUID in its canonical form is
-// nobody's: ErrNotFound.
+// Order reads an order. It returns ErrNotFound for an id that no order has,
+// such as a UUID in another form than the canonical one.
 func (s *Service) Order(ctx context.Context, id string) (Order, error) {
 	if !isID(id) {
 		return Order{}, ErrNotFound
@@ -197,9 +197,9 @@ func isID(s string) bool {
 	return err == nil && id.String() == s
 }
 
-// onPaymentsCompleted pays many orders with three statements. What is not as it
-// should be with one of them is an error: the consumer then hands them over in
-// ever smaller parts, and onPaymentCompleted looks closely at the one.
+// onPaymentsCompleted pays many orders with three statements. It returns an error
+// when one of them cannot be paid: the consumer then hands the events over in
+// ever smaller batches, and onPaymentCompleted deals with that one by itself.
 func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.PaymentCompleted]) error {
 	if len(ds) == 1 {
 		return s.onPaymentCompleted(ctx, tx, ds[0])
@@ -225,38 +225,47 @@ func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []o
 		if err != nil {
 			return fmt.Errorf("pay orders: %w", err)
 		}
-		if changed {
-			paid = append(paid, o)
-			tx.Cause(d.EventID, d.Traceparent)
+		if !changed {
+			s.logLatePayment(tx, o, d.Event)
+			continue
 		}
-		s.follow(tx, o, d.Event, changed)
+		paid = append(paid, o)
+		tx.Cause(d.EventID, d.Traceparent)
+		s.addPaid(tx, o, d.Event)
 	}
 	if all, err := updatePaid(ctx, s.db, tx.Tx, paid); err != nil || !all {
-		return fmt.Errorf("pay orders: %w", cmp.Or(err, errStillOpen))
+		return fmt.Errorf("pay orders: %w", cmp.Or(err, errContended))
 	}
 	return nil
 }
 
 func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentCompleted]) error {
 	p := d.Event
-	o, changed, err := settle(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.pay(p, sqldb.Now()) })
+	o, changed, err := updatePending(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.pay(p, sqldb.Now()) })
 	if err != nil {
 		return fmt.Errorf("pay order %s: %w", o.ID, err)
 	}
-	s.follow(tx, &o, p, changed)
+	if !changed {
+		s.logLatePayment(tx, &o, p)
+		return nil
+	}
+	s.addPaid(tx, &o, p)
 	return nil
 }
 
-// follow adds what a completed payment leads to.
-func (s *Service) follow(tx *outbox.Tx, o *Order, p event.PaymentCompleted, changed bool) {
-	if !changed {
-		if o.Status == PaymentFailed {
-			tx.AfterCommit(func() {
-				s.log.Warn("payment of an order that failed before", "order_id", o.ID, "payment_id", p.PaymentID)
-			})
-		}
+// logLatePayment logs a payment that came after its order had failed. A repeated
+// payment of a paid order is not worth a line.
+func (s *Service) logLatePayment(tx *outbox.Tx, o *Order, p event.PaymentCompleted) {
+	if o.Status != PaymentFailed {
 		return
 	}
+	tx.AfterCommit(func() {
+		s.log.Warn("payment of an order that failed before", "order_id", o.ID, "payment_id", p.PaymentID)
+	})
+}
+
+// addPaid adds the event of an order that became paid.
+func (s *Service) addPaid(tx *outbox.Tx, o *Order, p event.PaymentCompleted) {
 	tx.Add(o.Version, event.OrderPaid{
 		OrderID: o.ID, PaymentID: p.PaymentID, Amount: p.Amount, Currency: p.Currency, PaidAt: o.PaidAt,
 	})
@@ -268,7 +277,7 @@ func (s *Service) follow(tx *outbox.Tx, o *Order, p event.PaymentCompleted, chan
 
 func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentFailed]) error {
 	p, at := d.Event, sqldb.Now()
-	o, changed, err := settle(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.fail(p, at), nil })
+	o, changed, err := updatePending(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.fail(p, at), nil })
 	if err != nil {
 		return fmt.Errorf("fail order %s: %w", o.ID, err)
 	}
@@ -280,9 +289,10 @@ func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d outbox.D
 	return nil
 }
 
-// settle lets decide change the order, if it is pending, and stores the
-// change. It reports the order as it then is and whether it was changed here.
-func settle(ctx context.Context, tx *outbox.Tx, id string, decide func(*Order) (bool, error)) (Order, bool, error) {
+// updatePending reads an order, has apply change it, and stores the change,
+// provided that the order is pending still. It returns the order as it is then,
+// and whether it was changed.
+func updatePending(ctx context.Context, tx *outbox.Tx, id string, apply func(*Order) (bool, error)) (Order, bool, error) {
 	if !isID(id) { // PostgreSQL would end the whole transaction over it
 		return Order{}, false, outbox.Permanent(errMalformed)
 	}
@@ -294,7 +304,7 @@ func settle(ctx context.Context, tx *outbox.Tx, id string, decide func(*Order) (
 		if err != nil {
 			return Order{ID: id}, false, err
 		}
-		changed, err := decide(&o)
+		changed, err := apply(&o)
 		if errors.Is(err, ErrAmountMismatch) {
 			err = outbox.Permanent(err)
 		}
@@ -304,9 +314,9 @@ func settle(ctx context.Context, tx *outbox.Tx, id string, decide func(*Order) (
 		if changed, err = updateStatus(ctx, tx.Tx, &o); err != nil || changed {
 			return o, changed, err
 		}
-		// It became final between the two statements: see what it is now.
+		// the order became final between the two statements: apply sees it as it is now
 	}
-	return Order{ID: id}, false, errStillOpen
+	return Order{ID: id}, false, errContended
 }
 
 // onDead marks the order whose payment did not match it, in the transaction
@@ -315,7 +325,7 @@ func (s *Service) onDead(ctx context.Context, tx *outbox.Tx, d outbox.Dead) erro
 	if !errors.Is(d.Err, ErrAmountMismatch) {
 		return nil
 	}
-	id, err := orderOf(d.Value)
+	id, err := orderIDIn(d.Value)
 	if err != nil {
 		return fmt.Errorf("mark order: %w", err)
 	}
@@ -328,8 +338,8 @@ func (s *Service) onDead(ctx context.Context, tx *outbox.Tx, d outbox.Dead) erro
 	return nil
 }
 
-// orderOf is the order that the payment in a record's value is for.
-func orderOf(value []byte) (string, error) {
+// orderIDIn decodes the id of the order that the payment in a record's value is for.
+func orderIDIn(value []byte) (string, error) {
 	e, err := event.Open(value)
 	if err != nil {
 		return "", err

@@ -365,7 +365,7 @@ func TestNumberIsDrawnAgain(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
 		numbers := []string{"222-2222", "222-2222", "222-2222", "333-3333"}
-		f.number = func() string {
+		f.drawNumber = func() string {
 			n := numbers[0]
 			numbers = numbers[1:]
 			return n
@@ -375,7 +375,7 @@ func TestNumberIsDrawnAgain(t *testing.T) {
 		if first.OrderNumber != "222-2222" || second.OrderNumber != "333-3333" {
 			t.Errorf("numbers %s and %s", first.OrderNumber, second.OrderNumber)
 		}
-		f.number = func() string { return "222-2222" }
+		f.drawNumber = func() string { return "222-2222" }
 		if r := f.do("POST", "/api/v1/orders", sample); r.StatusCode != http.StatusInternalServerError {
 			t.Errorf("without a free number: %d %s", r.StatusCode, r.body)
 		}

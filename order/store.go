@@ -50,45 +50,33 @@ var (
 	}
 )
 
-// insertOrders stores new orders with their items and first step. One whose
-// number turns out to be taken draws again; a row that is skipped for that does
-// not end the transaction, as a violated constraint would.
-func insertOrders(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder, draw func() string) error {
-	missing := orders
-	for try := 1; len(missing) > 0; try++ {
-		if try > 20 {
-			return errors.New("insert orders: no free order number")
-		}
-		rows := make([][]any, len(missing))
-		for i, o := range missing {
-			rows[i] = []any{
-				o.ID, o.Number, o.Status, o.Version, o.Total, o.Currency,
-				o.Customer.Name, o.Customer.Email, o.Customer.Phone, o.Address, o.Comment, o.Locale, o.CreatedAt,
-			}
-		}
-		n, err := intoOrders.Exec(ctx, db, tx, rows)
-		if err != nil {
-			return fmt.Errorf("insert orders: %w", err)
-		}
-		if n == int64(len(missing)) {
-			break
-		}
-		numbers, err := selectNumbers(ctx, tx, missing)
-		if err != nil {
-			return err
-		}
-		missing = slices.DeleteFunc(slices.Clone(missing), func(o *newOrder) bool { return numbers[o.ID] != "" })
-		for _, o := range missing {
-			if err := o.name(draw); err != nil {
-				return err
-			}
+// insertOrders stores the rows of new orders and returns the orders whose number
+// another order has. Such an order is skipped: a violated constraint would end
+// the transaction.
+func insertOrders(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) (taken []*newOrder, err error) {
+	rows := make([][]any, len(orders))
+	for i, o := range orders {
+		rows[i] = []any{
+			o.ID, o.Number, o.Status, o.Version, o.Total, o.Currency,
+			o.Customer.Name, o.Customer.Email, o.Customer.Phone, o.Address, o.Comment, o.Locale, o.CreatedAt,
 		}
 	}
-	return insertParts(ctx, db, tx, orders)
+	n, err := intoOrders.Exec(ctx, db, tx, rows)
+	if err != nil {
+		return nil, fmt.Errorf("insert orders: %w", err)
+	}
+	if n == int64(len(orders)) {
+		return nil, nil
+	}
+	numbers, err := selectNumbers(ctx, tx, orders)
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(orders), func(o *newOrder) bool { return numbers[o.ID] != "" }), nil
 }
 
-// insertParts stores the items and the first step of new orders.
-func insertParts(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) error {
+// insertDetails stores the items and the first step of new orders.
+func insertDetails(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) error {
 	items, steps := make([][]any, 0, 2*len(orders)), make([][]any, len(orders))
 	for i, o := range orders {
 		for l, it := range o.Items {
@@ -120,9 +108,9 @@ func insertStep(ctx context.Context, tx *sql.Tx, o *Order) error {
 	return nil
 }
 
-// selectNumbers reads the numbers of those of the orders that are stored, by
-// id.
-func selectNumbers(ctx context.Context, db querier, orders []*newOrder) (map[string]string, error) {
+// selectNumbers reads the order numbers by id. An order that is not stored has
+// none.
+func selectNumbers(ctx context.Context, db sqldb.Querier, orders []*newOrder) (map[string]string, error) {
 	ids := make([]any, len(orders))
 	for i, o := range orders {
 		ids[i] = o.ID
@@ -134,10 +122,10 @@ func selectNumbers(ctx context.Context, db querier, orders []*newOrder) (map[str
 	return numbers, nil
 }
 
-// insertKeys takes the keys of new orders. On PostgreSQL it waits for other transactions that are taking
-// them. If some are taken by other orders, it marks whose they are and returns
-// errKeyTaken.
-func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) error {
+// insertKeys stores the idempotency keys of new orders with their answers, and
+// returns the orders whose key another order has. On PostgreSQL it waits for
+// transactions that store one of the keys at the same time.
+func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrder) (taken []*newOrder, err error) {
 	rows, keys := make([][]any, 0, len(orders)), make([]any, 0, len(orders))
 	for _, o := range orders {
 		if o.key != "" {
@@ -147,36 +135,33 @@ func insertKeys(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*newOrde
 	}
 	n, err := intoKeys.Exec(ctx, db, tx, rows)
 	if err != nil {
-		return fmt.Errorf("insert idempotency keys: %w", err)
+		return nil, fmt.Errorf("insert idempotency keys: %w", err)
 	}
 	if n == int64(len(rows)) {
-		return nil
+		return nil, nil
 	}
 	owners, err := selectPairs(ctx, tx, `SELECT key, order_id FROM idempotency_keys WHERE key IN (`+sqldb.List(1, len(keys))+`)`, keys)
 	if err != nil {
-		return fmt.Errorf("select owners of keys: %w", err)
+		return nil, fmt.Errorf("select owners of keys: %w", err)
 	}
-	err = errors.New("insert idempotency keys: none is taken, and yet some are missing")
 	for _, o := range orders {
 		if o.key != "" && owners[o.key] != o.ID {
-			o.keyTaken, err = true, errKeyTaken
+			taken = append(taken, o)
 		}
 	}
-	return err
-}
-
-// A querier is a database or a transaction on it.
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+	if len(taken) == 0 {
+		return nil, errors.New("insert idempotency keys: some were skipped, and no other order has any of them")
+	}
+	return taken, nil
 }
 
 // selectPairs reads rows of two texts.
-func selectPairs(ctx context.Context, db querier, query string, args []any) (pairs map[string]string, err error) {
+func selectPairs(ctx context.Context, db sqldb.Querier, query string, args []any) (pairs map[string]string, err error) {
 	rows, err := db.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
-	defer closeRows(rows, &err)
+	defer rows.Close()
 	pairs = make(map[string]string, len(args))
 	for rows.Next() {
 		var a, b string
@@ -188,14 +173,14 @@ func selectPairs(ctx context.Context, db querier, query string, args []any) (pai
 	return pairs, rows.Err()
 }
 
-// A keyRow is what stands behind an idempotency key.
+// A keyRow is a row of idempotency_keys.
 type keyRow struct {
 	sum      []byte // SHA-256 of the body
 	orderID  string
 	response []byte
 }
 
-// selectKey reads what stands behind a key; sql.ErrNoRows when nothing does.
+// selectKey reads the row of a key; sql.ErrNoRows when there is none.
 func selectKey(ctx context.Context, db *sql.DB, key string) (keyRow, error) {
 	var k keyRow
 	err := db.QueryRowContext(ctx, `SELECT body_sha256, order_id, response FROM idempotency_keys WHERE key = $1`, key).Scan(&k.sum, &k.orderID, &k.response)
@@ -205,10 +190,10 @@ func selectKey(ctx context.Context, db *sql.DB, key string) (keyRow, error) {
 	return k, nil
 }
 
-// deleteKeys removes some of the keys that are older than lifetime and returns
-// how many.
+// deleteKeys removes some of the keys that are older than lifetime, and returns
+// how many it removed.
 func deleteKeys(ctx context.Context, db *sqldb.DB, lifetime time.Duration) (int64, error) {
-	n, err := affected(db.ExecContext(ctx, `DELETE FROM idempotency_keys WHERE key IN
+	n, err := sqldb.Affected(db.ExecContext(ctx, `DELETE FROM idempotency_keys WHERE key IN
 		(SELECT key FROM idempotency_keys WHERE created_at <= `+db.Later("$1")+` ORDER BY created_at LIMIT 1000)`, -lifetime.Microseconds()))
 	if err != nil {
 		return 0, fmt.Errorf("delete idempotency keys: %w", err)
@@ -230,7 +215,7 @@ func selectOrder(ctx context.Context, db *sql.DB, id string) (o Order, err error
 	if err != nil {
 		return Order{}, fmt.Errorf("select order: %w", err)
 	}
-	defer closeRows(rows, &err)
+	defer rows.Close()
 	o.ID = id
 	for rows.Next() {
 		var s Step
@@ -258,7 +243,7 @@ func selectItems(ctx context.Context, db *sql.DB, id string) (items []event.Item
 	if err != nil {
 		return nil, fmt.Errorf("select items: %w", err)
 	}
-	defer closeRows(rows, &err)
+	defer rows.Close()
 	for rows.Next() {
 		var it event.Item
 		if err := rows.Scan(&it.PizzaID, &it.Name, &it.Size, &it.Quantity, &it.Price); err != nil {
@@ -269,8 +254,8 @@ func selectItems(ctx context.Context, db *sql.DB, id string) (items []event.Item
 	return items, rows.Err()
 }
 
-// selectForPayment reads what a payment event is decided by; sql.ErrNoRows
-// when there is no such order.
+// selectForPayment reads of an order what Order.pay and Order.fail need;
+// sql.ErrNoRows when there is no such order.
 func selectForPayment(ctx context.Context, tx *sql.Tx, id string) (Order, error) {
 	o := Order{ID: id}
 	err := tx.QueryRowContext(ctx, `SELECT status, version, total_amount, currency, created_at,
@@ -282,7 +267,7 @@ func selectForPayment(ctx context.Context, tx *sql.Tx, id string) (Order, error)
 	return o, nil
 }
 
-// selectForPayments reads what many payment events are decided by, by order id.
+// selectForPayments is selectForPayment for many orders. It returns them by id.
 func selectForPayments(ctx context.Context, db *sqldb.DB, tx *sql.Tx, ids []string) (map[string]*Order, error) {
 	rows := make([][]any, len(ids))
 	for i, id := range ids {
@@ -301,8 +286,8 @@ func selectForPayments(ctx context.Context, db *sqldb.DB, tx *sql.Tx, ids []stri
 	return orders, nil
 }
 
-// updatePaid stores that pending orders were paid, and reports whether all were
-// pending still.
+// updatePaid stores that pending orders were paid, and reports whether all of
+// them were still pending.
 func updatePaid(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*Order) (bool, error) {
 	rows, steps, n := make([][]any, len(orders)), make([][]any, len(orders)), 0
 	for i, o := range orders {
@@ -322,10 +307,11 @@ func updatePaid(ctx context.Context, db *sqldb.DB, tx *sql.Tx, orders []*Order) 
 	return true, nil
 }
 
-// updateStatus stores that a pending order became final, and reports whether
-// it was pending still. The mark goes, unless it says that the money is wrong.
+// updateStatus stores the final status of a pending order, and reports whether
+// the order was still pending. The order's mark is removed, unless it is
+// AttentionMismatch.
 func updateStatus(ctx context.Context, tx *sql.Tx, o *Order) (bool, error) {
-	n, err := affected(tx.ExecContext(ctx, `
+	n, err := sqldb.Affected(tx.ExecContext(ctx, `
 		UPDATE orders SET status = $2, version = $3, paid_at = $4, payment_id = $5, failure_reason = $6,
 			attention_reason = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_reason END,
 			attention_since = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_since END
@@ -341,8 +327,7 @@ func updateStatus(ctx context.Context, tx *sql.Tx, o *Order) (bool, error) {
 	return true, insertStep(ctx, tx, o)
 }
 
-// markMismatch marks an order whose payment does not match it, in whatever
-// status it is.
+// markMismatch marks an order of any status whose payment does not match it.
 func markMismatch(ctx context.Context, tx *sql.Tx, id string) error {
 	_, err := tx.ExecContext(ctx, `
 		UPDATE orders SET attention_reason = 'payment_amount_mismatch', attention_since = `+sqldb.Clock+`
@@ -353,11 +338,11 @@ func markMismatch(ctx context.Context, tx *sql.Tx, id string) error {
 	return nil
 }
 
-// markOverdue marks some of the orders that have been pending for longer than
-// the deadline and returns how many. The conditions stand twice: an order that was
-// paid between the look and the lock must not be marked.
+// markOverdue marks some of the orders that have been pending for longer than the
+// deadline, and returns how many it marked. The conditions stand twice: an order
+// that was paid between the subquery and the lock must not be marked.
 func markOverdue(ctx context.Context, db *sqldb.DB, deadline time.Duration) (int64, error) {
-	n, err := affected(db.ExecContext(ctx, `
+	n, err := sqldb.Affected(db.ExecContext(ctx, `
 		UPDATE orders SET attention_reason = 'payment_overdue', attention_since = `+sqldb.Clock+`
 		WHERE status = 'pending' AND attention_reason IS NULL AND id IN (
 			SELECT id FROM orders WHERE status = 'pending' AND attention_reason IS NULL AND created_at <= `+db.Later("$1")+`
@@ -368,14 +353,14 @@ func markOverdue(ctx context.Context, db *sqldb.DB, deadline time.Duration) (int
 	return n, nil
 }
 
-// countAttention counts the marked orders by reason, a bounded number in all.
+// countAttention counts the marked orders by reason, up to one more than measure.Limit in all.
 func countAttention(ctx context.Context, db *sql.DB) (counts map[string]int64, err error) {
 	rows, err := db.QueryContext(ctx, `SELECT attention_reason, COUNT(*) FROM (
 		SELECT attention_reason FROM orders WHERE attention_reason IS NOT NULL LIMIT $1) marked GROUP BY attention_reason`, measure.Limit+1)
 	if err != nil {
 		return nil, fmt.Errorf("count attention: %w", err)
 	}
-	defer closeRows(rows, &err)
+	defer rows.Close()
 	counts = map[string]int64{}
 	for rows.Next() {
 		var reason string
@@ -386,17 +371,4 @@ func countAttention(ctx context.Context, db *sql.DB) (counts map[string]int64, e
 		counts[reason] = n
 	}
 	return counts, rows.Err()
-}
-
-func affected(res sql.Result, err error) (int64, error) {
-	if err != nil {
-		return 0, err
-	}
-	return res.RowsAffected()
-}
-
-func closeRows(rows *sql.Rows, err *error) {
-	if e := rows.Close(); e != nil && *err == nil {
-		*err = e
-	}
 }

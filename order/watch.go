@@ -11,24 +11,25 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// What is marked or removed for its age waits until the database's clock has
-// been steady for a while, since the start or since it was set: the clock may be
-// all that made it old. Payments are tried in the meantime, and requests repeated.
+// How long the database's clock has to be steady, since the start or since it was
+// set, before orders are marked and keys removed for their age: a clock that was
+// set may be all that made them old, and in the meantime payments are tried and
+// requests repeated.
 const (
 	markAfter   = time.Minute
 	removeAfter = time.Hour
 )
 
-// Run marks what is overdue and removes what is expired, until ctx ends.
+// Run marks overdue orders and removes expired idempotency keys until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	var marks, keys sqldb.ClockWatch
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		// an order is marked at most a tenth of its deadline late, once the clock is steady
 		s.every(ctx, min(max(s.deadline/10, 10*time.Millisecond), 10*time.Second), func(ctx context.Context) error {
-			steady, err := s.steady(ctx, &marks, min(markAfter, s.deadline))
+			steady, err := s.observeClock(ctx, &marks, min(markAfter, s.deadline))
 			if err != nil || !steady {
-				return errors.Join(err, s.tellAttention(ctx))
+				return errors.Join(err, s.measureAttention(ctx))
 			}
 			return s.watchDeadlines(ctx)
 		})
@@ -36,7 +37,7 @@ func (s *Service) Run(ctx context.Context) error {
 	})
 	g.Go(func() error {
 		s.every(ctx, 10*time.Minute, func(ctx context.Context) error {
-			steady, err := s.steady(ctx, &keys, removeAfter)
+			steady, err := s.observeClock(ctx, &keys, removeAfter)
 			if err == nil && steady {
 				err = s.expireKeys(ctx)
 			}
@@ -47,25 +48,25 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// steady reads the database's clock and reports whether it has been steady for
-// so long.
-func (s *Service) steady(ctx context.Context, clock *sqldb.ClockWatch, least time.Duration) (bool, error) {
+// observeClock shows the database's clock to the watch, and reports whether it
+// has been steady for at least so long.
+func (s *Service) observeClock(ctx context.Context, watch *sqldb.ClockWatch, least time.Duration) (steady bool, err error) {
 	var now time.Time
 	asked := time.Now()
 	if err := s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)); err != nil {
 		return false, fmt.Errorf("read the clock: %w", err)
 	}
-	return clock.Steady(now, asked, time.Second) >= least, nil
+	return watch.Steady(now, asked, time.Second) >= least, nil
 }
 
-// every does the job now and then once an interval until ctx ends. A job that
-// fails is done again the next time: it finds its work in the database.
-func (s *Service) every(ctx context.Context, interval time.Duration, job func(context.Context) error) {
+// every runs task now and then once an interval until ctx ends. A task that fails
+// finds its rows in the database again the next time.
+func (s *Service) every(ctx context.Context, interval time.Duration, task func(context.Context) error) {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		if err := job(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("order job", "err", err)
+		if err := task(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("periodic task failed", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -75,9 +76,9 @@ func (s *Service) every(ctx context.Context, interval time.Duration, job func(co
 	}
 }
 
-// watchDeadlines marks the overdue orders and counts the marked ones.
+// watchDeadlines marks the overdue orders and measures how many are marked.
 func (s *Service) watchDeadlines(ctx context.Context) error {
-	return errors.Join(s.markOverdue(ctx), s.tellAttention(ctx))
+	return errors.Join(s.markOverdue(ctx), s.measureAttention(ctx))
 }
 
 func (s *Service) markOverdue(ctx context.Context) error {
@@ -86,13 +87,13 @@ func (s *Service) markOverdue(ctx context.Context) error {
 		if err != nil || n == 0 {
 			return err
 		}
-		s.log.Warn("orders await their payment beyond the deadline", "orders", n)
+		s.log.Warn("orders marked overdue", "orders", n)
 	}
 }
 
-// tellAttention shows how many orders are marked, and nothing when that cannot
-// be found out.
-func (s *Service) tellAttention(ctx context.Context) error {
+// measureAttention sets the gauges of marked orders, or removes them when the
+// orders cannot be counted.
+func (s *Service) measureAttention(ctx context.Context) error {
 	counts, err := countAttention(ctx, s.db.Read())
 	if err != nil {
 		if ctx.Err() == nil {
@@ -107,7 +108,7 @@ func (s *Service) tellAttention(ctx context.Context) error {
 	return nil
 }
 
-// expireKeys removes the idempotency keys whose time is over.
+// expireKeys removes the idempotency keys that are older than keyLifetime.
 func (s *Service) expireKeys(ctx context.Context) error {
 	for {
 		if n, err := deleteKeys(ctx, s.db, keyLifetime); err != nil || n == 0 {

@@ -31,13 +31,13 @@ func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, the
 	case len(rows) == 0:
 		return 0, nil
 	case len(rows) == 1:
-		return affected(tx.ExecContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
+		return Affected(tx.ExecContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
 	case db.Engine == Postgres:
-		return affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
+		return Affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
 	}
 	var total int64
 	err := in.each(ctx, db.Engine, rows, then, func(ctx context.Context, query string, args []any) error {
-		n, err := affected(tx.ExecContext(ctx, query, args...))
+		n, err := Affected(tx.ExecContext(ctx, query, args...))
 		total += n
 		return err
 	})
@@ -145,11 +145,4 @@ func columns(rows [][]any) []any {
 		arrays[c] = column
 	}
 	return arrays
-}
-
-func affected(res sql.Result, err error) (int64, error) {
-	if err != nil {
-		return 0, err
-	}
-	return res.RowsAffected()
 }
