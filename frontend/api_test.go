@@ -1,207 +1,90 @@
 package frontend
 
 import (
-	"bytes"
-	"cmp"
-	"crypto/sha256"
+	"context"
+	"database/sql"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"pizzaflow/event"
+	orders "pizzaflow/order"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
 	"pizzaflow/web"
 )
 
-// orderAPI is an order API that keeps orders in memory and speaks the JSON of the
-// real one, as far as the frontend can tell.
+const (
+	margherita = "ac2176b3-ac09-4589-9a12-de3265692c5b"
+	pepperoni  = "ebb039d2-7446-408c-956b-d230bd463680"
+	fourCheese = "f769c178-640c-4ac3-97bb-0d7313e052b4"
+)
+
+// orderAPI is the order service on a database of its own. It can be away, and
+// busy with an order; it counts what it is asked.
 type orderAPI struct {
-	mux *http.ServeMux
+	t       testing.TB
+	db      *sqldb.DB
+	service http.Handler
 
 	mu      sync.Mutex
-	orders  map[string]*order
-	keys    map[string]keyed
 	away    bool // answers 503
 	busy    int  // answers 409 to that many more orders
 	reads   int
 	headers []http.Header // of the orders that were posted
 }
 
-type keyed struct {
-	sum [32]byte
-	id  string
-}
-
-var slugs = []string{
-	"margherita", "pepperoni", "four-cheese", "hawaiian", "veggie", "mushroom",
-	"diablo", "carbonara", "bbq-chicken", "seafood", "mexican", "chef-special",
-}
-
-const (
-	margherita = "ac2176b3-ac09-4589-9a12-de3265692c5b"
-	soldOut    = "00000000-0000-4000-8000-00000000000b"
-)
-
-func pizzaID(i int) string {
-	if i == 0 {
-		return margherita
+func newOrderAPI(t testing.TB) *orderAPI {
+	t.Helper()
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema}, sqltest.Schema{Name: "order", FS: orders.Schema})
+	s, err := orders.New(orders.Config{Outbox: outbox.New(db, "/order-service")})
+	if err != nil {
+		t.Fatal(err)
 	}
-	return fmt.Sprintf("00000000-0000-4000-8000-%012x", i)
-}
-
-func newOrderAPI() *orderAPI {
-	a := &orderAPI{mux: http.NewServeMux(), orders: map[string]*order{}, keys: map[string]keyed{}}
-	a.mux.HandleFunc("GET /api/v1/menu", a.getMenu)
-	a.mux.HandleFunc("POST /api/v1/orders", a.postOrder)
-	a.mux.HandleFunc("GET /api/v1/orders/{id}", a.getOrder)
-	a.mux.HandleFunc("GET /docs/", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "docs") })
-	return a
+	mux := http.NewServeMux()
+	s.Routes(mux)
+	return &orderAPI{t: t, db: db, service: mux}
 }
 
 // ServeHTTP is http.Handler's.
 func (a *orderAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	a.mu.Lock()
-	away := a.away
-	a.mu.Unlock()
-	if away {
-		web.Error(w, r, nil, web.Unavailable("The database is away."))
+	if p := a.refusal(r); p != nil {
+		web.Error(w, r, nil, p)
 		return
 	}
-	a.mux.ServeHTTP(w, r)
+	a.service.ServeHTTP(w, r)
+}
+
+// refusal counts a request and returns what keeps it from the service, or nil.
+func (a *orderAPI) refusal(r *http.Request) *web.Problem {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.away {
+		return web.Unavailable("The database is away.")
+	}
+	switch {
+	case r.Method == http.MethodPost:
+		a.headers = append(a.headers, r.Header.Clone())
+		if a.busy > 0 {
+			a.busy--
+			return web.NewProblem(http.StatusConflict, "idempotency-key-in-progress", "busy", "")
+		}
+	case strings.HasPrefix(r.URL.Path, "/api/v1/orders/"):
+		a.reads++
+	}
+	return nil
 }
 
 func (a *orderAPI) set(change func()) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	change()
-}
-
-func (a *orderAPI) count() int {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return len(a.orders)
-}
-
-var menuNames = map[string][]string{
-	"en": {"Margherita", "Pepperoni", "Four Cheese", "Hawaiian", "Veggie", "Mushroom", "Diablo", "Carbonara", "BBQ Chicken", "Seafood", "Mexican", "Chef's Special"},
-	"ru": {"Маргарита", "Пепперони", "Четыре сыра", "Гавайская", "Овощная", "Грибная", "Дьябло", "Карбонара", "Цыплёнок барбекю", "Морская", "Мексиканская", "От шефа"},
-}
-
-func (a *orderAPI) getMenu(w http.ResponseWriter, r *http.Request) {
-	lang := cmp.Or(r.URL.Query().Get("lang"), "ru")
-	about := map[string]string{"en": "Tomato sauce, mozzarella, fresh basil and olive oil.", "ru": "Томатный соус, моцарелла, свежий базилик и оливковое масло."}
-	m := menu{Currency: "RUB"}
-	for i, slug := range slugs {
-		p := pizza{ID: pizzaID(i), Name: menuNames[lang][i], Description: about[lang], Image: "/static/pizzas/" + slug + ".svg", Available: pizzaID(i) != soldOut}
-		p.Prices.Small, p.Prices.Medium, p.Prices.Large = event.Money(400_00+10_00*i), event.Money(500_00+10_00*i), event.Money(600_00+10_00*i)
-		m.Pizzas = append(m.Pizzas, p)
-	}
-	web.JSON(w, http.StatusOK, m)
-}
-
-type placed struct {
-	CustomerName    string `json:"customer_name"`
-	CustomerEmail   string `json:"customer_email"`
-	CustomerPhone   string `json:"customer_phone"`
-	DeliveryAddress string `json:"delivery_address"`
-	Comment         string `json:"comment,omitempty"`
-	Locale          string `json:"locale,omitempty"`
-	Items           []struct {
-		PizzaID  string `json:"pizza_id"`
-		Quantity int    `json:"quantity"`
-		Size     string `json:"size"`
-	} `json:"items"`
-}
-
-func (p *placed) faults() (errs []web.FieldError) {
-	add := func(pointer, code string) { errs = append(errs, web.FieldError{Pointer: pointer, Code: code}) }
-	for pointer, v := range map[string]string{"#/customer_name": p.CustomerName, "#/delivery_address": p.DeliveryAddress, "#/customer_phone": p.CustomerPhone} {
-		if v == "" {
-			add(pointer, "required")
-		}
-	}
-	if !strings.Contains(p.CustomerEmail, "@") {
-		add("#/customer_email", "invalid_email")
-	}
-	if len(p.Items) == 0 {
-		add("#/items", "required")
-	}
-	for i, it := range p.Items {
-		if it.Quantity < 1 || it.Quantity > 100 {
-			add(fmt.Sprintf("#/items/%d/quantity", i), "out_of_range")
-		}
-		if !slices.Contains([]string{"small", "medium", "large"}, it.Size) {
-			add(fmt.Sprintf("#/items/%d/size", i), "required")
-		}
-	}
-	return errs
-}
-
-func (a *orderAPI) postOrder(w http.ResponseWriter, r *http.Request) {
-	var p placed
-	body, err := web.Decode(w, r, &p)
-	if err != nil {
-		web.Error(w, r, nil, err)
-		return
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	key := r.Header.Get("Idempotency-Key")
-	a.headers = append(a.headers, r.Header.Clone())
-	if a.busy > 0 {
-		a.busy--
-		web.Error(w, r, nil, web.NewProblem(http.StatusConflict, "idempotency-key-in-progress", "busy", ""))
-		return
-	}
-	if k, ok := a.keys[key]; ok && key != "" {
-		if k.sum != sha256.Sum256(body) {
-			web.Error(w, r, nil, web.NewProblem(http.StatusUnprocessableEntity, "idempotency-key-reused", "used before", ""))
-			return
-		}
-		web.JSON(w, http.StatusCreated, a.orders[k.id])
-		return
-	}
-	if errs := p.faults(); len(errs) > 0 {
-		web.Error(w, r, nil, web.Invalid(errs...))
-		return
-	}
-	o := &order{
-		OrderID: uuid.NewString(), OrderNumber: fmt.Sprintf("A%03d-77", len(a.orders)+1), Status: statusPending, Currency: "RUB",
-		DeliveryAddress: p.DeliveryAddress, CreatedAt: now(), Version: 1,
-		CustomerName: "И*** И***", CustomerEmail: "i***@example.com", CustomerPhone: "+7 *** ***-**-45",
-	}
-	for _, it := range p.Items {
-		i := slices.IndexFunc(slugs, func(s string) bool { return pizzaID(slices.Index(slugs, s)) == it.PizzaID })
-		price := map[string]event.Money{"small": 400_00, "medium": 500_00, "large": 600_00}[it.Size] + event.Money(10_00*i)
-		o.Items = append(o.Items, event.Item{PizzaID: it.PizzaID, Name: menuNames[p.Locale][i], Size: it.Size, Quantity: it.Quantity, Price: price})
-		o.TotalAmount += price * event.Money(it.Quantity)
-	}
-	o.History = []step{{1, statusPending, o.CreatedAt}}
-	a.orders[o.OrderID] = o
-	a.keys[key] = keyed{sha256.Sum256(body), o.OrderID}
-	web.JSON(w, http.StatusCreated, o)
-}
-
-func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
-
-func (a *orderAPI) getOrder(w http.ResponseWriter, r *http.Request) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.reads++
-	o := a.orders[r.PathValue("id")]
-	if o == nil {
-		web.Error(w, r, nil, web.NotFound("There is no such order."))
-		return
-	}
-	web.JSON(w, http.StatusOK, o)
 }
 
 // asked tells how often an order was read.
@@ -211,14 +94,53 @@ func (a *orderAPI) asked() int {
 	return a.reads
 }
 
-// advance gives an order its next status.
+// count tells how many orders are stored.
+func (a *orderAPI) count() (n int) {
+	a.t.Helper()
+	if err := a.db.QueryRow(`SELECT COUNT(*) FROM orders`).Scan(&n); err != nil {
+		a.t.Fatal(err)
+	}
+	return n
+}
+
+// number is the number of the only order.
+func (a *orderAPI) number() (number string) {
+	a.t.Helper()
+	if err := a.db.QueryRow(`SELECT order_number FROM orders`).Scan(&number); err != nil {
+		a.t.Fatal(err)
+	}
+	return number
+}
+
+// advance gives an order its next step, as a payment event does. A status that
+// the service does not know stands in the history alone.
 func (a *orderAPI) advance(id, status, reason string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	o := a.orders[id]
-	o.Version++
-	o.Status, o.FailureReason = status, reason
-	o.History = append(slices.Clone(o.History), step{o.Version, status, now()})
+	a.t.Helper()
+	err := a.db.Tx(context.Background(), func(tx *sql.Tx) error {
+		_, err := tx.Exec(`UPDATE orders SET version = version + 1, failure_reason = NULLIF($1, ''),
+			status = CASE WHEN $2 IN ('paid', 'payment_failed') THEN $2 ELSE status END,
+			paid_at = CASE WHEN $2 = 'paid' THEN $3 END WHERE id = $4`, reason, status, sqldb.Now(), id)
+		if err != nil {
+			return err
+		}
+		_, err = tx.Exec(`INSERT INTO order_history (order_id, version, status, at) SELECT id, version, $1, $2 FROM orders WHERE id = $3`, status, sqldb.Now(), id)
+		return err
+	})
+	if err != nil {
+		a.t.Error(err)
+	}
+}
+
+// menu is what the order service offers.
+func (a *orderAPI) menu() []pizza {
+	a.t.Helper()
+	rec := httptest.NewRecorder()
+	a.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/api/v1/menu", nil))
+	var m menu
+	if err := json.Unmarshal(rec.Body.Bytes(), &m); err != nil || len(m.Pizzas) == 0 {
+		a.t.Fatalf("menu: %d %s %v", rec.Code, rec.Body, err)
+	}
+	return m.Pizzas
 }
 
 // put places an order by the API itself and returns its id.
@@ -226,7 +148,7 @@ func (a *orderAPI) put(t testing.TB) string {
 	t.Helper()
 	body := fmt.Sprintf(`{"customer_name":"Иван Иванов","customer_email":"ivan@example.com","customer_phone":"+7-900-123-45-67",
 		"items":[{"pizza_id":%q,"quantity":2,"size":"large"}],"delivery_address":"ул. Пушкина, д. 10","locale":"ru"}`, margherita)
-	req := httptest.NewRequest(http.MethodPost, "/api/v1/orders", bytes.NewBufferString(body))
+	req := httptest.NewRequest(http.MethodPost, "/api/v1/orders", strings.NewReader(body))
 	req.Header.Set("Content-Type", "application/json")
 	rec := httptest.NewRecorder()
 	a.ServeHTTP(rec, req)
@@ -235,6 +157,17 @@ func (a *orderAPI) put(t testing.TB) string {
 		t.Fatalf("place: %d %s %v", rec.Code, rec.Body, err)
 	}
 	return o.OrderID
+}
+
+// saying is the API with another word in all its answers, as an order service of
+// tomorrow may give them.
+func saying(api http.Handler, word, another string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		rec := httptest.NewRecorder()
+		api.ServeHTTP(rec, r)
+		w.WriteHeader(rec.Code)
+		fmt.Fprint(w, strings.ReplaceAll(rec.Body.String(), word, another))
+	})
 }
 
 // nowhere is a broker that nobody tries to reach: Run is not called.

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"path"
 	"regexp"
 	"strings"
 	"sync"
@@ -60,12 +61,12 @@ func goodForm() url.Values {
 		"customer_name": {"Иван Иванов"}, "customer_email": {"ivan@example.com"}, "customer_phone": {"+7-900-123-45-67"},
 		"delivery_address": {"ул. Пушкина, д. 10"}, "locale": {"ru"}, "idempotency_key": {uuid.NewString()},
 		"quantity_" + margherita: {"2"}, "size_" + margherita: {"large"},
-		"quantity_" + pizzaID(1): {"0"}, "size_" + pizzaID(1): {"medium"}, "quantity_" + pizzaID(2): {""},
+		"quantity_" + pepperoni: {"0"}, "size_" + pepperoni: {"medium"}, "quantity_" + fourCheese: {""},
 	}
 }
 
 func TestOrderWithoutScript(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	resp, _ := send(t, server, goodForm())
 	to := resp.Header.Get("Location")
@@ -73,7 +74,7 @@ func TestOrderWithoutScript(t *testing.T) {
 		t.Fatalf("%s, Location %q, %d orders", resp.Status, to, api.count())
 	}
 	resp, page := fetch(t, server, to)
-	for _, want := range []string{"A001-77", "1\u00a0200,00\u00a0₽", "Маргарита", "ул. Пушкина, д. 10", "i***@example.com", `http-equiv="refresh"`, "Ждём подтверждения оплаты"} {
+	for _, want := range []string{api.number(), "1\u00a0200,00\u00a0₽", "Маргарита", "ул. Пушкина, д. 10", "i***@example.com", `http-equiv="refresh"`, "Ждём подтверждения оплаты"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("tracker lacks %q", want)
 		}
@@ -84,7 +85,7 @@ func TestOrderWithoutScript(t *testing.T) {
 }
 
 func TestTracker(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	for _, tc := range []struct {
 		status, reason string
@@ -94,7 +95,6 @@ func TestTracker(t *testing.T) {
 		{statusFailed, "insufficient_funds", map[string][]string{"ru": {"Оплата не прошла", "не хватило средств", "Заказать заново"}, "en": {"The payment failed", "not enough money", "No money was taken", "Order again"}}},
 		{statusFailed, "card_declined", map[string][]string{"ru": {"Банк отклонил платёж"}, "en": {"The bank declined"}}},
 		{statusFailed, "something_new", map[string][]string{"ru": {"Платёж не прошёл"}, "en": {"did not go through"}}},
-		{"baking", "", map[string][]string{"ru": {"Заказ в работе"}, "en": {"The order is under way"}}},
 	} {
 		id := api.put(t)
 		api.advance(id, tc.status, tc.reason)
@@ -115,16 +115,38 @@ func TestTracker(t *testing.T) {
 	}
 }
 
+// TestTrackerOfTomorrow: the order service knows a status that the pages do not.
+func TestTrackerOfTomorrow(t *testing.T) {
+	api := newOrderAPI(t)
+	id := api.put(t)
+	server := site(t, newService(t, saying(api, `"pending"`, `"baking"`), nowhere))
+	for lang, want := range map[string]string{"ru": "Заказ в работе", "en": "The order is under way"} {
+		if resp, page := fetch(t, server, "/orders/"+id+"?lang="+lang); resp.StatusCode != http.StatusOK || !strings.Contains(page, want) || !strings.Contains(page, `http-equiv="refresh"`) {
+			t.Errorf("%s: %s lacks %q", lang, resp.Status, want)
+		}
+	}
+}
+
+// TestSoldOut: a pizza that is not available is shown and cannot be chosen.
+func TestSoldOut(t *testing.T) {
+	api := newOrderAPI(t)
+	server := site(t, newService(t, saying(api, `"available":true`, `"available":false`), nowhere))
+	_, page := fetch(t, server, "/?lang=en")
+	if n := strings.Count(page, "card--off"); n != len(api.menu()) || strings.Contains(page, `name="quantity_`) {
+		t.Errorf("%d of %d pizzas are shown as sold out", n, len(api.menu()))
+	}
+}
+
 func TestFormErrorsKeepWhatWasTyped(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	form := goodForm()
 	form.Set("customer_name", `"><script>alert(1)</script>`)
 	form.Set("customer_email", "nonsense")
 	form.Set("delivery_address", "")
 	form.Set("comment", "Не звонить\nв дверь")
-	form.Set("quantity_"+pizzaID(1), "two & a half")
-	form.Set("size_"+pizzaID(1), "small")
+	form.Set("quantity_"+pepperoni, "two & a half")
+	form.Set("size_"+pepperoni, "small")
 	for lang, wants := range map[string][]string{
 		"ru": {"Заказ пока не принят", "Укажите адрес вида ivan@example.com.", "Укажите, куда привезти.", "Пепперони: Укажите целое число от 1 до 100."},
 		"en": {"Your order is not placed yet", "Enter an address such as ivan@example.com.", "Tell us where to bring it.", "Pepperoni: Enter a whole number from 1 to 100."},
@@ -155,7 +177,7 @@ func TestFormErrorsKeepWhatWasTyped(t *testing.T) {
 
 func TestQuantities(t *testing.T) {
 	for quantity, want := range map[string]int{"1": 303, " 2 ": 303, "100": 303, "-1": 422, "101": 422, "1.5": 422, "1e1": 422, "٣": 422, "99999999999999999999": 422, "0": 422, "": 422, "00": 422} {
-		api := newOrderAPI()
+		api := newOrderAPI(t)
 		form := goodForm()
 		form.Set("quantity_"+margherita, quantity)
 		resp, page := send(t, site(t, newService(t, api, nowhere)), form)
@@ -169,7 +191,7 @@ func TestQuantities(t *testing.T) {
 }
 
 func TestOnePizzaInTwoSizes(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	form := goodForm()
 	form["quantity_"+margherita] = []string{"1", "3"}
@@ -185,7 +207,7 @@ func TestOnePizzaInTwoSizes(t *testing.T) {
 
 // TestDoubleClick sends one form many times at once.
 func TestDoubleClick(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	api.busy = 3 // the first is under way when the others come
 	server := site(t, newService(t, api, nowhere))
 	form := goodForm()
@@ -214,7 +236,7 @@ func TestDoubleClick(t *testing.T) {
 }
 
 func TestIdempotencyKeys(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	key := regexp.MustCompile(`name="idempotency_key" value="([^"]+)"`)
 	_, one := fetch(t, server, "/")
@@ -252,7 +274,7 @@ func TestIdempotencyKeys(t *testing.T) {
 }
 
 func TestOrderAPIAway(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	s := newService(t, api, nowhere)
 	server := site(t, s)
 	id := api.put(t)
@@ -286,7 +308,7 @@ func TestOrderAPIAway(t *testing.T) {
 }
 
 func TestBadForms(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	for _, tc := range []struct {
 		name, kind, body string
@@ -314,7 +336,7 @@ func TestBadForms(t *testing.T) {
 }
 
 func TestRoutes(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	for _, tc := range []struct {
 		method, path string
@@ -355,7 +377,7 @@ func TestRoutes(t *testing.T) {
 // TestPagesObeyTheirPolicy: a page's policy is default-src 'self', so whatever is
 // inline or from elsewhere would not work.
 func TestPagesObeyTheirPolicy(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	server := site(t, newService(t, api, nowhere))
 	var pages []string
 	add := func(_ *http.Response, page string) { pages = append(pages, page) }
@@ -402,7 +424,7 @@ func TestPagesObeyTheirPolicy(t *testing.T) {
 			}
 		}
 	}
-	if len(known) < len(slugs)+3 {
+	if len(known) < len(api.menu())+3 {
 		t.Errorf("only %d files are used", len(known))
 	}
 	for path := range known {
@@ -414,7 +436,7 @@ func TestPagesObeyTheirPolicy(t *testing.T) {
 }
 
 func TestStatic(t *testing.T) {
-	s := newService(t, newOrderAPI(), nowhere)
+	s := newService(t, newOrderAPI(t), nowhere)
 	server := site(t, s)
 	for path, want := range map[string][2]string{
 		s.assets.url("app.css"):         {"text/css; charset=utf-8", "public, max-age=31536000, immutable"},
@@ -447,7 +469,11 @@ func TestStatic(t *testing.T) {
 // same each time.
 func TestPictures(t *testing.T) {
 	seen := map[string]string{}
-	for _, slug := range append([]string{"no-recipe", "no-recipe-2"}, slugs...) {
+	slugs := []string{"no-recipe", "no-recipe-2"}
+	for _, p := range newOrderAPI(t).menu() {
+		slugs = append(slugs, strings.TrimSuffix(path.Base(p.Image), ".svg"))
+	}
+	for _, slug := range slugs {
 		svg := string(drawPizza(slug))
 		if svg != string(drawPizza(slug)) {
 			t.Errorf("%s changes", slug)
@@ -489,7 +515,7 @@ func TestPictures(t *testing.T) {
 			t.Errorf("%s is nearly empty", slug)
 		}
 	}
-	for _, slug := range slugs {
+	for _, slug := range slugs[2:] {
 		if _, ok := recipes[slug]; !ok {
 			t.Errorf("%s has no recipe", slug)
 		}

@@ -66,7 +66,7 @@ func TestLostAnswers(t *testing.T) {
 		"502": func(w http.ResponseWriter) { w.WriteHeader(http.StatusBadGateway) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			api := newOrderAPI()
+			api := newOrderAPI(t)
 			var once sync.Once
 			unlucky := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				lost := false
@@ -96,7 +96,7 @@ func TestLostAnswers(t *testing.T) {
 }
 
 func TestRemoteFindsWhoAnswers(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	id := api.put(t)
 	h := newRemote(t, silent(t), serve(t, api), silent(t))
 	for range 6 {
@@ -110,7 +110,7 @@ func TestRemoteFindsWhoAnswers(t *testing.T) {
 	if resp.StatusCode != http.StatusSeeOther {
 		t.Fatal(resp.Status)
 	}
-	if resp, page := fetch(t, server, resp.Header.Get("Location")); resp.StatusCode != http.StatusOK || !strings.Contains(page, "A002-77") {
+	if resp, page := fetch(t, server, resp.Header.Get("Location")); resp.StatusCode != http.StatusOK || !strings.Contains(page, "Маргарита") {
 		t.Errorf("tracker: %s", resp.Status)
 	}
 }
@@ -121,7 +121,7 @@ func TestRemoteWithoutAnybody(t *testing.T) {
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.HasPrefix(w.Header().Get("Content-Type"), "application/problem+json") {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	api.away = true
 	h = newRemote(t, serve(t, api), silent(t), serve(t, api))
 	if w := askRemote(h, "GET", "/api/v1/menu", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "5" || !strings.Contains(w.Body.String(), "The database is away.") {
@@ -173,7 +173,7 @@ func TestRemotePassesOnWhatMatters(t *testing.T) {
 // TestRemoteWaitsForItsOwnTry: a try that we gave up is still being worked on, and
 // the client never chose a key that it could come back with.
 func TestRemoteWaitsForItsOwnTry(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	api.busy = 2
 	h := newRemote(t, serve(t, api))
 	if w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json"); w.Code != http.StatusCreated {

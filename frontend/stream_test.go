@@ -101,8 +101,9 @@ func eventually(t testing.TB, what string, ok func() bool) {
 }
 
 func TestStreamBeginsWithHistory(t *testing.T) {
-	api := newOrderAPI()
-	server := site(t, newService(t, api, nowhere))
+	api := newOrderAPI(t)
+	s := newService(t, api, nowhere)
+	server := site(t, s)
 	id := api.put(t)
 	api.advance(id, statusPaid, "")
 	resp, events := listen(t, server, id, "")
@@ -111,9 +112,13 @@ func TestStreamBeginsWithHistory(t *testing.T) {
 			t.Errorf("%s: %q", header, got)
 		}
 	}
+	o, err := s.readOrder(t.Context(), httptest.NewRequest(http.MethodGet, "/", nil), id)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, status := range []string{statusPending, statusPaid} {
 		e := next(t, events)
-		if e.ID != int64(i+1) || e.Data.Version != e.ID || e.Data.OrderID != id || e.Data.Status != status || !e.Data.At.Equal(api.orders[id].History[i].At) {
+		if e.ID != int64(i+1) || e.Data.Version != e.ID || e.Data.OrderID != id || e.Data.Status != status || !e.Data.At.Equal(o.History[i].At) {
 			t.Errorf("event %d: %+v", i, e)
 		}
 	}
@@ -124,7 +129,7 @@ func TestStreamBeginsWithHistory(t *testing.T) {
 }
 
 func TestStreamRefusals(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	s := newService(t, api, nowhere)
 	server := site(t, s)
 	id := api.put(t)
@@ -157,7 +162,7 @@ func TestStreamRefusals(t *testing.T) {
 }
 
 func TestStreamsAreCountedAndForgotten(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	reg := prometheus.NewRegistry()
 	s, err := New(Config{API: api, Kafka: nowhere, Metrics: reg})
 	if err != nil {
@@ -182,7 +187,7 @@ func TestStreamsAreCountedAndForgotten(t *testing.T) {
 // TestNothingIsMissed changes orders while streams are being opened, each change
 // with one hint and no second chance: the clock stands still for the streams.
 func TestNothingIsMissed(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	s := newService(t, api, nowhere)
 	for range 300 {
 		id := api.put(t)
@@ -242,7 +247,7 @@ func (w *recorder) Write(b []byte) (int, error) {
 // order API.
 func TestOneReadForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		api := newOrderAPI()
+		api := newOrderAPI(t)
 		s := newService(t, api, nowhere)
 		s.pulse.OnBrokerE2E(kgoMeta, 1, kgoAnswer) // Kafka is there, so nobody asks by himself
 		id := api.put(t)
@@ -275,7 +280,7 @@ func TestOneReadForAll(t *testing.T) {
 // TestClockOfAStream runs two streams for minutes of virtual time.
 func TestClockOfAStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		api := newOrderAPI()
+		api := newOrderAPI(t)
 		s := newService(t, api, nowhere)
 		id := api.put(t)
 		ctx, cancel := context.WithCancel(t.Context())

@@ -14,6 +14,7 @@ import (
 	"pizzaflow/event"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
+	"pizzaflow/sqldb"
 )
 
 var (
@@ -58,7 +59,7 @@ func tell(t testing.TB, opts []kgo.Opt, topic, eventType, aggregate string, data
 	if err != nil {
 		t.Fatal(err)
 	}
-	value, err := json.Marshal(event.Envelope{EventID: uuid.NewString(), EventType: eventType, AggregateID: aggregate, EventData: d, Timestamp: now()})
+	value, err := json.Marshal(event.Envelope{EventID: uuid.NewString(), EventType: eventType, AggregateID: aggregate, EventData: d, Timestamp: sqldb.Now()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +69,7 @@ func tell(t testing.TB, opts []kgo.Opt, topic, eventType, aggregate string, data
 }
 
 func TestChangesArePushed(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	config := kafkatest.Start(t, topics...)
 	opts := options(t, config)
 	tell(t, opts, event.OrderTopic, "OrderCreated", "an order of long ago", map[string]string{})
@@ -128,7 +129,7 @@ func TestKafkaGoesAndComesBack(t *testing.T) {
 	broker := start("one", "127.0.0.1:0")
 	address := broker.Addrs()[0]
 	opts := options(t, kafka.Config{Brokers: []string{address}})
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	s := newService(t, api, opts)
 	run(t, s)
 	server := site(t, s)
@@ -168,7 +169,7 @@ func TestKafkaGoesAndComesBack(t *testing.T) {
 // TestStreamsOutliveTheirServersTimeouts is here for the pages' own sake: a stream
 // must not inherit what limits an ordinary answer.
 func TestStreamsOutliveTheirServersTimeouts(t *testing.T) {
-	api := newOrderAPI()
+	api := newOrderAPI(t)
 	s := newService(t, api, nowhere)
 	server := httptest.NewUnstartedServer(s.Handler())
 	server.Config.ReadTimeout, server.Config.WriteTimeout = 200*time.Millisecond, 200*time.Millisecond

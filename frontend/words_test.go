@@ -104,7 +104,7 @@ func TestFormatMoney(t *testing.T) {
 }
 
 func TestLanguage(t *testing.T) {
-	s := newService(t, newOrderAPI(), nowhere)
+	s := newService(t, newOrderAPI(t), nowhere)
 	for _, tc := range []struct {
 		name, query, cookie, accept string
 		want                        string
