@@ -6,11 +6,15 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"net/textproto"
 	"strings"
 	"sync"
 	"testing"
 
 	"github.com/google/uuid"
+
+	"pizzaflow/web"
 )
 
 var discard = slog.New(slog.DiscardHandler)
@@ -167,6 +171,72 @@ func TestRemotePassesOnWhatMatters(t *testing.T) {
 	}
 	if w := askRemote(h, "POST", "/api/v1/orders", strings.Repeat("x", 64<<10+1)); w.Code != http.StatusRequestEntityTooLarge {
 		t.Errorf("too long: %d", w.Code)
+	}
+}
+
+// TestRemoteKeepsHeadersAsTheyAre: what httputil.ReverseProxy would drop, add or
+// pass on by itself.
+func TestRemoteKeepsHeadersAsTheyAre(t *testing.T) {
+	var got *http.Request
+	h := newRemote(t, serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = r
+		w.Header().Set("Link", "</early.css>; rel=preload")
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Del("Link")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'")
+		w.Header().Set("Cache-Control", "max-age=60")
+		w.Header().Set("Trailer", "X-Sum")
+		_ = http.NewResponseController(w).Flush() // so that its length is not known
+		fmt.Fprint(w, "an answer")
+		w.Header().Set("X-Sum", "1")
+	})))
+	server := httptest.NewServer(web.Handler(h, web.HandlerConfig{}))
+	t.Cleanup(server.Close)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, server.URL+"/api/v1/menu?a=1;b=2&c=%zz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Host = "shop.example"
+	sent := map[string]string{
+		"X-Forwarded-For": "192.0.2.1", "X-Forwarded-Host": "shop.example", "X-Forwarded-Proto": "https", "Forwarded": "for=192.0.2.1",
+		"X-Request-Id": "0196a0ac-09a4-7589-9a12-de3265692c5b", "User-Agent": "a browser",
+	}
+	dropped := map[string]string{"Te": "trailers", "Upgrade": "caf\xe9", "Connection": "Upgrade", "Accept-Encoding": "br"}
+	for _, list := range []map[string]string{sent, dropped} {
+		for name, value := range list {
+			r.Header.Set(name, value)
+		}
+	}
+	var hints int
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(int, textproto.MIMEHeader) error { hints++; return nil }})
+	resp, err := http.DefaultTransport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := bodyOf(t, resp)
+	if got == nil {
+		t.Fatalf("%s: %s", resp.Status, body)
+	}
+	for name, value := range sent {
+		if v := got.Header.Values(name); len(v) != 1 || v[0] != value {
+			t.Errorf("%s went on as %q", name, v)
+		}
+	}
+	for name := range dropped {
+		if v := got.Header.Values(name); len(v) != 0 {
+			t.Errorf("%s went on as %q", name, v)
+		}
+	}
+	if got.RequestURI != "/api/v1/menu?a=1;b=2&c=%zz" || got.Host == "shop.example" {
+		t.Errorf("asked for %s at %s", got.RequestURI, got.Host)
+	}
+	for name, want := range map[string]string{"Content-Security-Policy": "default-src 'none'", "Cache-Control": "max-age=60"} {
+		if v := resp.Header.Values(name); len(v) != 1 || v[0] != want {
+			t.Errorf("%s is %q, want the order API's alone", name, v)
+		}
+	}
+	if resp.ContentLength != int64(len(body)) || body != "an answer" || len(resp.Trailer) != 0 || hints != 0 {
+		t.Errorf("%q of length %d, trailer %v, %d early hints", body, resp.ContentLength, resp.Trailer, hints)
 	}
 }
 
