@@ -16,9 +16,9 @@ type Envelope struct {
 	Timestamp   time.Time       `json:"timestamp"` // UTC, when the event was written
 }
 
-// Headers of a record: CloudEvents 1.0 in binary mode, and our own. Only
-// HeaderSchemaVersion means something to a reader of the value: a missing one
-// is 1. Every other is optional.
+// Headers of a record: CloudEvents 1.0 in binary mode, and our own. A reader of the
+// value needs HeaderSchemaVersion, which is 1 when it is missing; the others are
+// optional.
 const (
 	HeaderSpecVersion      = "ce_specversion"
 	HeaderID               = "ce_id"      // event_id
@@ -33,8 +33,8 @@ const (
 	HeaderTraceparent      = "traceparent"       // W3C trace context
 )
 
-// Open decodes the value of a record. Fields it does not know are ignored, so
-// that newer writers can add some.
+// Open decodes the value of a record. Unknown fields are ignored, so that newer
+// writers can add some.
 func Open(value []byte) (Envelope, error) {
 	var e Envelope
 	if err := json.Unmarshal(value, &e); err != nil {

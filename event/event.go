@@ -1,10 +1,10 @@
 // Package event is the contract between the services: every event, the topic
 // it travels on, the aggregate it belongs to, and the envelope around it. It
-// imports none of the other packages, and whoever reads the topics needs
-// nothing else.
+// imports none of the other packages, and a program that reads the topics needs no
+// other.
 //
-// A record's value is an [Envelope]; its key is the aggregate's id. Everything
-// that is not in the envelope travels in headers (see the Header constants).
+// A record's value is an [Envelope]; its key is the aggregate's id. All else travels
+// in headers (see the Header constants).
 // Records of one aggregate keep their order; records of two topics have no
 // mutual order, so a consumer must cope with either arriving first.
 package event
@@ -63,7 +63,7 @@ func (OrderCreated) Topic() string { return OrderTopic }
 // AggregateID is the order's id.
 func (e OrderCreated) AggregateID() string { return e.OrderID }
 
-// Validate reports what keeps a decoded event from being acted on.
+// Validate reports why a decoded event cannot be handled.
 func (e OrderCreated) Validate() error {
 	var lines []error
 	if len(e.Items) == 0 {
@@ -86,7 +86,7 @@ func (e OrderCreated) Validate() error {
 }
 
 // OrderPaid says that the order's payment arrived and the kitchen may start.
-// Emitted by the order service; consumed by frontend and whoever bakes.
+// Emitted by the order service; consumed by frontend, and meant for the kitchen.
 type OrderPaid struct {
 	OrderID   string    `json:"order_id"`
 	PaymentID string    `json:"payment_id"`
@@ -104,7 +104,7 @@ func (OrderPaid) Topic() string { return OrderTopic }
 // AggregateID is the order's id.
 func (e OrderPaid) AggregateID() string { return e.OrderID }
 
-// Validate reports what keeps a decoded event from being acted on.
+// Validate reports why a decoded event cannot be handled.
 func (e OrderPaid) Validate() error {
 	return errors.Join(required(map[string]string{
 		"order_id": e.OrderID, "payment_id": e.PaymentID, "currency": e.Currency,
@@ -129,7 +129,7 @@ func (OrderPaymentFailed) Topic() string { return OrderTopic }
 // AggregateID is the order's id.
 func (e OrderPaymentFailed) AggregateID() string { return e.OrderID }
 
-// Validate reports what keeps a decoded event from being acted on.
+// Validate reports why a decoded event cannot be handled.
 func (e OrderPaymentFailed) Validate() error {
 	return required(map[string]string{"order_id": e.OrderID, "payment_id": e.PaymentID, "reason": e.Reason})
 }
@@ -154,7 +154,7 @@ func (PaymentCompleted) Topic() string { return PaymentTopic }
 // AggregateID is the payment's id.
 func (e PaymentCompleted) AggregateID() string { return e.PaymentID }
 
-// Validate reports what keeps a decoded event from being acted on.
+// Validate reports why a decoded event cannot be handled.
 func (e PaymentCompleted) Validate() error {
 	return errors.Join(required(map[string]string{
 		"payment_id": e.PaymentID, "order_id": e.OrderID, "currency": e.Currency, "transaction_id": e.TransactionID,
@@ -182,7 +182,7 @@ func (PaymentFailed) Topic() string { return PaymentTopic }
 // AggregateID is the payment's id.
 func (e PaymentFailed) AggregateID() string { return e.PaymentID }
 
-// Validate reports what keeps a decoded event from being acted on.
+// Validate reports why a decoded event cannot be handled.
 func (e PaymentFailed) Validate() error {
 	return required(map[string]string{"payment_id": e.PaymentID, "order_id": e.OrderID, "error_code": e.ErrorCode})
 }
@@ -198,6 +198,7 @@ func required(fields map[string]string) error {
 	return errors.Join(errs...)
 }
 
+// positive reports an amount that is not more than zero.
 func positive(field string, m Money) error {
 	if m <= 0 {
 		return fmt.Errorf("%s is %s, want more than zero", field, m)

@@ -23,6 +23,57 @@ func (m Money) String() string {
 	return fmt.Sprintf("%s%d.%02d", sign, u/100, u%100)
 }
 
+// A CurrencyDisplay says how an amount names its currency, in the terms of
+// Intl.NumberFormat, with which browsers write amounts.
+type CurrencyDisplay int
+
+// The displays.
+const (
+	CurrencySymbol       CurrencyDisplay = iota // RUB 1,200.00 in English: its readers do not know ₽
+	CurrencyNarrowSymbol                        // ₽1,200.00 in every language
+)
+
+// symbols are those of browsers (CLDR), by language. A currency without one is
+// written as its code.
+var symbols = map[string]map[string]string{
+	"ru": {"RUB": "₽", "USD": "$", "EUR": "€", "KZT": "₸"},
+	"en": {"USD": "$", "EUR": "€", "GBP": "£"},
+}
+
+var narrowSymbols = map[string]string{"RUB": "₽", "USD": "$", "EUR": "€", "GBP": "£", "KZT": "₸"}
+
+// Format writes m as people who read the language (ru or en) expect it: 1 200,00 ₽
+// with spaces that do not break, or $1,200.00. The currency is an ISO 4217 code.
+func (m Money) Format(lang, currency string, display CurrencyDisplay) string {
+	const space = "\u00a0"
+	group, point := ",", "."
+	if lang == "ru" {
+		group, point = space, ","
+	}
+	digits, negative := strings.CutPrefix(m.String(), "-")
+	whole, cents, _ := strings.Cut(digits, ".")
+	for i := len(whole) - 3; i > 0; i -= 3 {
+		whole = whole[:i] + group + whole[i:]
+	}
+	amount, symbol := whole+point+cents, symbols[lang][currency]
+	if display == CurrencyNarrowSymbol {
+		symbol = narrowSymbols[currency]
+	}
+	sign := ""
+	if negative {
+		sign = "-"
+	}
+	switch {
+	case lang == "ru" && symbol != "":
+		return sign + amount + space + symbol
+	case lang == "ru":
+		return sign + amount + space + currency
+	case symbol != "":
+		return sign + symbol + amount
+	}
+	return sign + currency + space + amount
+}
+
 // MarshalJSON writes m as a number with two decimals.
 func (m Money) MarshalJSON() ([]byte, error) { return []byte(m.String()), nil }
 

@@ -59,8 +59,10 @@ func (p page) T(id string, pairs ...any) string {
 // Asset is where a static file is found.
 func (p page) Asset(name string) string { return p.assets.url(name) }
 
-// Money is an amount as the page's language writes it.
-func (p page) Money(m event.Money, currency string) string { return formatMoney(p.Lang, m, currency) }
+// Money is an amount in the page's language, as static/money.js writes it.
+func (p page) Money(m event.Money, currency string) string {
+	return m.Format(p.Lang, currency, event.CurrencySymbol)
+}
 
 // Languages are the languages to choose from.
 func (p page) Languages() []string { return languages }

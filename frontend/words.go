@@ -6,12 +6,9 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/nicksnyder/go-i18n/v2/i18n"
 	"golang.org/x/text/language"
-
-	"pizzaflow/event"
 )
 
 //go:embed locales/*.json
@@ -73,39 +70,3 @@ func (s *Service) language(w http.ResponseWriter, r *http.Request) string {
 }
 
 func spoken(lang string) bool { return slices.Contains(languages, lang) }
-
-// symbols stand for currencies in our languages; every other currency is written
-// as its code. They are those of the browsers, so that a script writes the same.
-var symbols = map[string]map[string]string{
-	"ru": {"RUB": "₽", "USD": "$", "EUR": "€", "KZT": "₸"},
-	"en": {"USD": "$", "EUR": "€", "GBP": "£"},
-}
-
-// formatMoney writes an amount as people who speak the language do:
-// 1 200,00 ₽, RUB 1,200.00 or $1,200.00.
-func formatMoney(lang string, m event.Money, currency string) string {
-	const space = "\u00a0" // never breaks the line
-	group, point := ",", "."
-	if lang == "ru" {
-		group, point = space, ","
-	}
-	digits, negative := strings.CutPrefix(m.String(), "-")
-	whole, cents, _ := strings.Cut(digits, ".")
-	for i := len(whole) - 3; i > 0; i -= 3 {
-		whole = whole[:i] + group + whole[i:]
-	}
-	amount, symbol := whole+point+cents, symbols[lang][currency]
-	sign := ""
-	if negative {
-		sign = "-"
-	}
-	switch {
-	case lang == "ru" && symbol != "":
-		return sign + amount + space + symbol
-	case lang == "ru":
-		return sign + amount + space + currency
-	case symbol != "":
-		return sign + symbol + amount
-	}
-	return sign + currency + space + amount
-}

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"pizzaflow/event"
 )
 
 func catalogue(t *testing.T, lang string) map[string]string {
@@ -78,27 +76,6 @@ func TestEveryTextIsThere(t *testing.T) {
 					t.Errorf("the tracker asks for %s", id)
 				}
 			}
-		}
-	}
-}
-
-func TestFormatMoney(t *testing.T) {
-	for _, tc := range []struct {
-		lang, currency string
-		amount         event.Money
-		want           string
-	}{
-		{"ru", "RUB", 1200_00, "1\u00a0200,00\u00a0₽"},
-		{"en", "RUB", 1200_00, "RUB\u00a01,200.00"},
-		{"ru", "RUB", 0, "0,00\u00a0₽"},
-		{"ru", "RUB", 999_99, "999,99\u00a0₽"},
-		{"en", "USD", 1234567_05, "$1,234,567.05"},
-		{"ru", "CHF", 1234567_05, "1\u00a0234\u00a0567,05\u00a0CHF"},
-		{"en", "EUR", -1000_00, "-€1,000.00"},
-		{"ru", "RUB", -5, "-0,05\u00a0₽"},
-	} {
-		if got := formatMoney(tc.lang, tc.amount, tc.currency); got != tc.want {
-			t.Errorf("%s %d %s: %q, want %q", tc.lang, tc.amount, tc.currency, got, tc.want)
 		}
 	}
 }

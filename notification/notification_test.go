@@ -5,8 +5,6 @@ import (
 	"time"
 
 	"golang.org/x/text/language"
-
-	"pizzaflow/event"
 )
 
 func TestRetryIn(t *testing.T) {
@@ -42,28 +40,6 @@ func TestDayOfTriesFitsIntoADay(t *testing.T) {
 	}
 	if age >= giveUpAfter {
 		t.Errorf("%d attempts take %v", dayOfTries, age)
-	}
-}
-
-func TestFormatMoney(t *testing.T) {
-	for _, tt := range []struct {
-		locale   string
-		amount   event.Money
-		currency string
-		want     string
-	}{
-		{"ru", 120000, "RUB", "1\u00a0200,00\u00a0₽"},
-		{"en", 120000, "RUB", "₽1,200.00"},
-		{"ru", 5, "RUB", "0,05\u00a0₽"},
-		{"en", 99999, "USD", "$999.99"},
-		{"en", 123456789012, "EUR", "€1,234,567,890.12"},
-		{"ru", 123456789012, "EUR", "1\u00a0234\u00a0567\u00a0890,12\u00a0€"},
-		{"en", 100000, "BYN", "BYN\u00a01,000.00"},
-		{"ru", -120000, "BYN", "−1\u00a0200,00\u00a0BYN"},
-	} {
-		if got := formatMoney(tt.locale, tt.amount, tt.currency); got != tt.want {
-			t.Errorf("formatMoney(%q, %d, %q) = %q, want %q", tt.locale, tt.amount, tt.currency, got, tt.want)
-		}
 	}
 }
 

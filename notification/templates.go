@@ -222,13 +222,15 @@ func (t *templates) page(d delivery) Page {
 		AmountCode: d.Payment.Amount.String() + " " + d.Payment.Currency,
 		PaidInFull: d.Payment.Amount == o.Total && d.Payment.Currency == o.Currency,
 	}
-	p.Total = formatMoney(p.Locale, o.Total, o.Currency)
-	p.Amount = formatMoney(p.Locale, d.Payment.Amount, d.Payment.Currency)
+	money := func(m event.Money, currency string) string {
+		return m.Format(p.Locale, currency, event.CurrencyNarrowSymbol)
+	}
+	p.Total, p.Amount = money(o.Total, o.Currency), money(d.Payment.Amount, d.Payment.Currency)
 	for _, it := range o.Items {
 		p.Count += it.Quantity
 		p.Items = append(p.Items, Line{
 			Name: oneLine(it.Name), Size: it.Size, Quantity: it.Quantity,
-			Sum: formatMoney(p.Locale, it.Price*event.Money(it.Quantity), o.Currency),
+			Sum: money(it.Price*event.Money(it.Quantity), o.Currency),
 		})
 	}
 	return p
@@ -240,38 +242,6 @@ func localeOf(locale string) string {
 		return locale
 	}
 	return "en"
-}
-
-var currencySigns = map[string]string{"RUB": "₽", "EUR": "€", "USD": "$", "GBP": "£", "KZT": "₸"}
-
-// formatMoney writes an amount as the locale does: 1 200,00 ₽ with spaces that
-// do not break, or ₽1,200.00.
-func formatMoney(locale string, m event.Money, currency string) string {
-	const nbsp = "\u00a0"
-	whole, cents, _ := strings.Cut(strings.TrimPrefix(m.String(), "-"), ".")
-	group, point := ",", "."
-	if locale == "ru" {
-		group, point = nbsp, ","
-	}
-	for i := len(whole) - 3; i > 0; i -= 3 {
-		whole = whole[:i] + group + whole[i:]
-	}
-	amount := whole + point + cents
-	minus := ""
-	if m < 0 {
-		minus = "−"
-	}
-	sign, known := currencySigns[currency]
-	switch {
-	case locale == "ru" && known:
-		return minus + amount + nbsp + sign
-	case locale == "ru":
-		return minus + amount + nbsp + currency
-	case known:
-		return minus + sign + amount
-	default:
-		return minus + currency + nbsp + amount
-	}
 }
 
 // sample is a delivery to try the templates with.
