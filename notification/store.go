@@ -22,7 +22,7 @@ import (
 //go:embed schema
 var Schema embed.FS
 
-// The statements over many rows; see sqldb.Insert and sqldb.Rows.
+// The statements over many rows; see sqldb.Insert and sqldb.Batch.
 var (
 	intoContacts = sqldb.Insert{
 		Into:  `INSERT INTO order_contacts (order_id, name, email, phone, locale, order_number, total, currency, items, delivery_address, created_at)`,
@@ -31,7 +31,7 @@ var (
 			locale = EXCLUDED.locale, order_number = EXCLUDED.order_number, total = EXCLUDED.total, currency = EXCLUDED.currency,
 			items = EXCLUDED.items, delivery_address = EXCLUDED.delivery_address`,
 	}
-	readContacts = sqldb.Rows{
+	readContacts = sqldb.Batch{
 		Columns: `oid UUID`,
 		SQL:     `SELECT ` + contactColumns + ` FROM {rows} JOIN order_contacts c ON c.order_id = v.oid`,
 	}
@@ -46,7 +46,7 @@ var (
 		Types: `UUID, UUID, TEXT, TEXT, JSON, TIMESTAMPTZ`,
 		Then:  `ON CONFLICT (order_id, type) DO NOTHING RETURNING id`,
 	}
-	updateReleased = sqldb.Rows{
+	updateReleased = sqldb.Batch{
 		Columns: `oid UUID`,
 		SQL:     `UPDATE notifications SET status = 'ready' FROM {rows} WHERE order_id = v.oid AND status = 'waiting' RETURNING id, order_id, type, data`,
 	}
@@ -54,7 +54,7 @@ var (
 		Into:  `INSERT INTO notification_deliveries (id, notification_id, order_id, type, channel, status, created_at, due_at, lease_token, attempts)`,
 		Types: `UUID, UUID, UUID, TEXT, TEXT, TEXT, TIMESTAMPTZ, CLOCK, TEXT, INTEGER`,
 	}
-	readClaimed = sqldb.Rows{
+	readClaimed = sqldb.Batch{
 		Columns: `did UUID, token TEXT`,
 		SQL: `SELECT ` + contactColumns + `, d.id, d.type, d.channel, d.created_at, n.data
 			FROM {rows}
@@ -62,7 +62,7 @@ var (
 			JOIN notifications n ON n.id = d.notification_id
 			JOIN order_contacts c ON c.order_id = d.order_id`,
 	}
-	updateSettled = sqldb.Rows{
+	updateSettled = sqldb.Batch{
 		Columns: `did UUID, token TEXT, new_status TEXT, due CLOCK, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
 		SQL: `UPDATE notification_deliveries SET status = v.new_status, due_at = v.due, lease_token = NULL,
 				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent

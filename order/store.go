@@ -15,7 +15,7 @@ import (
 
 // This file holds every SQL statement of the service.
 
-// The statements over many rows; see sqldb.Insert and sqldb.Rows.
+// The statements over many rows; see sqldb.Insert and sqldb.Batch.
 var (
 	intoOrders = sqldb.Insert{
 		Into: `INSERT INTO orders (id, order_number, status, version, total_amount, currency,
@@ -31,12 +31,12 @@ var (
 		Into:  `INSERT INTO order_history (order_id, version, status, at)`,
 		Types: `UUID, BIGINT, TEXT, TIMESTAMPTZ`,
 	}
-	readForPayment = sqldb.Rows{
+	readForPayment = sqldb.Batch{
 		Columns: `oid UUID`,
 		SQL: `SELECT id, status, version, total_amount, currency, created_at, COALESCE(payment_id, '')
 			FROM {rows} JOIN orders ON id = v.oid`,
 	}
-	updateToPaid = sqldb.Rows{
+	updateToPaid = sqldb.Batch{
 		Columns: `oid UUID, new_version BIGINT, paid TIMESTAMPTZ, pid TEXT`,
 		SQL: `UPDATE orders SET status = 'paid', version = v.new_version, paid_at = v.paid, payment_id = v.pid,
 				attention_reason = CASE WHEN attention_reason = 'payment_amount_mismatch' THEN attention_reason END,

@@ -307,24 +307,15 @@ func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (releas
 // release ends the term and takes events out of outbox_blocked, so that the
 // next term publishes them.
 func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEvent) error {
-	first := everywhere
-	for _, e := range events {
-		first = min(first, e.Seq)
+	first, rows := everywhere, make([][]any, len(events))
+	for i, e := range events {
+		first, rows[i] = min(first, e.Seq), []any{e.Seq}
 	}
-	if err := o.forEvents(ctx, tx, events, `DELETE FROM outbox_blocked WHERE seq IN (SELECT nr FROM {rows})`); err != nil {
+	unblock := sqldb.Batch{Columns: `nr BIGINT`, SQL: `DELETE FROM outbox_blocked WHERE seq IN (SELECT nr FROM {rows})`}
+	if err := unblock.Query(ctx, o.db, tx, rows, nil); err != nil {
 		return fmt.Errorf("release events: %w", err)
 	}
 	return endTerm(ctx, tx, first)
-}
-
-// forEvents runs a statement over the numbers of all events; its own arguments
-// begin with $2.
-func (o *Operator) forEvents(ctx context.Context, tx *sql.Tx, events []BlockedEvent, statement string, args ...any) error {
-	rows := make([][]any, len(events))
-	for i, e := range events {
-		rows[i] = []any{e.Seq}
-	}
-	return sqldb.Rows{Columns: `nr BIGINT`, SQL: statement}.Query(ctx, o.db, tx, rows, nil, args...)
 }
 
 // Skip gives events up for ever: the selected ones that the broker refuses, not
@@ -341,12 +332,17 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 		if skipped, err = all(rows, err, scanBlocked, "select blocked events"); err != nil || len(skipped) == 0 {
 			return nil, err
 		}
-		at, targets := sqldb.Now(), make([]string, len(skipped))
+		at, targets, seqs := sqldb.Now(), make([]string, len(skipped)), make([][]any, len(skipped))
 		for i := range skipped {
 			skipped[i].SkippedAt = at
+			seqs[i] = []any{skipped[i].Seq, at}
 			targets[i] = fmt.Sprintf("event %s, seq %d, %s", skipped[i].EventID, skipped[i].Seq, BlockedFilter{Topic: skipped[i].Topic, Key: skipped[i].Key})
 		}
-		if err := o.forEvents(ctx, tx, skipped, `UPDATE outbox_blocked SET skipped_at = $2 WHERE seq IN (SELECT nr FROM {rows})`, at); err != nil {
+		skip := sqldb.Batch{
+			Columns: `nr BIGINT, at TIMESTAMPTZ`,
+			SQL:     `UPDATE outbox_blocked SET skipped_at = v.at FROM {rows} WHERE seq = v.nr`,
+		}
+		if err := skip.Query(ctx, o.db, tx, seqs, nil); err != nil {
 			return nil, fmt.Errorf("skip events: %w", err)
 		}
 		// what was skipped just now was the first of its key: nothing blocks the rest of it any more

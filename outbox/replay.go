@@ -227,7 +227,7 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 			were[i] = []any{r.seq, r.State, r.Attempts}
 		}
 		var seqs []int64
-		err = sqldb.Rows{
+		err = sqldb.Batch{
 			Columns: `nr BIGINT, was TEXT, tries INTEGER`, SQL: `
 			UPDATE parked_records SET ` + set + ` FROM {rows} WHERE seq = v.nr AND state = v.was AND attempts = v.tries RETURNING seq`,
 		}.Query(ctx, o.db, tx, were, func(rows *sql.Rows) error {

@@ -88,7 +88,7 @@ func promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []parkedK
 		args[i] = []any{k.group, k.topic, hashOf(k.key), k.key, k.after}
 	}
 	var next [][]any
-	err := sqldb.Rows{
+	err := sqldb.Batch{
 		Columns: `in_group TEXT, on_topic TEXT, hash BIGINT, of_key BYTEA, after BIGINT`, SQL: `
 		SELECT (SELECT p.seq FROM parked_records p WHERE p.consumer = v.in_group AND p.topic = v.on_topic AND p.key = v.of_key
 			AND (p.key_hash, p.seq) > (v.hash, v.after) AND p.key_hash <= v.hash AND p.state IN ` + openStates + ` ORDER BY p.key_hash, p.seq LIMIT 1) FROM {rows}`,
@@ -111,7 +111,7 @@ func promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []parkedK
 
 // retryNow has the records retry at once, if they wait or nobody said when.
 func retryNow(ctx context.Context, db *sqldb.DB, q sqldb.Querier, seqs [][]any) error {
-	return sqldb.Rows{
+	return sqldb.Batch{
 		Columns: `nr BIGINT`, SQL: `
 		UPDATE parked_records SET state = 'retrying', due_at = ` + sqldb.Clock + ` FROM {rows}
 		WHERE seq = v.nr AND (state = 'waiting' OR state = 'retrying' AND due_at IS NULL) RETURNING seq`,
@@ -162,7 +162,7 @@ func (c *Consumer) keyList(ins []*inbound) (table string, args []any) {
 			hashes[i], keys[i] = hashOf(in.rec.Key), in.rec.Key
 		}
 		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr) LIMIT $5) AS v`,
-			[]any{hashes, keys, len(ins)} // as in sqldb.Rows: without it a plan would be made for each single record
+			[]any{hashes, keys, len(ins)} // as in sqldb.Batch: without it a plan would be made for each single record
 	}
 	list := make([][2]any, len(ins))
 	for i, in := range ins {

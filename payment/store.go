@@ -17,7 +17,7 @@ import (
 // when the lease had run out.
 var errLeaseLost = errors.New("the lease was lost")
 
-// The statements over many rows; see sqldb.Insert and sqldb.Rows.
+// The statements over many rows; see sqldb.Insert and sqldb.Batch.
 var (
 	intoPayments = sqldb.Insert{
 		Into: `INSERT INTO payments (id, order_id, amount, currency, customer_email, causation_id, traceparent, status, calls,
@@ -29,23 +29,23 @@ var (
 		Into:  `INSERT INTO payment_attempts (payment_id, attempt, kind, started_at)`,
 		Types: `UUID, INTEGER, TEXT, CLOCK`,
 	}
-	readClaimed = sqldb.Rows{
+	readClaimed = sqldb.Batch{
 		Columns: `pid UUID, token TEXT`,
 		SQL:     selectPayment + `JOIN {rows} ON id = v.pid AND lease_token = v.token`,
 	}
-	updateBegun = sqldb.Rows{
+	updateBegun = sqldb.Batch{
 		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, new_calls INTEGER`,
 		SQL: `UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = ` + sqldb.Clock + ` FROM {rows}
 			WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
 	}
-	updateSettled = sqldb.Rows{
+	updateSettled = sqldb.Batch{
 		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, tid TEXT, code TEXT, said TEXT, new_version BIGINT, new_checks INTEGER,
 			final TIMESTAMPTZ, due CLOCK`,
 		SQL: `UPDATE payments SET status = v.new_status, transaction_id = NULLIF(v.tid, ''), error_code = NULLIF(v.code, ''), error_message = NULLIF(v.said, ''),
 				version = v.new_version, checks = v.new_checks, completed_at = v.final, updated_at = ` + sqldb.Clock + `, due_at = v.due, lease_token = NULL
 			FROM {rows} WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
 	}
-	updateAttempts = sqldb.Rows{
+	updateAttempts = sqldb.Batch{
 		Columns: `pid UUID, came_to TEXT, why TEXT`,
 		SQL: `UPDATE payment_attempts SET ended_at = ` + sqldb.Clock + `, outcome = v.came_to, detail = NULLIF(v.why, '')
 			FROM {rows} WHERE payment_id = v.pid AND ended_at IS NULL`,

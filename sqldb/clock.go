@@ -53,7 +53,7 @@ var registerClock = sync.OnceValue(func() error {
 	})
 })
 
-// ClockColumn is the type, in Insert.Types and Rows.Columns, of a column that
+// ClockColumn is the type, in Insert.Types and Batch.Columns, of a column that
 // is a time by the Clock. Its value is how much later than now it is, in
 // microseconds, or nil for NULL.
 const ClockColumn = "CLOCK"

@@ -15,7 +15,7 @@ import (
 
 var (
 	intoTasks   = sqldb.Insert{Into: `INSERT INTO tasks (id, due_at)`, Types: `TEXT, CLOCK`}
-	updateTasks = sqldb.Rows{Columns: `tid TEXT, due CLOCK`, SQL: `UPDATE tasks SET due_at = v.due FROM {rows} WHERE id = v.tid RETURNING id`}
+	updateTasks = sqldb.Batch{Columns: `tid TEXT, due CLOCK`, SQL: `UPDATE tasks SET due_at = v.due FROM {rows} WHERE id = v.tid RETURNING id`}
 )
 
 // tasks is a table with due times; its type is each engine's own.

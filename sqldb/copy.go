@@ -166,7 +166,7 @@ func (c *copying) plan(ctx context.Context) ([]table, error) {
 func (c *copying) sameColumns(ctx context.Context, t table) error {
 	rows, err := c.src.QueryContext(ctx, `SELECT name FROM pragma_table_info($1) ORDER BY cid`, t.name)
 	var have []string
-	err = collect(func(rows *sql.Rows) error {
+	err = scanAll(func(rows *sql.Rows) error {
 		var name string
 		err := rows.Scan(&name)
 		have = append(have, name)

@@ -22,4 +22,4 @@ func Taken[T, R any](g *Group[T, R]) int {
 }
 
 // Many is what PostgreSQL gets for many rows.
-func (r Rows) Many(own int) string { return r.many(own) }
+func (b Batch) Many() string { return b.many() }

@@ -4,39 +4,38 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 )
 
 // An Insert is an INSERT of any number of rows, written without its values.
 //
-// One row goes in by VALUES ($1, $2, …) on both engines. More of them differ,
-// as measured: PostgreSQL takes them in one statement, an array for each
+// One row is inserted by VALUES ($1, $2, …) on both engines. How many rows are
+// inserted was measured: PostgreSQL takes them in one statement, an array for each
 // column, so that one round trip and one prepared statement do for any number;
 // SQLite, where a statement costs no round trip, takes them one by one in a
-// prepared statement, because what a list of VALUES costs there grows with the
+// prepared statement, because the cost of a list of VALUES grows there with the
 // square of its arguments (256 rows of 13 columns: 100 ms against 2).
 type Insert struct {
 	Into  string // the statement up to its columns: INSERT INTO things (id, at)
 	Types string // PostgreSQL's types of these columns: UUID, TIMESTAMPTZ; or CLOCK, see ClockColumn
-	Then  string // what follows the values, such as ON CONFLICT …, or nothing
+	Then  string // what follows the values, such as ON CONFLICT …, or nothing; it has no arguments
 }
 
-// Exec inserts the rows, in their order, and returns how many went in or were
-// updated. A row has one value for each column. The arguments of Then are
-// numbered on from the columns.
-func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, then ...any) (int64, error) {
+// Exec inserts the rows, in their order, and returns how many rows were inserted
+// or updated. A row has one value for each column. The error is the first one of
+// the database, or the context's.
+func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any) (int64, error) {
 	switch {
 	case len(rows) == 0:
 		return 0, nil
 	case len(rows) == 1:
-		return Affected(tx.ExecContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
+		return Affected(tx.ExecContext(ctx, in.one(db.Engine, len(rows[0])), rows[0]...))
 	case db.Engine == Postgres:
-		return Affected(tx.ExecContext(ctx, in.many(), append(columns(rows), then...)...))
+		return Affected(tx.ExecContext(ctx, in.many(), columns(rows)...))
 	}
 	var total int64
-	err := in.each(ctx, db.Engine, rows, then, func(ctx context.Context, query string, args []any) error {
+	err := in.each(ctx, db.Engine, rows, func(ctx context.Context, query string, args []any) error {
 		n, err := Affected(tx.ExecContext(ctx, query, args...))
 		total += n
 		return err
@@ -44,29 +43,29 @@ func (in Insert) Exec(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, the
 	return total, err
 }
 
-// Query is Exec for an Insert whose Then ends with RETURNING: got is called for
-// each row that comes back.
-func (in Insert) Query(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, got func(*sql.Rows) error, then ...any) error {
+// Query is Exec for an Insert whose Then ends with RETURNING: scan is called for
+// each row of the result, and its error is returned, too.
+func (in Insert) Query(ctx context.Context, db *DB, tx *sql.Tx, rows [][]any, scan func(*sql.Rows) error) error {
 	switch {
 	case len(rows) > 1 && db.Engine == Postgres:
-		return collect(got)(tx.QueryContext(ctx, in.many(), append(columns(rows), then...)...))
+		return scanAll(scan)(tx.QueryContext(ctx, in.many(), columns(rows)...))
 	case len(rows) == 1:
-		return collect(got)(tx.QueryContext(ctx, in.one(db.Engine, len(rows[0])), slices.Concat(rows[0], then)...))
+		return scanAll(scan)(tx.QueryContext(ctx, in.one(db.Engine, len(rows[0])), rows[0]...))
 	}
-	return in.each(ctx, db.Engine, rows, then, func(ctx context.Context, query string, args []any) error {
-		return collect(got)(tx.QueryContext(ctx, query, args...))
+	return in.each(ctx, db.Engine, rows, func(ctx context.Context, query string, args []any) error {
+		return scanAll(scan)(tx.QueryContext(ctx, query, args...))
 	})
 }
 
-// collect calls got for each row of a result.
-func collect(got func(*sql.Rows) error) func(*sql.Rows, error) error {
+// scanAll calls scan for each row of a result.
+func scanAll(scan func(*sql.Rows) error) func(*sql.Rows, error) error {
 	return func(rows *sql.Rows, err error) error {
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			if err := got(rows); err != nil {
+			if err := scan(rows); err != nil {
 				return err
 			}
 		}
@@ -76,18 +75,18 @@ func collect(got func(*sql.Rows) error) func(*sql.Rows, error) error {
 
 // each runs the statement of one row for every row. The connection keeps it
 // prepared.
-func (in Insert) each(ctx context.Context, engine Engine, rows [][]any, then []any, run func(ctx context.Context, query string, args []any) error) error {
+func (in Insert) each(ctx context.Context, engine Engine, rows [][]any, run func(ctx context.Context, query string, args []any) error) error {
 	if len(rows) == 0 {
 		return nil
 	}
 	// The driver starts a goroutine for each statement that can be cancelled.
-	// These are short, so it is asked in between instead.
+	// These statements are short, so the context is asked between them instead.
 	steady, query := context.WithoutCancel(ctx), in.one(engine, len(rows[0]))
 	for _, row := range rows {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := run(steady, query, slices.Concat(row, then)); err != nil {
+		if err := run(steady, query, row); err != nil {
 			return err
 		}
 	}
@@ -106,8 +105,8 @@ func (in Insert) one(engine Engine, columns int) string {
 	return in.Into + " VALUES (" + strings.Join(values, ", ") + ") " + in.Then
 }
 
-// manyTexts has the statements for many rows: an Insert is a part of a program,
-// and there are as many as were written.
+// manyTexts keeps what many returns, so that it is composed once. It is bounded:
+// every Insert is a variable of the program.
 var manyTexts sync.Map // from Insert to string
 
 // many is the statement for any number of rows on PostgreSQL.
@@ -132,11 +131,12 @@ func (in Insert) compose() string {
 		in.Into, strings.Join(cells, ", "), strings.Join(arrays, ", "), strings.Join(names, ", "), in.Then)
 }
 
-// columns turns rows into arrays, one for each column.
+// columns turns rows into arrays, one for each column, with room for one argument
+// more.
 func columns(rows [][]any) []any {
 	width := len(rows[0])
 	cells := make([]any, width*len(rows))
-	arrays := make([]any, width)
+	arrays := make([]any, width, width+1)
 	for c := range width {
 		column := cells[c*len(rows) : (c+1)*len(rows)]
 		for r, row := range rows {

@@ -11,7 +11,7 @@ func Affected(res sql.Result, err error) (int64, error) {
 	return res.RowsAffected()
 }
 
-// IDs are the ids that a statement returned. Add is for Rows.Query and
+// IDs are the ids that a statement returned. Add is for Batch.Query and
 // Insert.Query, where a row has this one column.
 type IDs map[string]bool
 

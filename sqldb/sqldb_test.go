@@ -327,14 +327,14 @@ func TestLists(t *testing.T) {
 func TestInsert(t *testing.T) {
 	insert := sqldb.Insert{
 		Into: `INSERT INTO things (id, n, at, note)`, Types: "TEXT, BIGINT, TIMESTAMPTZ, TEXT",
-		Then: `ON CONFLICT (id) DO UPDATE SET note = excluded.note WHERE things.n = $5`,
+		Then: `ON CONFLICT (id) DO UPDATE SET note = excluded.note WHERE things.n = 2`,
 	}
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		now := sqldb.Now()
 		put := func(wanted int64, rows ...[]any) {
 			t.Helper()
 			err := db.Tx(t.Context(), func(tx *sql.Tx) error {
-				n, err := insert.Exec(t.Context(), db, tx, rows, 2)
+				n, err := insert.Exec(t.Context(), db, tx, rows)
 				if err == nil && n != wanted {
 					t.Errorf("%d rows went in, want %d", n, wanted)
 				}
@@ -370,7 +370,7 @@ func TestInsert(t *testing.T) {
 		ended, cancel := context.WithCancel(t.Context())
 		err = db.Tx(t.Context(), func(tx *sql.Tx) error {
 			cancel()
-			_, err := insert.Exec(ended, db, tx, [][]any{{"d", 4, nil, nil}, {"e", 5, nil, nil}}, 2)
+			_, err := insert.Exec(ended, db, tx, [][]any{{"d", 4, nil, nil}, {"e", 5, nil, nil}})
 			return err
 		})
 		if !errors.Is(err, context.Canceled) {

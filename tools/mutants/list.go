@@ -759,7 +759,7 @@ var engine = []mutant{
 		name: "sqldb: a plan made for an empty table reads all of it",
 		old:  `LIMIT $%d) AS v`,
 		new:  `WHERE $%d > 0) AS v`,
-		test: "./sqldb -run ^TestRowsAreLookedUp$",
+		test: "./sqldb -run ^TestBatchUsesTheIndex$",
 		env:  "DATABASE_URL",
 	},
 	{

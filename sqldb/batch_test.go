@@ -14,14 +14,14 @@ import (
 )
 
 var (
-	readStock = sqldb.Rows{Columns: `tid TEXT`, SQL: `SELECT s.id, s.n FROM {rows} JOIN stock s ON s.id = v.tid`}
-	takeStock = sqldb.Rows{
-		Columns: `tid TEXT, taken BIGINT`,
-		SQL:     `UPDATE stock SET n = n - v.taken FROM {rows} WHERE id = v.tid AND n >= v.taken + $3 RETURNING id, n`,
+	readStock = sqldb.Batch{Columns: `tid TEXT`, SQL: `SELECT s.id, s.n FROM {rows} JOIN stock s ON s.id = v.tid`}
+	takeStock = sqldb.Batch{
+		Columns: `tid TEXT, taken BIGINT, least BIGINT`,
+		SQL:     `UPDATE stock SET n = n - v.taken FROM {rows} WHERE id = v.tid AND n >= v.taken + v.least RETURNING id, n`,
 	}
 )
 
-func TestRows(t *testing.T) {
+func TestBatch(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		if _, err := db.Exec(`CREATE TABLE stock (id TEXT PRIMARY KEY, n BIGINT NOT NULL)`); err != nil {
 			t.Fatal(err)
@@ -36,16 +36,16 @@ func TestRows(t *testing.T) {
 				want = append(want, fmt.Sprint(id, " ", i-10))
 			}
 		}
-		taken := [][]any{{"nothing", 1}}
+		taken := [][]any{{"nothing", 1, 5}}
 		for _, row := range known {
-			taken = append(taken, []any{row[0], 10})
+			taken = append(taken, []any{row[0], 10, 5})
 		}
 		err := db.Tx(t.Context(), func(tx *sql.Tx) error {
 			_, err := sqldb.Insert{Into: `INSERT INTO stock (id, n)`, Types: `TEXT, BIGINT`}.Exec(t.Context(), db, tx, all)
 			if err != nil {
 				return err
 			}
-			if got := results(t, takeStock, db, tx, taken, 5); !slices.Equal(got, want) {
+			if got := results(t, takeStock, db, tx, taken); !slices.Equal(got, want) {
 				t.Errorf("taken %q, want %q", got, want)
 			}
 			if got := results(t, readStock, db, tx, append(known, []any{"nothing"})); len(got) != 300 || got[299] != want[len(want)-1] {
@@ -59,30 +59,30 @@ func TestRows(t *testing.T) {
 	})
 }
 
-// results are the rows that come back, in order.
-func results(t *testing.T, r sqldb.Rows, db *sqldb.DB, tx *sql.Tx, rows [][]any, own ...any) (all []string) {
+// results runs the batch and returns the rows of its result, in order.
+func results(t *testing.T, b sqldb.Batch, db *sqldb.DB, tx *sql.Tx, rows [][]any) (all []string) {
 	t.Helper()
-	err := r.Query(t.Context(), db, tx, rows, func(rows *sql.Rows) error {
+	err := b.Query(t.Context(), db, tx, rows, func(rows *sql.Rows) error {
 		var id string
 		var n int
 		err := rows.Scan(&id, &n)
 		all = append(all, fmt.Sprint(id, " ", n))
 		return err
-	}, own...)
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return slices.Sorted(slices.Values(all))
 }
 
-// TestRowsAreLookedUp has PostgreSQL plan the statements for a table that is
+// TestBatchUsesTheIndex has PostgreSQL plan the statements for a table that is
 // still empty: the plan of a prepared statement is kept while the table grows.
-func TestRowsAreLookedUp(t *testing.T) {
+func TestBatchUsesTheIndex(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	if _, err := db.Exec(`CREATE TABLE stock (id TEXT PRIMARY KEY, n BIGINT NOT NULL)`); err != nil {
 		t.Fatal(err)
 	}
-	for _, statement := range []string{readStock.Many(0), takeStock.Many(1)} {
+	for _, statement := range []string{readStock.Many(), takeStock.Many()} {
 		plan := genericPlan(t, db, statement)
 		if !strings.Contains(plan, "Index Scan using stock_pkey") || strings.Contains(plan, "Seq Scan") {
 			t.Errorf("%s\nis planned as\n%s", statement, plan)
