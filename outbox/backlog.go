@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
-	"math"
 	"strings"
 	"time"
 
@@ -91,8 +90,6 @@ func (r *Relay) askUnpublished(ctx context.Context) (rest, error) {
 	}
 	return countUnpublished(ctx, tx, floor, measure.Limit+1)
 }
-
-const everyEvent = int64(math.MaxInt64)
 
 // A backlog shows what is unpublished. Only the relay that leads does, so that
 // a sum over all processes is right. It tells what its term has in memory; of

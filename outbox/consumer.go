@@ -102,7 +102,7 @@ func NewConsumer(cfg ConsumerConfig) *Consumer {
 	if cfg.Delay == 0 {
 		cfg.Delay = 5 * time.Second
 	}
-	c := &Consumer{cfg: cfg, db: cfg.Outbox.db, subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
+	c := &Consumer{cfg: cfg, db: cfg.Outbox.DB(), subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
 	c.metrics, c.dead = newConsumerMetrics(cfg), newDeadCount(c)
 	register(cfg.Metrics, c.deadLetters())
 	c.breaker = newBreaker(cfg, c.metrics.paused)

@@ -74,6 +74,9 @@ const (
 	nowhere    = int64(0)
 )
 
+// allSeqs is above the number of every event.
+const allSeqs = int64(math.MaxInt64)
+
 // read takes note of the seqs, in order, that a read of gaps and head has
 // returned. It has looked up to complete: what it misses there is still
 // missing, and gaps whose holders had all ended before it are dropped.

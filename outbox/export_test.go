@@ -13,8 +13,6 @@ func CommitElsewhere(o *Outbox, seq int64, e Event) {
 	tx := &Tx{}
 	tx.Add(1, e)
 	tx.rows[0].seq, tx.rows[0].createdAt = seq, sqldb.Now()
-	earlier := new(make(hand, handOffs))
-	o.hand.Store(earlier)
-	o.handOver(earlier, tx.rows)
-	o.hand.Store(nil)
+	o.local.offer(o.local.begin(), tx.rows)
+	o.local.end()
 }

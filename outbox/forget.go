@@ -16,7 +16,14 @@ import (
 const (
 	outboxRetention = 7 * 24 * time.Hour
 	topicRetention  = 8 * 24 * time.Hour // a week, and a segment of a day
-	lateness        = 12 * time.Hour     // of clocks, and of who deletes what is old
+)
+
+// lateness is that of clocks, and of the parts that delete old rows and records.
+const lateness = 12 * time.Hour
+
+const (
+	forgetEvery = time.Hour // give or take a fifth
+	forgetRows  = 500       // in one transaction: few enough that nobody waits for long
 )
 
 // leastRetention is for how long an inbox must remember what was handled.
@@ -27,7 +34,7 @@ func (cfg ConsumerConfig) leastRetention() time.Duration {
 // forgetLoop deletes, about once an hour, what is older than the retention. Any
 // process of the group may do it, several at once.
 func (c *Consumer) forgetLoop(ctx context.Context) {
-	for pause(ctx, pruneEvery*4/5+rand.N(pruneEvery*2/5)) { //nolint:gosec // jitter
+	for pause(ctx, forgetEvery*4/5+rand.N(forgetEvery*2/5)) { //nolint:gosec // jitter
 		n, err := c.forgetOld(ctx)
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("delete old rows", "consumer_group", c.cfg.Group, "err", err)
@@ -54,7 +61,7 @@ func (c *Consumer) forget(ctx context.Context, before time.Time) (deleted int64,
 	deleted, err = c.repeat(ctx, `
 		DELETE FROM parked_records WHERE seq IN (
 			SELECT seq FROM parked_records WHERE consumer = $1 AND finished_at < $2 AND state NOT IN `+openStates+` ORDER BY finished_at LIMIT $3)`,
-		c.cfg.Group, before, pruneRows)
+		c.cfg.Group, before, forgetRows)
 	if err != nil {
 		return deleted, err
 	}
@@ -67,7 +74,7 @@ func (c *Consumer) forget(ctx context.Context, before time.Time) (deleted int64,
 				SELECT i.ctid FROM inbox_events i WHERE i.consumer = $1 AND i.handled_at < $2 AND NOT EXISTS (
 					SELECT 1 FROM parked_records p WHERE p.consumer = i.consumer AND p.event_id = i.event_id AND p.state IN `+openStates+`)
 				LIMIT $3 FOR UPDATE SKIP LOCKED)`,
-			c.cfg.Group, before, pruneRows)
+			c.cfg.Group, before, forgetRows)
 	}
 	return deleted + n, err
 }
@@ -81,7 +88,7 @@ func (c *Consumer) repeat(ctx context.Context, statement string, args ...any) (d
 		}
 		n, err := res.RowsAffected()
 		deleted += n
-		if err != nil || n < pruneRows {
+		if err != nil || n < forgetRows {
 			return deleted, err
 		}
 	}
@@ -96,7 +103,7 @@ func (c *Consumer) forgetInOrder(ctx context.Context, before time.Time) (deleted
 		err := c.db.Read().QueryRowContext(ctx, `
 			SELECT COALESCE(MAX(rowid), 0), COUNT(CASE WHEN handled_at >= $1 AND handled_at <= $4 THEN 1 END)
 			FROM (SELECT rowid, handled_at FROM inbox_events WHERE rowid > $2 ORDER BY rowid LIMIT $3)`,
-			before, last, pruneRows, sqldb.Now()).Scan(&upTo, &young)
+			before, last, forgetRows, sqldb.Now()).Scan(&upTo, &young)
 		if err != nil {
 			return deleted, fmt.Errorf("look for old rows: %w", err)
 		}

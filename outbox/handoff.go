@@ -1,27 +1,60 @@
 package outbox
 
-import (
-	"cmp"
-	"slices"
-)
+import "sync/atomic"
 
-// Rows that this process has just committed need not be read back when its own
-// relay leads: they are handed over. The relay takes them only if nothing of
-// their aggregates can be missing before them; otherwise, and whenever there
-// are too many, the table decides.
+// offersWaiting is how many transactions may wait in Offers to be taken.
+const offersWaiting = 256
 
-const handOffs = 256 // transactions waiting to be taken
+// offers are the rows that this process has committed during one term of its
+// relay, by transaction, from the beginning of the transaction on. Nothing of
+// them reaches a later term, which may read another server: one that never
+// received these rows and gives their numbers to other events.
+type offers chan []row
 
-// A hand takes what is committed during one term of this process's relay, from
-// the beginning of the transaction on. Nothing of it reaches a later term: that
-// may stand on another server, which never received it and gives its numbers
-// to other events.
-type hand chan []row
+// A handoffQueue hands committed rows to the relay of the same process, which
+// need not read them back, and wakes it. The relay accepts offered rows only if
+// nothing of their aggregates can be missing before them; otherwise, and
+// whenever there are too many, it reads the table.
+type handoffQueue struct {
+	wake    chan struct{}
+	current atomic.Pointer[offers]
+}
 
-// handOver gives committed rows to the relay of this process; false says that
-// it must read them. They are told apart from the table's by nothing.
-func (o *Outbox) handOver(to *hand, rows []row) bool {
-	if to == nil || o.hand.Load() != to {
+// newHandoffQueue makes a queue without a relay.
+func newHandoffQueue() *handoffQueue { return &handoffQueue{wake: make(chan struct{}, 1)} }
+
+// poke wakes the relay of this process.
+func (q *handoffQueue) poke() {
+	select {
+	case q.wake <- struct{}{}:
+	default: // it has a call waiting
+	}
+}
+
+// woken is received from when the relay was woken.
+func (q *handoffQueue) woken() <-chan struct{} { return q.wake }
+
+// begin opens the offers of a term; end closes them.
+func (q *handoffQueue) begin() *offers {
+	o := new(make(offers, offersWaiting))
+	q.current.Store(o)
+	return o
+}
+
+// end has nothing more offered to the term, and wakes whoever leads next: it
+// has to read what the term did not take.
+func (q *handoffQueue) end() {
+	q.current.Store(nil)
+	q.poke()
+}
+
+// open are the offers of the term that is under way, nil without one.
+func (q *handoffQueue) open() *offers { return q.current.Load() }
+
+// offer gives committed rows to the term whose offers were open when their
+// transaction began. False says that its relay must read them.
+func (q *handoffQueue) offer(to *offers, rows []row) bool {
+	if to == nil || q.current.Load() != to {
 		return false
 	}
 	for i := range rows {
@@ -35,66 +68,4 @@ func (o *Outbox) handOver(to *hand, rows []row) bool {
 	default:
 		return false
 	}
-}
-
-// takeHanded makes a round of rows that were handed over, with whatever else
-// waits there. Nil says that the table must be read.
-func (t *term) takeHanded(rows []row) *round {
-gather:
-	for len(rows) < roundRows {
-		select {
-		case more := <-*t.hand:
-			rows = append(slices.Clip(rows), more...)
-		default:
-			break gather
-		}
-	}
-	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.seq, b.seq) })
-	rows = slices.DeleteFunc(rows, func(r row) bool { return !t.cursor.wants(r.seq) }) // read meanwhile
-	size := 0
-	for i := range rows {
-		if size += rows[i].size(); size > batchBytes || len(rows) > roundRows || !t.seen.follows(&rows[i]) {
-			return nil
-		}
-	}
-	return t.take(rows, nowhere)
-}
-
-// versions remembers up to which version aggregates were read: the latest few
-// thousand of them.
-type versions struct{ latest, earlier map[aggregate]int64 }
-
-// An aggregate is what versions are counted for: topics number the events of
-// one id each for themselves.
-type aggregate struct{ topic, id string }
-
-const versionsKept = 8192
-
-func (v *versions) of(a aggregate) int64 {
-	if n, ok := v.latest[a]; ok {
-		return n
-	}
-	return v.earlier[a]
-}
-
-// follows notes that the row is read, if all before it of its aggregate were.
-func (v *versions) follows(r *row) bool {
-	if r.version.Int64 != 1 && v.of(aggregate{r.topic, r.aggregateID}) != r.version.Int64-1 {
-		return false
-	}
-	v.note(r)
-	return true
-}
-
-func (v *versions) note(r *row) {
-	if !r.version.Valid {
-		return
-	}
-	if len(v.latest) >= versionsKept {
-		v.latest, v.earlier = nil, v.latest
-	}
-	if v.latest == nil {
-		v.latest = map[aggregate]int64{}
-	}
-	v.latest[aggregate{r.topic, r.aggregateID}] = r.version.Int64
 }

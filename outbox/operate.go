@@ -165,7 +165,7 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
 	}
-	unpublished, err := countUnpublished(ctx, db, s.Floor, everyEvent)
+	unpublished, err := countUnpublished(ctx, db, s.Floor, allSeqs)
 	if err != nil {
 		return Status{}, err
 	}
@@ -300,14 +300,14 @@ func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (releas
 		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_lanes`).Scan(&lanes); err != nil || lanes == 0 {
 			return 0, err
 		}
-		return 0, endTerm(ctx, tx, everywhere)
+		return 0, endTerm(ctx, tx, allSeqs)
 	})
 }
 
 // release ends the term and takes events out of outbox_blocked, so that the
 // next term publishes them.
 func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEvent) error {
-	first, rows := everywhere, make([][]any, len(events))
+	first, rows := allSeqs, make([][]any, len(events))
 	for i, e := range events {
 		first, rows[i] = min(first, e.Seq), []any{e.Seq}
 	}
@@ -364,7 +364,7 @@ func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n i
 		return 0, ErrNothingSelected
 	}
 	return n, o.change(ctx, a, "skip refused", "topic "+topic, func(tx *sql.Tx) (int, error) {
-		if err := endTerm(ctx, tx, everywhere); err != nil {
+		if err := endTerm(ctx, tx, allSeqs); err != nil {
 			return 0, err
 		}
 		if err := byNumber(ctx, o.db, tx); err != nil {

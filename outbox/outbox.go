@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -39,18 +38,23 @@ type Event interface {
 type Outbox struct {
 	db     *sqldb.DB
 	source string
-	wake   chan struct{} // tells the relay of this process that something was committed
-	hand   atomic.Pointer[hand]
+	local  *handoffQueue // to the relay of this process
 }
 
 // New makes the outbox of a database. The source is what ce_source says of its
 // events, such as /order-service.
 func New(db *sqldb.DB, source string) *Outbox {
-	return &Outbox{db: db, source: source, wake: make(chan struct{}, 1)}
+	return &Outbox{db: db, source: source, local: newHandoffQueue()}
 }
 
 // DB is the database the outbox writes to.
 func (o *Outbox) DB() *sqldb.DB { return o.db }
+
+// Source is what ce_source says of the outbox's events.
+func (o *Outbox) Source() string { return o.source }
+
+// Local is the way to the relay of the same process, for the package relay.
+func (o *Outbox) Local() *handoffQueue { return o.local }
 
 // Tx runs fn in a transaction that also collects events. They are written
 // with its commit or not at all. Like sqldb.DB.Tx it may run fn again.
@@ -67,7 +71,7 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 
 func (o *Outbox) tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
-	to := o.hand.Load()
+	to := o.local.open()
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {
 		tx = &Tx{Tx: t, db: o.db, traceparent: Traceparent(ctx)}
 		if err := fn(tx); err != nil {
@@ -79,13 +83,13 @@ func (o *Outbox) tx(ctx context.Context, fn func(*Tx) error) error {
 	})
 	if err != nil {
 		if errors.Is(err, sqldb.ErrOutcomeUnknown) {
-			o.poke()
+			o.local.poke()
 		}
 		return err
 	}
 	crash("tx: committed")
-	if len(tx.rows) > 0 && !o.handOver(to, tx.rows) {
-		o.poke()
+	if len(tx.rows) > 0 && !o.local.offer(to, tx.rows) {
+		o.local.poke()
 	}
 	for _, fn := range tx.afterCommit {
 		fn()
@@ -136,6 +140,21 @@ func (tx *Tx) Cause(eventID, traceparent string) { tx.causation, tx.traceparent 
 // worker for instance. What must not be lost may not depend on it: the process
 // can die between the two.
 func (tx *Tx) AfterCommit(fn func()) { tx.afterCommit = append(tx.afterCommit, fn) }
+
+// A Record is written to its topic as it is, without the envelope of an event.
+type Record struct {
+	Topic       string
+	Key         []byte // nil for none
+	Headers     []kgo.RecordHeader
+	Value       []byte
+	AggregateID string // these are for operators
+	EventType   string
+}
+
+// AddRecord has r written when the transaction commits.
+func (tx *Tx) AddRecord(r Record) {
+	tx.add(row{aggregateID: r.AggregateID, eventType: r.EventType, topic: r.Topic, key: r.Key, headers: r.Headers, value: r.Value})
+}
 
 func (tx *Tx) add(r row) {
 	id, err := uuid.NewV7()
@@ -229,7 +248,7 @@ func marshal(v any) ([]byte, error) {
 	return bytes.TrimRight(b.Bytes(), "\n"), nil
 }
 
-func schemaVersion(e Event) int {
+func schemaVersion(e any) int {
 	if v, ok := e.(interface{ SchemaVersion() int }); ok {
 		return v.SchemaVersion()
 	}

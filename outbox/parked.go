@@ -334,9 +334,9 @@ func (c *Consumer) bury(ctx context.Context, tx *Tx, in *inbound, s parkedState)
 	if aggregate == "" {
 		aggregate = string(in.rec.Key)
 	}
-	tx.add(row{
-		aggregateID: text(aggregate, 200), eventType: text(in.msg.EventType, 200), topic: in.rec.Topic + deadLetterSuffix,
-		key: in.rec.Key, headers: in.rec.Headers, value: value,
+	tx.AddRecord(Record{
+		AggregateID: text(aggregate, 200), EventType: text(in.msg.EventType, 200), Topic: in.rec.Topic + deadLetterSuffix,
+		Key: in.rec.Key, Headers: in.rec.Headers, Value: value,
 	})
 	crash("dead letter: written")
 	if c.onDead == nil {

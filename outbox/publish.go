@@ -103,7 +103,7 @@ func (t *term) send(ctx context.Context, producer *kgo.Client, rows []row, errs 
 	recordCtx, giveUp := context.WithCancel(context.Background())
 	defer giveUp()
 	var outcome sync.WaitGroup
-	buf := newRecords(t.cfg.Outbox.source, rows)
+	buf := newRecords(t.cfg.Outbox.Source(), rows)
 	for i := range rows {
 		if errs[i] != nil {
 			continue

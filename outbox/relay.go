@@ -27,7 +27,10 @@ const (
 	roundRows  = 2000
 	roundBytes = 4_000_000 // of memory; there are about three rounds at a time
 	batchBytes = 900_000   // of one partition in a round, so that it is one batch
+)
 
+// The limits of a record.
+const (
 	// maxRecordBytes is the broker's default for max.message.bytes (1,048,588)
 	// with room for the batch around the record. Dead letters carry a whole
 	// record in JSON or base64, so their topics must take four times as much.
@@ -82,7 +85,7 @@ func NewRelay(cfg RelayConfig) *Relay {
 	if err != nil {
 		host = "unknown"
 	}
-	r := &Relay{cfg: cfg, db: cfg.Outbox.db, again: cfg.Since, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
+	r := &Relay{cfg: cfg, db: cfg.Outbox.DB(), again: cfg.Since, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
 	r.metrics, r.backlog = newRelayMetrics(cfg), newBacklog(r, cfg)
 	register(cfg.Metrics, prometheus.Collector(r.backlog))
 	return r

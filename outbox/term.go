@@ -31,7 +31,7 @@ type term struct {
 	landings chan landing   // acknowledged
 	laneDue  chan struct{}  // a lane was opened, or a try is over
 	suspect  chan struct{}  // the topics should be looked at
-	hand     *hand          // what is handed over
+	offers   *offers        // of the transactions of this process
 	asked    time.Time      // when the writers were listed last
 	seen     versions       // by the reader
 	skipped  publishedRange // the last skipped event that was pruned, as a range
@@ -184,10 +184,8 @@ func (t *term) floorWithout(landed []*round) int64 {
 
 // readLoop reads round after round, and waits when there is nothing.
 func (t *term) readLoop(ctx context.Context) error {
-	t.hand = new(make(hand, handOffs))
-	t.cfg.Outbox.hand.Store(t.hand)
-	defer t.cfg.Outbox.poke() // whoever leads next is to know of what is left in it
-	defer t.cfg.Outbox.hand.Store(nil)
+	t.offers = t.cfg.Outbox.Local().begin()
+	defer t.cfg.Outbox.Local().end()
 	poll := time.NewTicker(t.cfg.Poll)
 	defer poll.Stop()
 	for ctx.Err() == nil {
@@ -224,10 +222,10 @@ func (t *term) awaitCall(ctx context.Context, poll <-chan time.Time) {
 			return
 		case <-gaps:
 			return
-		case <-t.cfg.Outbox.wake:
+		case <-t.cfg.Outbox.Local().woken():
 			return
-		case rows := <-*t.hand:
-			rd := t.takeHanded(rows)
+		case rows := <-*t.offers:
+			rd := t.takeOffered(rows)
 			if rd == nil {
 				return
 			}

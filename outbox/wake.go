@@ -24,14 +24,14 @@ func (r *Relay) notify(ctx context.Context) {
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 			defer cancel()
 			select {
-			case <-r.cfg.Outbox.wake:
+			case <-r.cfg.Outbox.Local().woken():
 				if err := r.db.Notify(last, wakeChannel); err != nil {
 					r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
 				}
 			default:
 			}
 			return
-		case <-r.cfg.Outbox.wake:
+		case <-r.cfg.Outbox.Local().woken():
 		}
 		if err := r.db.Notify(ctx, wakeChannel); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
@@ -50,7 +50,7 @@ func (r *Relay) notify(ctx context.Context) {
 func (t *term) listen(ctx context.Context) {
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
-		err := t.db.Listen(ctx, wakeChannel, t.cfg.Outbox.poke)
+		err := t.db.Listen(ctx, wakeChannel, t.cfg.Outbox.Local().poke)
 		if ctx.Err() != nil {
 			return
 		}
@@ -67,11 +67,3 @@ func (t *term) listen(ctx context.Context) {
 // listenWell is how long a session must have listened that the next one is
 // opened at once.
 const listenWell = 10 * time.Second
-
-// poke wakes the relay of this process.
-func (o *Outbox) poke() {
-	select {
-	case o.wake <- struct{}{}:
-	default: // it has a call waiting
-	}
-}

@@ -37,9 +37,13 @@ func (w *Work) Lease(n int) Lease {
 	return l
 }
 
+// A Committer is a transaction that calls functions once it is committed, such
+// as one of an outbox.
+type Committer interface{ AfterCommit(fn func()) }
+
 // Begin has the row worked on once tx, which inserted it with l, is committed.
 // The data is handed to Do.
-func (l Lease) Begin(tx *Tx, id string, data any) {
+func (l Lease) Begin(tx Committer, id string, data any) {
 	if !l.Token.Valid {
 		tx.AfterCommit(l.work.Wake)
 		return
