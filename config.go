@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"pizzaflow/kafka"
-	"pizzaflow/outbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -243,8 +243,8 @@ func (c Config) validateNumbers() error {
 			errs = append(errs, bad(key, "%s is negative", d))
 		}
 	}
-	if n := c.DatabaseConnections; n != 0 && n <= outbox.RelaySessions {
-		errs = append(errs, bad("DATABASE_CONNECTIONS", "%d is too few: the relay of a service needs %d, and the rest at least one", n, outbox.RelaySessions))
+	if n := c.DatabaseConnections; n != 0 && n <= relay.Sessions {
+		errs = append(errs, bad("DATABASE_CONNECTIONS", "%d is too few: the relay of a service needs %d, and the rest at least one", n, relay.Sessions))
 	}
 	if c.RetryAttempts < 1 {
 		errs = append(errs, bad("RETRY_ATTEMPTS", "%d is less than 1", c.RetryAttempts))

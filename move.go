@@ -192,7 +192,7 @@ func (p moving) run(ctx context.Context, log *slog.Logger) (tables []sqldb.Copie
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
-	tables, done, err := sqldb.Copy(ctx, from, to, outbox.Seeds, func(t sqldb.Copied) {
+	tables, done, err := sqldb.Copy(ctx, from, to, outbox.InitialRows, func(t sqldb.Copied) {
 		log.Info("table compared", "table", t.Table, "rows", t.Rows)
 	}, func() error { return markMoved(p.file) }) // before PostgreSQL commits: nothing may start on both sides, whenever this process dies
 	switch {

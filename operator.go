@@ -13,24 +13,24 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
 	"pizzaflow/sqldb"
 )
 
 // What an operator says and gets: see the package outbox.
 type (
 	// Action says who changes something and why.
-	Action = outbox.Action
+	Action = admin.Action
 	// OutboxStatus is how the publishing of one database stands.
-	OutboxStatus = outbox.Status
+	OutboxStatus = admin.Status
 	// BlockedFilter selects events that are not published.
-	BlockedFilter = outbox.BlockedFilter
+	BlockedFilter = admin.BlockedFilter
 	// BlockedEvent is an event that is not published.
-	BlockedEvent = outbox.BlockedEvent
+	BlockedEvent = admin.BlockedEvent
 	// ParkedFilter selects records that were not handled at once.
-	ParkedFilter = outbox.ParkedFilter
+	ParkedFilter = admin.ParkedFilter
 	// ParkedRecord is a record that was not handled at once.
-	ParkedRecord = outbox.ParkedRecord
+	ParkedRecord = admin.ParkedRecord
 )
 
 // ErrNothingHere is wrapped by Operators' error for a service that has no
@@ -39,7 +39,7 @@ var ErrNothingHere = errors.New("nothing has run here yet")
 
 // A ServiceOperator operates the outbox and the dead letters of one service.
 type ServiceOperator struct {
-	*outbox.Operator
+	*admin.Operator
 	Service string
 	db      *sqldb.DB
 }
@@ -105,13 +105,13 @@ func openOperator(ctx context.Context, cfg Config, service string) (ServiceOpera
 	if err != nil {
 		return ServiceOperator{}, fmt.Errorf("%s: %w", service, err)
 	}
-	op := ServiceOperator{Operator: outbox.NewOperator(db), Service: service, db: db}
+	op := ServiceOperator{Operator: admin.New(db), Service: service, db: db}
 	switch err = op.Check(ctx); {
 	case err == nil:
 		return op, nil
-	case errors.Is(err, outbox.ErrNoTables):
+	case errors.Is(err, admin.ErrNoTables):
 		err = fmt.Errorf("no tables of the %s service in %s: %w", service, place, ErrNothingHere)
-	case errors.Is(err, outbox.ErrOldTables):
+	case errors.Is(err, admin.ErrOldTables):
 		err = fmt.Errorf("%s: run `pizza migrate` first: %w", service, err)
 	default:
 		err = fmt.Errorf("%s: %w", service, err)

@@ -16,7 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
 	"pizzaflow/sqldb"
 	"pizzaflow/web"
 )
@@ -50,7 +50,7 @@ func newOperatorAPI(cfg Config, log *slog.Logger) *operatorAPI {
 func (a *operatorAPI) add(service string, db *sqldb.DB) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.opened = append(a.opened, ServiceOperator{Operator: outbox.NewOperator(db), Service: service, db: db})
+	a.opened = append(a.opened, ServiceOperator{Operator: admin.New(db), Service: service, db: db})
 }
 
 // handler serves the API behind its lock and what every address of ours goes
@@ -110,7 +110,7 @@ func (a *operatorAPI) refusal(r *http.Request) *web.Problem {
 // operatorProblem says what an error means to who asked.
 func operatorProblem(err error) error {
 	switch {
-	case errors.Is(err, outbox.ErrEventID):
+	case errors.Is(err, admin.ErrEventID):
 		return web.Invalid(web.FieldError{Pointer: "#/event_id", Code: "invalid", Detail: "Must be a UUID."})
 	case sqldb.IsUnavailable(err):
 		return web.Unavailable("A database does not answer at the moment. What was asked for may be done for some services: look before asking again.").Because(err)

@@ -18,6 +18,8 @@ import (
 	"pizzaflow/notification"
 	"pizzaflow/order"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/payment"
 	"pizzaflow/sqldb"
 )
@@ -25,7 +27,7 @@ import (
 // A service is what the services with a database have in common.
 type service interface {
 	Routes(mux *http.ServeMux)
-	Subscribe(c *outbox.Consumer)
+	Subscribe(c *inbox.Consumer)
 	Run(ctx context.Context) error
 }
 
@@ -109,7 +111,7 @@ func Migrate(ctx context.Context, cfg Config, log *slog.Logger) error {
 // openDatabase opens a service's database and migrates it.
 func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*sqldb.DB, error) {
 	db, err := sqldb.OpenLimited(ctx, cfg.databaseURL(name), sqldb.Limits{
-		Connections: cfg.DatabaseConnections, Sessions: outbox.RelaySessions, IdleTime: cfg.DatabaseIdleTime, Lifetime: cfg.DatabaseConnectionLife,
+		Connections: cfg.DatabaseConnections, Sessions: relay.Sessions, IdleTime: cfg.DatabaseIdleTime, Lifetime: cfg.DatabaseConnectionLife,
 	})
 	if err != nil {
 		return nil, bad(cfg.databaseKey(name), "%w", err)

@@ -27,6 +27,8 @@ import (
 	"pizzaflow/internal/retry"
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sandbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/web"
@@ -352,12 +354,12 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 		return kafkaFault(err)
 	}
 	reg := web.Guard(prometheus.WrapRegistererWithPrefix("pizza_", p.registry), p.host.Log)
-	consumer := outbox.NewConsumer(outbox.ConsumerConfig{
+	consumer := inbox.New(inbox.Config{
 		Outbox: out, Group: consumerGroup(name), Kafka: opts, Attempts: p.cfg.RetryAttempts, Delay: p.cfg.RetryDelay,
 		TopicRetention: p.cfg.topicsHold(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Rewound: p.rewound, Alone: alone(out), Metrics: reg, Log: p.host.Log})
+	relay := relay.New(relay.Config{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Rewound: p.rewound, Alone: alone(out), Metrics: reg, Log: p.host.Log})
 	p.engine.Go(name+" worker", svc.Run)
 	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.engine.Go(name+" relay", p.withTopics(relay.Run))

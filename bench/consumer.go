@@ -15,6 +15,7 @@ import (
 
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 )
 
@@ -227,20 +228,20 @@ func playConsumer(ctx context.Context, text json.RawMessage, _ func(any) error) 
 	if err != nil {
 		return nil, err
 	}
-	c := outbox.NewConsumer(outbox.ConsumerConfig{
+	c := inbox.New(inbox.Config{
 		Outbox: outbox.New(db, "/bench"), Group: order.Group, Kafka: opts, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	})
 	if order.Kind == byBatch {
-		outbox.OnBatch(c, closeBills(db.Engine))
+		inbox.OnBatch(c, closeBills(db.Engine))
 	} else {
-		outbox.On(c, closeBill)
+		inbox.On(c, closeBill)
 	}
 	return nil, c.Run(ctx)
 }
 
 const billUpdate = `UPDATE bills SET status = 'paid', version = 2 WHERE id = $1 AND status = 'open'`
 
-func closeBill(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[billPaid]) error {
+func closeBill(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[billPaid]) error {
 	res, err := tx.ExecContext(ctx, billUpdate, d.Event.BillID)
 	if err != nil {
 		return err
@@ -253,8 +254,8 @@ func closeBill(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[billPaid]) 
 }
 
 // closeBills does the same for many in one statement.
-func closeBills(engine sqldb.Engine) func(context.Context, *outbox.Tx, []outbox.Delivery[billPaid]) error {
-	return func(ctx context.Context, tx *outbox.Tx, all []outbox.Delivery[billPaid]) error {
+func closeBills(engine sqldb.Engine) func(context.Context, *outbox.Tx, []inbox.Delivery[billPaid]) error {
+	return func(ctx context.Context, tx *outbox.Tx, all []inbox.Delivery[billPaid]) error {
 		ids := make([]string, len(all))
 		for i, d := range all {
 			ids[i] = d.Event.BillID

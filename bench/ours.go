@@ -13,6 +13,7 @@ import (
 
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -90,7 +91,7 @@ func playOurs(ctx context.Context, text json.RawMessage, ready func(any) error) 
 
 // newRelay makes a relay like the system's own. Its log, when wanted, is the
 // JSON that the system writes, and goes nowhere.
-func newRelay(out *outbox.Outbox, brokers []string, logged bool) (*outbox.Relay, error) {
+func newRelay(out *outbox.Outbox, brokers []string, logged bool) (*relay.Relay, error) {
 	opts, err := kafka.Config{Brokers: brokers}.Options()
 	if err != nil {
 		return nil, err
@@ -103,7 +104,7 @@ func newRelay(out *outbox.Outbox, brokers []string, logged bool) (*outbox.Relay,
 		}
 		log = slog.New(slog.NewJSONHandler(null, nil)) // closed with the process
 	}
-	return outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: "bench", Kafka: opts, Metrics: prometheus.NewRegistry(), Log: log}), nil
+	return relay.New(relay.Config{Outbox: out, Service: "bench", Kafka: opts, Metrics: prometheus.NewRegistry(), Log: log}), nil
 }
 
 // oursWriter changes a row and writes an event, in one transaction.

@@ -176,3 +176,12 @@ func (c collector[T]) Collect(ch chan<- prometheus.Metric) {
 		c.show(value, ch)
 	}
 }
+
+// Register registers c and returns it; without a registry it only counts for
+// itself.
+func Register[C prometheus.Collector](reg prometheus.Registerer, c C) C {
+	if reg != nil {
+		reg.MustRegister(c)
+	}
+	return c
+}

@@ -15,6 +15,7 @@ import (
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 )
 
@@ -30,7 +31,7 @@ func TestFromTopicsToCustomer(t *testing.T) {
 		w := newWorld(t, db)
 		s := w.service()
 		w.run(s)
-		consumer := outbox.NewConsumer(outbox.ConsumerConfig{
+		consumer := inbox.New(inbox.Config{
 			Outbox: w.ob, Group: "notification-service", Kafka: opts, Metrics: prometheus.NewRegistry(),
 			Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 		})

@@ -7,7 +7,8 @@ import (
 	"log/slog"
 	"time"
 
-	"pizzaflow/outbox"
+	"pizzaflow/internal/retry"
+	"pizzaflow/job"
 	"pizzaflow/sqldb"
 )
 
@@ -33,15 +34,15 @@ const (
 // that a mail server that hangs does not hold up the SMS.
 type lane struct {
 	sender Sender
-	work   *outbox.Work
+	work   *job.Worker
 }
 
 func (s *Service) newLane(cfg Config, channel Channel, sender Sender) *lane {
 	l := &lane{sender: sender}
-	l.work = outbox.NewWork(outbox.WorkConfig{
+	l.work = job.New(job.Config{
 		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: laneLimit,
 		Lease: cmp.Or(cfg.lease, lease), Patience: cmp.Or(cfg.patience, patience), Alone: cfg.Alone, Do: s.deliver, Log: cfg.Log,
-		Longest: outbox.LongestBackoff(retryBase, retryLimit),
+		Longest: job.LongestBackoff(retryBase, retryLimit),
 	})
 	return l
 }
@@ -55,7 +56,7 @@ func (l *lane) send(ctx context.Context, m Message) Result {
 // deliver makes one attempt at a delivery. The attempt was recorded when the
 // row was claimed; what it came to is recorded here, before the worker takes
 // another.
-func (s *Service) deliver(ctx context.Context, c outbox.Claim) error {
+func (s *Service) deliver(ctx context.Context, c job.Job) error {
 	d, ok := c.Data.(delivery)
 	if !ok {
 		f, err := s.loads.Do(ctx, c)
@@ -80,7 +81,7 @@ func (s *Service) send(ctx context.Context, d delivery) Result {
 }
 
 // settle records what an attempt came to.
-func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Result) error {
+func (s *Service) settle(ctx context.Context, c job.Job, d delivery, r Result) error {
 	now := sqldb.Now()
 	next := settlement{claim: c, status: Pending, pause: never, reason: r.reason()}
 	label := string(r.Outcome)
@@ -90,7 +91,7 @@ func (s *Service) settle(ctx context.Context, c outbox.Claim, d delivery, r Resu
 	case Permanent:
 		next.status = Failed
 	default:
-		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, outbox.Backoff(c.Attempt, retryBase, retryLimit))
+		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, retry.Backoff(c.Attempt, retryBase, retryLimit))
 		if next.pause == never {
 			next.status, label = Failed, "expired"
 		}
@@ -119,7 +120,7 @@ func (s *Service) record(ctx context.Context, next settlement) error {
 		if err == nil || !sqldb.IsUnavailable(err) || ctx.Err() != nil {
 			return errors.Join(err, lost)
 		}
-		pause := time.NewTimer(outbox.Backoff(try, 100*time.Millisecond, 2*time.Second))
+		pause := time.NewTimer(retry.Backoff(try, 100*time.Millisecond, 2*time.Second))
 		select {
 		case <-ctx.Done():
 			pause.Stop()

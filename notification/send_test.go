@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"pizzaflow/job"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -311,7 +312,7 @@ func TestOneOfAGroupLostItsLease(t *testing.T) {
 		}
 		settled := make([]settlement, len(all))
 		for i, id := range all {
-			settled[i] = settlement{claim: outbox.Claim{ID: id, Token: "ours", Attempt: 1}, status: Sent, pause: never, sentAt: sqldb.Now(), providerID: "it-" + id}
+			settled[i] = settlement{claim: job.Job{ID: id, Token: "ours", Attempt: 1}, status: Sent, pause: never, sentAt: sqldb.Now(), providerID: "it-" + id}
 		}
 		settled[1].claim.Token = "theirs"
 		settled[2].status, settled[2].sentAt, settled[2].reason = Failed, time.Time{}, "permanent: no such mailbox"

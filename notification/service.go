@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pizzaflow/event"
+	"pizzaflow/job"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 )
 
@@ -55,7 +57,7 @@ type Service struct {
 	from      string
 	channels  map[Channel]*lane
 
-	loads   *sqldb.Group[outbox.Claim, found]
+	loads   *sqldb.Group[job.Job, found]
 	settles *sqldb.Group[settlement, error]
 }
 
@@ -75,7 +77,7 @@ func New(cfg Config) (*Service, error) {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
 	s := &Service{db: cfg.Outbox.DB(), log: cfg.Log, metrics: m, templates: texts, from: from}
-	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []outbox.Claim) ([]found, error) {
+	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []job.Job) ([]found, error) {
 		return loadDeliveries(ctx, s.db, claims)
 	})
 	s.settles = sqldb.NewGroup(s.db, func(ctx context.Context, all []settlement) ([]error, error) { return settleDeliveries(ctx, s.db, all) })
@@ -84,10 +86,10 @@ func New(cfg Config) (*Service, error) {
 }
 
 // Subscribe has the service handle its events.
-func (s *Service) Subscribe(c *outbox.Consumer) {
-	outbox.OnBatch(c, s.onOrderCreated)
-	outbox.OnBatch(c, s.onPaymentCompleted)
-	outbox.OnBatch(c, s.onPaymentFailed)
+func (s *Service) Subscribe(c *inbox.Consumer) {
+	inbox.OnBatch(c, s.onOrderCreated)
+	inbox.OnBatch(c, s.onPaymentCompleted)
+	inbox.OnBatch(c, s.onPaymentFailed)
 }
 
 // Routes adds the public routes, of which the service has none.
@@ -112,7 +114,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // onOrderCreated keeps the contacts, confirms the orders, and releases what has
 // waited for the contacts.
-func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.OrderCreated]) error {
+func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.OrderCreated]) error {
 	now := sqldb.Now()
 	all := make([]order, len(ds))
 	known := map[string]order{}
@@ -140,7 +142,7 @@ func orderOf(e event.OrderCreated) order {
 	}
 }
 
-func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.PaymentCompleted]) error {
+func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.PaymentCompleted]) error {
 	told := make([]notification, len(ds))
 	for i, d := range ds {
 		e := d.Event
@@ -149,7 +151,7 @@ func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, ds []ou
 	return s.notifyPayments(ctx, tx, told)
 }
 
-func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.PaymentFailed]) error {
+func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.PaymentFailed]) error {
 	told := make([]notification, len(ds))
 	for i, d := range ds {
 		e := d.Event
@@ -197,7 +199,7 @@ func (s *Service) notify(ctx context.Context, tx *outbox.Tx, told, waited []noti
 	if len(ready) == 0 {
 		return nil
 	}
-	leases := map[Channel]outbox.Lease{}
+	leases := map[Channel]job.Lease{}
 	var all []delivery
 	for channel, l := range s.channels {
 		leases[channel] = l.work.Lease(len(ready))

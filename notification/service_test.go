@@ -20,6 +20,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sandbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -166,11 +167,11 @@ func (w *world) handle(s *Service, events ...outbox.Event) {
 func (s *Service) on(ctx context.Context, tx *outbox.Tx, e outbox.Event) error {
 	switch e := e.(type) {
 	case event.OrderCreated:
-		return s.onOrderCreated(ctx, tx, []outbox.Delivery[event.OrderCreated]{{Event: e}})
+		return s.onOrderCreated(ctx, tx, []inbox.Delivery[event.OrderCreated]{{Event: e}})
 	case event.PaymentCompleted:
-		return s.onPaymentCompleted(ctx, tx, []outbox.Delivery[event.PaymentCompleted]{{Event: e}})
+		return s.onPaymentCompleted(ctx, tx, []inbox.Delivery[event.PaymentCompleted]{{Event: e}})
 	case event.PaymentFailed:
-		return s.onPaymentFailed(ctx, tx, []outbox.Delivery[event.PaymentFailed]{{Event: e}})
+		return s.onPaymentFailed(ctx, tx, []inbox.Delivery[event.PaymentFailed]{{Event: e}})
 	}
 	return errors.New("no handler")
 }

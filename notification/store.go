@@ -12,8 +12,8 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/job"
 	"pizzaflow/measure"
-	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
 
@@ -195,7 +195,7 @@ func releaseNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orders 
 }
 
 // insertDeliveries stores new deliveries, each with the lease of its channel.
-func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []delivery, leases map[Channel]outbox.Lease) error {
+func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []delivery, leases map[Channel]job.Lease) error {
 	rows := make([][]any, len(all))
 	for i, d := range all {
 		l := leases[d.Channel]
@@ -240,7 +240,7 @@ type found struct {
 }
 
 // loadDeliveries reads what claims are to send.
-func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([]found, error) {
+func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []job.Job) ([]found, error) {
 	rows := make([][]any, len(claims))
 	for i, c := range claims {
 		rows[i] = []any{c.ID, c.Token}
@@ -271,7 +271,7 @@ func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([
 
 // A settlement is what an attempt made of a claimed delivery.
 type settlement struct {
-	claim      outbox.Claim
+	claim      job.Job
 	status     Status
 	pause      time.Duration // before the next attempt, while pending; else never
 	sentAt     time.Time

@@ -20,6 +20,7 @@ import (
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -43,7 +44,7 @@ func (f *fixture) subscribe() *bank {
 		f.t.Fatal(err)
 	}
 	f.t.Cleanup(client.Close)
-	c := outbox.NewConsumer(outbox.ConsumerConfig{
+	c := inbox.New(inbox.Config{
 		Outbox: f.outbox, Group: "order-service", Kafka: opts, Delay: time.Millisecond, Metrics: f.metrics,
 		Log: slog.New(slog.NewTextHandler(f.t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
@@ -382,10 +383,10 @@ func TestPaymentRace(t *testing.T) {
 				errs <- f.outbox.Tx(context.Background(), handle)
 			}
 			go deliver(func(tx *outbox.Tx) error {
-				return f.onPaymentCompleted(context.Background(), tx, outbox.Delivery[event.PaymentCompleted]{Event: completed(placed)})
+				return f.onPaymentCompleted(context.Background(), tx, inbox.Delivery[event.PaymentCompleted]{Event: completed(placed)})
 			})
 			go deliver(func(tx *outbox.Tx) error {
-				return f.onPaymentFailed(context.Background(), tx, outbox.Delivery[event.PaymentFailed]{Event: failed(placed, "declined")})
+				return f.onPaymentFailed(context.Background(), tx, inbox.Delivery[event.PaymentFailed]{Event: failed(placed, "declined")})
 			})
 			close(begin)
 			for range 2 {
@@ -408,7 +409,7 @@ func TestOverdueRace(t *testing.T) {
 		placed, _ := f.place(sample)
 		marked := make(chan error, 1)
 		err := f.outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
-			err := f.onPaymentCompleted(t.Context(), tx, outbox.Delivery[event.PaymentCompleted]{Event: completed(placed)})
+			err := f.onPaymentCompleted(t.Context(), tx, inbox.Delivery[event.PaymentCompleted]{Event: completed(placed)})
 			go func() {
 				_, err := markOverdue(context.Background(), db, 0)
 				marked <- err
@@ -435,18 +436,18 @@ func TestOverdueRace(t *testing.T) {
 func TestPaymentsTogether(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
-		handle := func(ds []outbox.Delivery[event.PaymentCompleted]) error {
+		handle := func(ds []inbox.Delivery[event.PaymentCompleted]) error {
 			return f.outbox.Tx(t.Context(), func(tx *outbox.Tx) error { return f.onPaymentsCompleted(t.Context(), tx, ds) })
 		}
-		var ds []outbox.Delivery[event.PaymentCompleted]
+		var ds []inbox.Delivery[event.PaymentCompleted]
 		for range 6 {
 			placed, _ := f.place(sample)
-			ds = append(ds, outbox.Delivery[event.PaymentCompleted]{EventID: uuid.NewString(), Event: completed(placed)})
+			ds = append(ds, inbox.Delivery[event.PaymentCompleted]{EventID: uuid.NewString(), Event: completed(placed)})
 		}
 		err := f.outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
 			var p event.PaymentFailed
 			p.OrderID, p.ErrorCode = ds[1].Event.OrderID, "declined"
-			return f.onPaymentFailed(t.Context(), tx, outbox.Delivery[event.PaymentFailed]{Event: p})
+			return f.onPaymentFailed(t.Context(), tx, inbox.Delivery[event.PaymentFailed]{Event: p})
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -19,6 +19,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 )
 
@@ -105,9 +106,9 @@ func New(cfg Config) (*Service, error) {
 
 // Subscribe makes the consumer hand the payment events to the service. The
 // consumer's group is order-service and its database the service's own.
-func (s *Service) Subscribe(c *outbox.Consumer) {
-	outbox.OnBatch(c, s.onPaymentsCompleted)
-	outbox.On(c, s.onPaymentFailed)
+func (s *Service) Subscribe(c *inbox.Consumer) {
+	inbox.OnBatch(c, s.onPaymentsCompleted)
+	inbox.On(c, s.onPaymentFailed)
 	c.OnDead(s.onDead)
 }
 
@@ -200,7 +201,7 @@ func isID(s string) bool {
 // onPaymentsCompleted pays many orders with three statements. It returns an error
 // when one of them cannot be paid: the consumer then hands the events over in
 // ever smaller batches, and onPaymentCompleted deals with that one by itself.
-func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.PaymentCompleted]) error {
+func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.PaymentCompleted]) error {
 	if len(ds) == 1 {
 		return s.onPaymentCompleted(ctx, tx, ds[0])
 	}
@@ -239,7 +240,7 @@ func (s *Service) onPaymentsCompleted(ctx context.Context, tx *outbox.Tx, ds []o
 	return nil
 }
 
-func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentCompleted]) error {
+func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[event.PaymentCompleted]) error {
 	p := d.Event
 	o, changed, err := updatePending(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.pay(p, sqldb.Now()) })
 	if err != nil {
@@ -275,7 +276,7 @@ func (s *Service) addPaid(tx *outbox.Tx, o *Order, p event.PaymentCompleted) {
 	})
 }
 
-func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[event.PaymentFailed]) error {
+func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[event.PaymentFailed]) error {
 	p, at := d.Event, sqldb.Now()
 	o, changed, err := updatePending(ctx, tx, p.OrderID, func(o *Order) (bool, error) { return o.fail(p, at), nil })
 	if err != nil {
@@ -294,7 +295,7 @@ func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, d outbox.D
 // and whether it was changed.
 func updatePending(ctx context.Context, tx *outbox.Tx, id string, apply func(*Order) (bool, error)) (Order, bool, error) {
 	if !isID(id) { // PostgreSQL would end the whole transaction over it
-		return Order{}, false, outbox.Permanent(errMalformed)
+		return Order{}, false, inbox.Permanent(errMalformed)
 	}
 	for range 2 {
 		o, err := selectForPayment(ctx, tx.Tx, id)
@@ -306,7 +307,7 @@ func updatePending(ctx context.Context, tx *outbox.Tx, id string, apply func(*Or
 		}
 		changed, err := apply(&o)
 		if errors.Is(err, ErrAmountMismatch) {
-			err = outbox.Permanent(err)
+			err = inbox.Permanent(err)
 		}
 		if err != nil || !changed {
 			return o, false, err
@@ -321,7 +322,7 @@ func updatePending(ctx context.Context, tx *outbox.Tx, id string, apply func(*Or
 
 // onDead marks the order whose payment did not match it, in the transaction
 // that dead-letters the payment.
-func (s *Service) onDead(ctx context.Context, tx *outbox.Tx, d outbox.Dead) error {
+func (s *Service) onDead(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
 	if !errors.Is(d.Err, ErrAmountMismatch) {
 		return nil
 	}

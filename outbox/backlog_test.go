@@ -15,7 +15,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -53,7 +57,7 @@ func wantMetrics(t *testing.T, reg *prometheus.Registry, want map[string]float64
 			t.Log(wrong)
 		}
 	}()
-	eventually(t, fmt.Sprint("the metrics are ", want), func() bool {
+	testkit.Eventually(t, fmt.Sprint("the metrics are ", want), func() bool {
 		wrong = ""
 		values := look(t, reg)
 		for name, n := range want {
@@ -66,9 +70,9 @@ func wantMetrics(t *testing.T, reg *prometheus.Registry, want map[string]float64
 }
 
 // watchedRelay is a relay of default patience, and what it tells.
-func (f *fixture) watchedRelay(kafka ...kgo.Opt) (*outbox.Relay, *prometheus.Registry) {
+func (f *fixture) watchedRelay(kafka ...kgo.Opt) (*relay.Relay, *prometheus.Registry) {
 	reg := prometheus.NewRegistry()
-	return outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: kafka, Metrics: reg, Log: f.log}), reg
+	return relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: kafka, Metrics: reg, Log: f.log}), reg
 }
 
 // occupy takes all connections of the pools: whoever asks the database now waits.
@@ -107,11 +111,11 @@ func TestMetricsOfARefusedTopic(t *testing.T) {
 			t.Fatal(err)
 		}
 		relay, reg := f.watchedRelay(f.kafka...)
-		stop := run(t, relay.Run)
+		stop := testkit.Run(t, relay.Run)
 		for range 30 { // many ranges above the floor
 			f.move("good", 1)
 			published := f.count(`SELECT version FROM accounts WHERE id = 'good'`)
-			eventually(t, "it is published", func() bool {
+			testkit.Eventually(t, "it is published", func() bool {
 				return f.count(`SELECT COUNT(*) FROM outbox WHERE topic = 'moves' AND published_at IS NOT NULL`) == published
 			})
 		}
@@ -123,11 +127,11 @@ func TestMetricsOfARefusedTopic(t *testing.T) {
 		wantMetrics(t, reg, map[string]float64{"outbox_leader": 0, "outbox_unpublished": -1, "outbox_blocked": -1, "outbox_oldest_seconds": -1})
 
 		relay, reg = f.watchedRelay(f.kafka...)
-		run(t, relay.Run)
+		testkit.Run(t, relay.Run)
 		wantMetrics(t, reg, standing) // a later term knows as much
 		before := look(t, reg)["outbox_oldest_seconds"]
 		occupy(t, f.db)
-		eventually(t, "the age of the oldest grows", func() bool {
+		testkit.Eventually(t, "the age of the oldest grows", func() bool {
 			age := look(t, reg)["outbox_oldest_seconds"]
 			return age > before+.1 && age < 120
 		})
@@ -161,8 +165,8 @@ func TestMetricsOfALargeBacklog(t *testing.T) {
 		}
 		nobody.Close()
 		relay, reg := f.watchedRelay(kgo.SeedBrokers(nobody.Addr().String()))
-		run(t, relay.Run)
-		eventually(t, "all is told", func() bool {
+		testkit.Run(t, relay.Run)
+		testkit.Eventually(t, "all is told", func() bool {
 			values := look(t, reg)
 			n, told := values["outbox_unpublished"]
 			if told && n != 100_001 {
@@ -174,8 +178,8 @@ func TestMetricsOfALargeBacklog(t *testing.T) {
 		if before < 600 || before > 720 {
 			t.Errorf("the oldest is %v s old, want ten minutes", before)
 		}
-		eventually(t, "the age of the oldest grows between two counts", func() bool { return look(t, reg)["outbox_oldest_seconds"] > before+.1 })
-		status, err := outbox.NewOperator(f.db).Status(t.Context())
+		testkit.Eventually(t, "the age of the oldest grows between two counts", func() bool { return look(t, reg)["outbox_oldest_seconds"] > before+.1 })
+		status, err := admin.New(f.db).Status(t.Context())
 		if err != nil || status.Unpublished != 120_000 {
 			t.Errorf("the operator is told of %d, %v", status.Unpublished, err)
 		}
@@ -218,9 +222,9 @@ func TestMetricsWhileTheBrokerIsSilent(t *testing.T) {
 		f.log = slog.New(slog.DiscardHandler)
 		var silent silence
 		relay, reg := f.watchedRelay(append(f.kafka, kgo.Dialer(silent.dial))...)
-		run(t, relay.Run)
+		testkit.Run(t, relay.Run)
 		f.move("a", 3)
-		eventually(t, "all are published", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NOT NULL`) == 3 })
+		testkit.Eventually(t, "all are published", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NOT NULL`) == 3 })
 		wantMetrics(t, reg, map[string]float64{"outbox_published_total": 3, "outbox_unpublished": 0, "outbox_oldest_seconds": 0})
 		silent.Lock()
 		over := sync.OnceFunc(silent.Unlock)
@@ -228,7 +232,7 @@ func TestMetricsWhileTheBrokerIsSilent(t *testing.T) {
 		for n := range 5 { // more than the relay reads before it waits
 			f.move(fmt.Sprint("b", n), 1)
 		}
-		eventually(t, "the age is told", func() bool { return look(t, reg)["outbox_oldest_seconds"] > 0 })
+		testkit.Eventually(t, "the age is told", func() bool { return look(t, reg)["outbox_oldest_seconds"] > 0 })
 		wantMetrics(t, reg, map[string]float64{"outbox_unpublished": 5})
 		over()
 		wantMetrics(t, reg, map[string]float64{"outbox_published_total": 8, "outbox_unpublished": 0, "outbox_oldest_seconds": 0})
@@ -239,13 +243,13 @@ func TestMetricsWhileTheBrokerIsSilent(t *testing.T) {
 func TestMetricsOfTheDead(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		reg := prometheus.NewRegistry()
-		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: reg})
-		outbox.On(c, func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error {
-			return outbox.Permanent(errors.New("never"))
+		c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: reg})
+		inbox.On(c, func(context.Context, *outbox.Tx, inbox.Delivery[Moved]) error {
+			return inbox.Permanent(errors.New("never"))
 		})
-		run(t, c.Run)
+		testkit.Run(t, c.Run)
 		f.produce(moved("a", 1), moved("b", 1))
-		eventually(t, "both are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 2 })
+		testkit.Eventually(t, "both are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 2 })
 		if _, told := look(t, reg)["dead_letters moves"]; told {
 			t.Error("told before anybody has looked")
 		}

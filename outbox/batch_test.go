@@ -12,7 +12,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 )
 
 // Echoed is what a handler of these tests adds for each Moved.
@@ -28,17 +30,17 @@ func TestBatchHandler(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var mu sync.Mutex
 		largest, attempts := 0, 0
-		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Attempts: 2, Delay: 1, Log: f.log, Metrics: prometheus.NewRegistry()})
-		outbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[Moved]) error {
+		c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Attempts: 2, Delay: 1, Log: f.log, Metrics: prometheus.NewRegistry()})
+		inbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[Moved]) error {
 			mu.Lock()
 			largest = max(largest, len(ds))
 			mu.Unlock()
-			if !slices.IsSortedFunc(ds, func(a, b outbox.Delivery[Moved]) int { return strings.Compare(a.Event.Account, b.Event.Account) }) {
-				return outbox.Permanent(errors.New("keys are out of order"))
+			if !slices.IsSortedFunc(ds, func(a, b inbox.Delivery[Moved]) int { return strings.Compare(a.Event.Account, b.Event.Account) }) {
+				return inbox.Permanent(errors.New("keys are out of order"))
 			}
 			for i, d := range ds {
 				if i > 0 && ds[i-1].Event.Account == d.Event.Account {
-					return outbox.Permanent(errors.New("one key twice"))
+					return inbox.Permanent(errors.New("one key twice"))
 				}
 				v, err := bump(tx, d.Event.Account)
 				if err != nil {
@@ -75,8 +77,8 @@ func TestBatchHandler(t *testing.T) {
 			records = append(records, r)
 		}
 		f.produce(records...)
-		run(t, c.Run)
-		eventually(t, "all are handled or dead", func() bool {
+		testkit.Run(t, c.Run)
+		testkit.Eventually(t, "all are handled or dead", func() bool {
 			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 200 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 3
 		})
 		if n := f.count(`SELECT COUNT(*) FROM accounts WHERE version = 1`); n != 197 {

@@ -18,9 +18,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -83,11 +85,11 @@ func benchConsumer(b *testing.B, db *sqldb.DB, cfg kafka.Config, way string) {
 		}
 	}
 	var consume func(context.Context) error
-	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: benchTopic + way, Kafka: f.kafka, Log: f.log, Metrics: prometheus.NewRegistry()})
+	c := inbox.New(inbox.Config{Outbox: f.out, Group: benchTopic + way, Kafka: f.kafka, Log: f.log, Metrics: prometheus.NewRegistry()})
 	consume = c.Run
 	switch way {
 	case "On":
-		outbox.On(c, func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Counted]) error {
+		inbox.On(c, func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Counted]) error {
 			var version int64
 			err := tx.QueryRowContext(ctx, `UPDATE accounts SET version = version + 1, value = value + $1 WHERE id = $2 RETURNING version`,
 				d.Event.By, d.Event.Account).Scan(&version)
@@ -96,7 +98,7 @@ func benchConsumer(b *testing.B, db *sqldb.DB, cfg kafka.Config, way string) {
 			return err
 		})
 	case "OnBatch":
-		outbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[Counted]) error {
+		inbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[Counted]) error {
 			tx.AfterCommit(func() { done(len(ds)) })
 			return countMany(ctx, tx, db.Engine, ds)
 		})
@@ -104,7 +106,7 @@ func benchConsumer(b *testing.B, db *sqldb.DB, cfg kafka.Config, way string) {
 		consume = f.literalConsumer(done)
 	}
 	b.ResetTimer()
-	stop := run(b, consume)
+	stop := testkit.Run(b, consume)
 	<-all
 	b.StopTimer()
 	stop()
@@ -118,7 +120,7 @@ func benchConsumer(b *testing.B, db *sqldb.DB, cfg kafka.Config, way string) {
 }
 
 // countMany does with one statement what the handler of one does with many.
-func countMany(ctx context.Context, tx *outbox.Tx, engine sqldb.Engine, ds []outbox.Delivery[Counted]) error {
+func countMany(ctx context.Context, tx *outbox.Tx, engine sqldb.Engine, ds []inbox.Delivery[Counted]) error {
 	at := make(map[string]int, len(ds))
 	ids, by := make([]string, len(ds)), make([]int, len(ds))
 	for i, d := range ds {
@@ -168,7 +170,7 @@ func (f *fixture) fillBench(cfg kafka.Config, n int) {
 	defer client.Close()
 	adm, ctx := kadm.NewClient(client), f.t.Context()
 	adm.DeleteTopics(ctx, benchTopic) //nolint:errcheck // it may not be there
-	eventually(f.t, "there is a topic", func() bool {
+	testkit.Eventually(f.t, "there is a topic", func() bool {
 		return kafka.EnsureTopics(ctx, cfg, slog.New(slog.DiscardHandler), kafka.Topic{Name: benchTopic, Partitions: 3, Replicas: 1, Retention: time.Hour, MaxMessageBytes: 1 << 20}) == nil
 	})
 	for i := range n {

@@ -16,6 +16,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
+	"pizzaflow/internal/testkit"
+	"pizzaflow/job/jobtest"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
@@ -117,7 +119,7 @@ func wipe(t *testing.T, cfg kafka.Config) {
 	if _, err := admin.DeleteTopics(t.Context(), names...); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "topics and group are gone", func() bool {
+	testkit.Eventually(t, "topics and group are gone", func() bool {
 		if _, err := admin.DeleteGroup(t.Context(), "readers"); err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 			return false
 		}
@@ -170,7 +172,7 @@ func newWorld(t *testing.T, engine sqldb.Engine, cfg kafka.Config) *world {
 			t.Fatal(err)
 		}
 	}
-	jobs(t, f.db, worldJobs)
+	jobtest.Table(t, f.db, worldJobs)
 	return &world{fixture: f, t: t, node: node{
 		Database: url, Brokers: cfg.Brokers, Writes: targets, Relay: true, Consumer: true, Work: true, TTL: 400 * time.Millisecond,
 	}}
@@ -187,7 +189,7 @@ func (w *world) crash(plan crashPlan) {
 	w.checkOffsets()
 	w.checkTogether()
 	w.bury()
-	stop := run(w.t, func(ctx context.Context) error { return w.node.run(ctx, w.db, w.log, newCrasher(crashPlan{})) })
+	stop := testkit.Run(w.t, func(ctx context.Context) error { return w.node.run(ctx, w.db, w.log, newCrasher(crashPlan{})) })
 	w.awaitDone()
 	stop()
 	w.checkMarks()

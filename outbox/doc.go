@@ -40,7 +40,7 @@
 // Handled exactly once for each group. The mark in the inbox, what the handler
 // writes and the events it adds are one transaction; offsets are committed only
 // below everything that is done. Needs: a handler that touches nothing but its
-// transaction (calls to the outside are for [Work]), and inbox rows that outlive
+// transaction (calls to the outside are for the package job), and inbox rows that outlive
 // the records.
 // Shown by TestEffectHappensOnce, TestCrashPoints, TestSimulation.
 //
@@ -52,15 +52,16 @@
 // TestRefusedTopicStopsNobodyElse, TestAbsentLeaderStopsNobodyElse.
 //
 // Nothing is dropped silently. Whatever is not published or not handled is a
-// row that an [Operator] sees and can mend. What is away, the database or what a
+// row that an [pizzaflow/outbox/admin.Operator] sees and can mend. What is away, the database or what a
 // handler needs, is waited for and costs no attempt.
 // Shown by TestOperatorMendsABlockedKey, TestOperatorReplaysAndDiscards,
 // TestUnavailableSpendsNothing, TestSkippedRecordsRaiseTheAlarm.
 //
 // # The pieces
 //
-// [Outbox] and [Tx] write events, [Relay] publishes them, [Consumer] with [On]
-// and [OnBatch] receives them, [Work] makes the calls to the outside that a
-// handler must not make itself. The tables are a set of migrations, [Schema],
-// for a database opened by sqldb.
+// This package writes events: [Outbox] and [Tx]. Package relay publishes them,
+// package inbox receives them, and package admin is for who has to mend
+// something. Package job makes the calls to the outside that a handler must not
+// make itself. The tables are a set of migrations, [Schema], for a database
+// opened by sqldb.
 package outbox

@@ -9,6 +9,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -29,13 +31,13 @@ func Example() {
 	check(err)                                            //
 	check(db.Migrate(ctx, "outbox", outbox.Schema))       // beside the service's own tables
 	out, opts := outbox.New(db, "/box-office"), []kgo.Opt{kgo.SeedBrokers(brokers...)}
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: "box-office", Kafka: opts, Log: slog.Default()})
-	tickets := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: out, Group: "tickets", Kafka: opts, Log: slog.Default()})
+	relay := relay.New(relay.Config{Outbox: out, Service: "box-office", Kafka: opts, Log: slog.Default()})
+	tickets := inbox.New(inbox.Config{Outbox: out, Group: "tickets", Kafka: opts, Log: slog.Default()})
 
 	_, err = db.Exec(`CREATE TABLE shows (id TEXT PRIMARY KEY, version BIGINT); CREATE TABLE printed (seat BIGINT)`)
 	check(err)
 	printed := make(chan int, 1)
-	outbox.On(tickets, func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[SeatBooked]) error {
+	inbox.On(tickets, func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[SeatBooked]) error {
 		tx.AfterCommit(func() { printed <- d.Event.Seat }) // the insert happens once, however often the event arrives
 		_, err := tx.ExecContext(ctx, `INSERT INTO printed (seat) VALUES ($1)`, d.Event.Seat)
 		return err

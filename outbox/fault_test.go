@@ -14,8 +14,10 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -74,11 +76,11 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 		var refused atomic.Int64
 		var got received
 		reg := prometheus.NewRegistry()
-		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
-		outbox.On(c, func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
+		inbox.On(c, func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			if away.Load() {
 				refused.Add(1)
-				return fmt.Errorf("ask the oracle: %w", outbox.Unavailable(errors.New("it sleeps")))
+				return fmt.Errorf("ask the oracle: %w", inbox.Unavailable(errors.New("it sleeps")))
 			}
 			if d.Event.Account == "shaky" && d.Attempt == 1 {
 				away.Store(true)
@@ -87,13 +89,13 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 			got.add(d)
 			return nil
 		})
-		run(t, c.Run)
+		testkit.Run(t, c.Run)
 		f.produce(moved("shaky", 1))
-		eventually(t, "the first is parked", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records`) == 1 })
+		testkit.Eventually(t, "the first is parked", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records`) == 1 })
 		for i := range 40 {
 			f.produce(moved(fmt.Sprint("a", i), 1))
 		}
-		eventually(t, "it has probed some times", func() bool { return refused.Load() >= 4 })
+		testkit.Eventually(t, "it has probed some times", func() bool { return refused.Load() >= 4 })
 		if g := gauge(reg, "consumer_paused"); g != 1 {
 			t.Errorf("consumer_paused is %v while it waits", g)
 		}
@@ -104,7 +106,7 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 			t.Errorf("%d lines say that it is paused, want one", n)
 		}
 		away.Store(false)
-		eventually(t, "all are handled", func() bool {
+		testkit.Eventually(t, "all are handled", func() bool {
 			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 41 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'handled' AND attempts = 2`) == 1
 		})
 		if g := gauge(reg, "consumer_paused"); g != 0 {
@@ -133,23 +135,25 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 	f := newFixture(t, sqltest.Connect(t, through), kafkatest.Start(t, topics()...))
 	logs := countLogs(f)
 	reg := prometheus.NewRegistry()
-	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
-	outbox.On(c, func(_ context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+	c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: reg})
+	inbox.On(c, func(_ context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 		_, err := bump(tx, d.Event.Account)
 		return err
 	})
-	run(t, c.Run)
+	testkit.Run(t, c.Run)
 	f.produce(moved("first", 1))
-	eventually(t, "it works", func() bool { return count(t, observer, `SELECT COUNT(*) FROM inbox_events`) == 1 })
+	testkit.Eventually(t, "it works", func() bool { return sqltest.Count(t, observer, `SELECT COUNT(*) FROM inbox_events`) == 1 })
 	way.Cut()
 	for i := range 100 {
 		f.produce(moved(fmt.Sprint("a", i), 1))
 	}
-	eventually(t, "it waits", func() bool { return gauge(reg, "consumer_paused") == 1 })
+	testkit.Eventually(t, "it waits", func() bool { return gauge(reg, "consumer_paused") == 1 })
 	way.Pass()
-	eventually(t, "all are handled", func() bool { return count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101 })
-	eventually(t, "it goes on", func() bool { return gauge(reg, "consumer_paused") == 0 })
-	if n := count(t, observer, `SELECT COUNT(*) FROM parked_records`); n != 0 {
+	testkit.Eventually(t, "all are handled", func() bool {
+		return sqltest.Count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101
+	})
+	testkit.Eventually(t, "it goes on", func() bool { return gauge(reg, "consumer_paused") == 0 })
+	if n := sqltest.Count(t, observer, `SELECT COUNT(*) FROM parked_records`); n != 0 {
 		t.Errorf("%d records are parked", n)
 	}
 	if n := logs.of("consumer paused"); n != 1 {
@@ -161,32 +165,32 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 // waits among the parked ones and dies when it can.
 func TestHookFailsForALongTime(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		c := f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		c := f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			if d.Event.Account == "good" {
 				return nil
 			}
-			return outbox.Permanent(errors.New("never"))
+			return inbox.Permanent(errors.New("never"))
 		})
 		var well atomic.Bool
-		c.OnDead(func(_ context.Context, _ *outbox.Tx, d outbox.Dead) error {
+		c.OnDead(func(_ context.Context, _ *outbox.Tx, d inbox.Dead) error {
 			switch {
 			case well.Load():
 				return nil
 			case d.Offset%2 == 0:
 				panic("cannot")
 			}
-			return outbox.Permanent(errors.New("cannot"))
+			return inbox.Permanent(errors.New("cannot"))
 		})
-		run(t, c.Run)
+		testkit.Run(t, c.Run)
 		for i := range 20 { // more than there are workers
 			f.produce(moved(fmt.Sprint("bad", i), 1))
 		}
 		f.produce(moved("good", 1))
-		eventually(t, "the good one is handled, the bad ones are kept", func() bool {
+		testkit.Eventually(t, "the good one is handled, the bad ones are kept", func() bool {
 			return f.count(`SELECT COUNT(*) FROM inbox_events`) == 21 && f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'retrying' AND attempts = 0`) == 20
 		})
 		well.Store(true)
-		eventually(t, "they die", func() bool {
+		testkit.Eventually(t, "they die", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 1`) == 20
 		})
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -23,7 +24,7 @@ import (
 // nor waited for; one that rolls back does not hold the floor back for ever.
 func TestLateCommitIsNotMissed(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
-	run(t, f.relay().Run)
+	testkit.Run(t, f.relay().Run)
 	begin := func(account string) (end func(commit bool)) {
 		drawn, end1, ended := make(chan struct{}), make(chan bool), make(chan struct{})
 		go func() {
@@ -49,17 +50,17 @@ func TestLateCommitIsNotMissed(t *testing.T) {
 			t.Errorf("%s was published before its commit", r.Key)
 		}
 	}
-	eventually(t, "what is committed is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_published`) > 0 })
+	testkit.Eventually(t, "what is committed is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_published`) > 0 })
 	if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
 		t.Errorf("floor %d: it has passed numbers whose fate is open", floor)
 	}
 	late(true)
-	eventually(t, "the late commit is published", func() bool {
+	testkit.Eventually(t, "the late commit is published", func() bool {
 		return f.count(`SELECT COUNT(*) FROM outbox WHERE aggregate_id = 'late' AND published_at IS NOT NULL`) == 1
 	})
 	rolledBack(false)
 	f.move("early", 1)
-	eventually(t, "the floor passes the number that was rolled back", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 6 })
+	testkit.Eventually(t, "the floor passes the number that was rolled back", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 6 })
 }
 
 // Sixteen writers with rollbacks, savepoints and several events a transaction,
@@ -69,7 +70,7 @@ func TestRelayUnderConcurrentWriters(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
 	const writers, rounds, accounts = 16, 60, 24
 	var wg sync.WaitGroup
-	stop := run(t, f.relay().Run)
+	stop := testkit.Run(t, f.relay().Run)
 	for w := range writers {
 		rng := rand.New(rand.NewPCG(1, uint64(w)))
 		wg.Go(func() {
@@ -114,17 +115,17 @@ func TestRelayUnderConcurrentWriters(t *testing.T) {
 		epoch := f.count(`SELECT epoch FROM outbox_lease`)
 		if restarts%2 == 0 { // a clean stop, and another takes over
 			stop()
-			stop = run(t, f.relay().Run)
+			stop = testkit.Run(t, f.relay().Run)
 		} else if _, err := f.db.Exec(`UPDATE outbox_lease SET epoch = epoch + 1, holder = ''`); err != nil { // as if taken over in mid-round
 			t.Fatal(err)
 		}
-		eventually(t, "somebody leads again", func() bool {
+		testkit.Eventually(t, "somebody leads again", func() bool {
 			return f.count(`SELECT COALESCE(MAX(epoch), 0) FROM outbox_lease WHERE holder <> ''`) > epoch
 		})
 		select {
 		case <-done:
 			total := f.count(`SELECT COUNT(*) FROM outbox_events`)
-			eventually(t, "all is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+			testkit.Eventually(t, "all is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 			records := f.consumeAll("moves")
 			f.inOrder(records)
 			seen := map[string]bool{}

@@ -7,7 +7,10 @@ import (
 	"testing/fstest"
 	"time"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -68,7 +71,7 @@ func TestVersionsBelongToTopicsInAnOldDatabase(t *testing.T) {
 		if err := db.QueryRow(query, []byte("1")).Scan(&rows); err != nil || rows != first+` 1 1 [{"key":"a"}]` {
 			t.Errorf("row %q, %v", rows, err)
 		}
-		if n := count(t, db, `SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`); n != 1 {
+		if n := sqltest.Count(t, db, `SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`); n != 1 {
 			t.Errorf("%d rows are unpublished, want 1", n)
 		}
 		if seq := must(add(newID(), "1", 1, "customers")); seq != last+1 {
@@ -156,7 +159,7 @@ func TestOneIDOnTwoTopics(t *testing.T) {
 			}
 		}
 		add(1)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.consume("moves", 1)
 		for v := 2; v <= 9; v++ {
 			add(v)
@@ -176,8 +179,8 @@ func TestAloneWaitsForNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.move("a", 1)
-		relay := outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, TTL: time.Hour, Alone: true, Log: f.log})
-		run(t, relay.Run)
+		relay := relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, TTL: time.Hour, Alone: true, Log: f.log})
+		testkit.Run(t, relay.Run)
 		f.consume("moves", 1)
 		if holder := f.count(`SELECT COUNT(*) FROM outbox_lease WHERE epoch = 8 AND holder <> 'dead'`); holder != 1 {
 			t.Error("the lease was not taken")
@@ -202,11 +205,11 @@ func TestReasonsDecideNothing(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		op := outbox.NewOperator(f.db)
-		if done, err := op.Skip(t.Context(), outbox.BlockedFilter{Seq: 3}, deed); err != nil || len(done) != 0 {
+		op := admin.New(f.db)
+		if done, err := op.Skip(t.Context(), admin.BlockedFilter{Seq: 3}, deed); err != nil || len(done) != 0 {
 			t.Errorf("what only waits was given up: %v, %v", done, err)
 		}
-		done, err := op.Skip(t.Context(), outbox.BlockedFilter{Topic: "moves"}, deed)
+		done, err := op.Skip(t.Context(), admin.BlockedFilter{Topic: "moves"}, deed)
 		var given []string
 		for _, e := range done {
 			given = append(given, e.Key)
@@ -214,7 +217,7 @@ func TestReasonsDecideNothing(t *testing.T) {
 		if got := strings.Join(given, " "); err != nil || got != "big small" || done[0].Seq != 2 {
 			t.Errorf("given up: %+v, %v", done, err)
 		}
-		if left, err := op.Blocked(t.Context(), outbox.BlockedFilter{}, 10); err != nil || len(left) != 2 || left[0].SkippedAt.IsZero() || left[1].SkippedAt.IsZero() {
+		if left, err := op.Blocked(t.Context(), admin.BlockedFilter{}, 10); err != nil || len(left) != 2 || left[0].SkippedAt.IsZero() || left[1].SkippedAt.IsZero() {
 			t.Errorf("left: %+v, %v", left, err)
 		}
 	})

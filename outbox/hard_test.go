@@ -13,8 +13,12 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
+	"pizzaflow/job"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -23,14 +27,14 @@ import (
 func TestLongKeysCanBeParked(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var got received
-		run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error { got.add(d); return nil }).Run)
+		testkit.Run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error { got.add(d); return nil }).Run)
 		for range 8 {
 			key := make([]byte, 8000)
 			rand.Read(key)
 			f.produce(&kgo.Record{Topic: "moves", Key: key, Value: []byte("junk")})
 		}
 		f.produce(moved("after", 1))
-		eventually(t, "the keys are parked and the other is handled", func() bool {
+		testkit.Eventually(t, "the keys are parked and the other is handled", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 8 && len(got.of("after")) == 1
 		})
 	})
@@ -41,28 +45,28 @@ func TestLongKeysCanBeParked(t *testing.T) {
 // handler's fault.
 func TestHandlersErrorsAreNotTheDatabases(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		testkit.Run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			switch d.Event.Account {
 			case "permanent":
-				return outbox.Permanent(fmt.Errorf("read the note: %w", io.ErrUnexpectedEOF))
+				return inbox.Permanent(fmt.Errorf("read the note: %w", io.ErrUnexpectedEOF))
 			case "odd":
 				return fmt.Errorf("read the note: %w", io.ErrUnexpectedEOF)
 			}
 			return nil
 		}).Run)
 		f.produce(moved("permanent", 1), moved("odd", 1), moved("good", 1))
-		eventually(t, "both are dead, after one attempt and three", func() bool {
+		testkit.Eventually(t, "both are dead, after one attempt and three", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 1`) == 1 &&
 				f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 3`) == 1
 		})
-		eventually(t, "the third is handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 3 })
+		testkit.Eventually(t, "the third is handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 3 })
 	})
 }
 
 // A hook that cannot note a death keeps that record, and no other, from dying.
 func TestFailingHookStopsNobodyElse(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		c := f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		c := f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			if d.Event.Account == "bad" || d.Attempt == 1 && d.Event.Account == "shaky" {
 				return errors.New("no luck")
 			}
@@ -70,15 +74,15 @@ func TestFailingHookStopsNobodyElse(t *testing.T) {
 		})
 		called := make(chan struct{})
 		var once sync.Once
-		c.OnDead(func(context.Context, *outbox.Tx, outbox.Dead) error {
+		c.OnDead(func(context.Context, *outbox.Tx, inbox.Dead) error {
 			once.Do(func() { close(called) })
 			return errors.New("hook cannot")
 		})
-		run(t, c.Run)
+		testkit.Run(t, c.Run)
 		f.produce(moved("bad", 1))
 		<-called
 		f.produce(moved("shaky", 1))
-		eventually(t, "the other is retried and handled", func() bool {
+		testkit.Eventually(t, "the other is retried and handled", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'handled'`) == 1
 		})
 	})
@@ -105,21 +109,21 @@ func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.move("good", 1)
-		run(t, f.relay().Run)
-		eventually(t, "the other topic's event is published", func() bool {
+		testkit.Run(t, f.relay().Run)
+		testkit.Eventually(t, "the other topic's event is published", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE topic = 'moves' AND published_at IS NOT NULL`) == 1
 		})
 		if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
 			t.Errorf("floor %d has passed events that are not published", floor)
 		}
-		eventually(t, "what waits is shown", func() bool {
+		testkit.Eventually(t, "what waits is shown", func() bool {
 			return f.count(`SELECT COALESCE(MAX(waiting), 0) FROM outbox_lanes WHERE lane = 'nowhere' AND reason LIKE 'UNKNOWN_TOPIC%'`) == 1200
 		})
 		if _, err := f.admin().CreateTopic(t.Context(), 1, 1, nil, "nowhere"); err != nil {
 			t.Fatal(err)
 		}
 		f.consume("nowhere", 1200)
-		eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
+		testkit.Eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
 	})
 }
 
@@ -127,8 +131,8 @@ func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 // without a key stands in nobody's way.
 func TestLargeDeadLetter(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.consumer(func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error { return nil }).Run)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.consumer(func(context.Context, *outbox.Tx, inbox.Delivery[Moved]) error { return nil }).Run)
+		testkit.Run(t, f.relay().Run)
 		client, err := kgo.NewClient(append(f.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.BrokerMaxWriteBytes(100<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()))...)
 		if err != nil {
 			t.Fatal(err)
@@ -157,10 +161,10 @@ func TestLargeDeadLetter(t *testing.T) {
 // that the relay has seen: what stands behind them is published all the same.
 func TestFailOverToALaggingStandby(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
-	run(t, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run) // the defaults
+	testkit.Run(t, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run) // the defaults
 	f.move("a", 10)
 	f.consume("moves", 10)
-	eventually(t, "all are marked", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 10 })
+	testkit.Eventually(t, "all are marked", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 10 })
 	tx, err := f.db.Begin()
 	if err != nil {
 		t.Fatal(err)
@@ -181,7 +185,7 @@ func TestFailOverToALaggingStandby(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.move("b", 3) // they get the numbers 6, 7 and 8 again
-	eventually(t, "they are published", func() bool {
+	testkit.Eventually(t, "they are published", func() bool {
 		return f.count(`SELECT COUNT(*) FROM outbox WHERE aggregate_id = 'b' AND published_at IS NOT NULL`) == 3
 	})
 }
@@ -203,7 +207,7 @@ func TestClaimKeepsItsLimit(t *testing.T) {
 	}
 	release := make(chan struct{})
 	begun := make(chan struct{}, 300)
-	stop := run(t, outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 5, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c outbox.Claim) error {
+	stop := testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: 5, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
 		begun <- struct{}{}
 		<-release
 		_, err := db.ExecContext(ctx, `UPDATE jobs SET due_at = NULL, lease_token = NULL WHERE id = $1 AND lease_token = $2`, c.ID, c.Token)
@@ -212,7 +216,7 @@ func TestClaimKeepsItsLimit(t *testing.T) {
 	for range 5 {
 		<-begun
 	}
-	if n := count(t, db, `SELECT COUNT(*) FROM jobs WHERE lease_token IS NOT NULL`); n != 10 {
+	if n := sqltest.Count(t, db, `SELECT COUNT(*) FROM jobs WHERE lease_token IS NOT NULL`); n != 10 {
 		t.Errorf("%d rows are leased, five can be worked on while five wait", n)
 	}
 	close(release)

@@ -22,8 +22,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
+	"pizzaflow/internal/crash"
+	"pizzaflow/internal/testkit"
+	"pizzaflow/job"
+	"pizzaflow/job/jobtest"
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -114,7 +120,7 @@ func serveNode(raw string) int {
 	}()
 	if err == nil {
 		crasher := newCrasher(n.Crash)
-		outbox.OnCrashPoint(crasher.pass)
+		crash.Point = crasher.pass
 		err = n.open(ctx, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})), crasher)
 	}
 	if err != nil {
@@ -146,7 +152,7 @@ func (n node) run(ctx context.Context, db *sqldb.DB, log *slog.Logger, c *crashe
 	}
 	if n.Relay {
 		g.Go(func() error {
-			return outbox.NewRelay(outbox.RelayConfig{
+			return relay.New(relay.Config{
 				Outbox: out, Service: "accounts", Kafka: append(slices.Clip(opts), kgo.WithHooks(c)),
 				Poll: 200 * time.Millisecond, TTL: n.TTL, Log: log,
 			}).Run(ctx)
@@ -154,15 +160,15 @@ func (n node) run(ctx context.Context, db *sqldb.DB, log *slog.Logger, c *crashe
 	}
 	if n.Consumer {
 		g.Go(func() error {
-			c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: out, Group: "readers", Kafka: opts, Delay: 50 * time.Millisecond, Log: log})
-			outbox.On(c, book)
+			c := inbox.New(inbox.Config{Outbox: out, Group: "readers", Kafka: opts, Delay: 50 * time.Millisecond, Log: log})
+			inbox.On(c, book)
 			c.OnDead(noteDeath)
 			return c.Run(ctx)
 		})
 	}
 	if n.Work {
 		g.Go(func() error {
-			return outbox.NewWork(outbox.WorkConfig{DB: db, Table: "jobs", Limit: 1, Lease: time.Second, Log: log, Do: callOutside(db, c)}).Run(ctx)
+			return job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Lease: time.Second, Log: log, Do: callOutside(db, c)}).Run(ctx)
 		})
 	}
 	return g.Wait()
@@ -207,10 +213,10 @@ func (b Booked) AggregateID() string { return "booking-" + b.Account }
 
 // book is the handler of Moved: an effect that counts itself, and an event.
 // The account "poison" can never be booked, "shaky" not at once.
-func book(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+func book(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 	switch {
 	case d.Event.Account == "poison":
-		return outbox.Permanent(errors.New("never"))
+		return inbox.Permanent(errors.New("never"))
 	case d.Event.Account == "shaky" && d.Event.To == 1 && d.Attempt == 1:
 		return errors.New("not yet")
 	}
@@ -224,20 +230,20 @@ func book(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
 	return err
 }
 
-func noteDeath(ctx context.Context, tx *outbox.Tx, d outbox.Dead) error {
+func noteDeath(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO deaths (event_id) VALUES ($1)`, d.EventID)
 	return err
 }
 
 // callOutside is a call to another system, which notes it at once under the
 // job's id, whatever becomes of the caller.
-func callOutside(db *sqldb.DB, crasher *crasher) func(context.Context, outbox.Claim) error {
-	return func(ctx context.Context, c outbox.Claim) error {
+func callOutside(db *sqldb.DB, crasher *crasher) func(context.Context, job.Job) error {
+	return func(ctx context.Context, c job.Job) error {
 		if _, err := db.ExecContext(ctx, `INSERT INTO calls (job, attempt) VALUES ($1, $2)`, c.ID, c.Attempt); err != nil {
 			return err
 		}
 		crasher.pass("work: called")
-		_, err := settleJob(ctx, db, c)
+		_, err := jobtest.Settle(ctx, db, c)
 		return err
 	}
 }
@@ -316,7 +322,7 @@ func (c *child) awaitCrash() {
 // awaitStopped waits until the process is stopped by SIGSTOP.
 func (c *child) awaitStopped() {
 	c.t.Helper()
-	eventually(c.t, "the node is stopped", func() bool {
+	testkit.Eventually(c.t, "the node is stopped", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
 		if err != nil {
 			c.t.Skipf("no /proc to see a stopped process in: %v", err)

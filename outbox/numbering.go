@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"pizzaflow/outbox/internal/store"
 	"pizzaflow/sqldb"
 )
 
@@ -50,7 +51,7 @@ func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err err
 			if n.table != "outbox_events" {
 				return nil
 			}
-			return renumber(patient(ctx), db.Engine, tx, next)
+			return renumber(store.Patient(ctx), db.Engine, tx, next)
 		})
 		moved = append(moved, behind...)
 		if err != nil {
@@ -89,7 +90,7 @@ func renumber(ctx context.Context, engine sqldb.Engine, tx *sql.Tx, next int64) 
 				WHERE p.first_seq <= e.seq ORDER BY p.first_seq DESC LIMIT 1), false)
 			AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)
 		ORDER BY seq`, next)
-	low, err := all(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "find events below the watermark")
+	low, err := sqldb.ReadAll(rows, err, func(rows *sql.Rows) (seq int64, err error) { return seq, rows.Scan(&seq) }, "find events below the watermark")
 	if err != nil {
 		return err
 	}

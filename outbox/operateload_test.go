@@ -16,12 +16,15 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-var deed = outbox.Action{By: "anna@kitchen", Why: "mended"}
+var deed = admin.Action{By: "anna@kitchen", Why: "mended"}
 
 // note adds an event of at least that size.
 func (f *fixture) note(account string, size int) {
@@ -58,9 +61,9 @@ func (f *fixture) limitTopic(topic string, size int) {
 	}
 }
 
-func (f *fixture) status() outbox.Status {
+func (f *fixture) status() admin.Status {
 	f.t.Helper()
-	s, err := outbox.NewOperator(f.db).Status(f.t.Context())
+	s, err := admin.New(f.db).Status(f.t.Context())
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -83,31 +86,31 @@ func TestRetryBringsTheKeyAlong(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		running bool
-		filter  outbox.BlockedFilter
+		filter  admin.BlockedFilter
 	}{
-		{"running, by the event that is refused", true, outbox.BlockedFilter{Seq: 2}},
-		{"stopped, by one that waits behind", false, outbox.BlockedFilter{Seq: 3}},
-		{"running, all", true, outbox.BlockedFilter{}},
+		{"running, by the event that is refused", true, admin.BlockedFilter{Seq: 2}},
+		{"stopped, by one that waits behind", false, admin.BlockedFilter{Seq: 3}},
+		{"running, all", true, admin.BlockedFilter{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			each(t, func(t *testing.T, f *fixture) {
-				op := outbox.NewOperator(f.db)
+				op := admin.New(f.db)
 				f.limitTopic("moves", 4000)
-				stop := run(t, f.relay().Run)
+				stop := testkit.Run(t, f.relay().Run)
 				f.move("big", 1)
 				f.note("big", 8000)
 				f.move("big", 1)
 				f.move("small", 1)
-				eventually(t, "it is blocked", func() bool { s := f.status(); return s.Blocked == 2 && s.Unpublished == 0 && s.Floor == 4 })
+				testkit.Eventually(t, "it is blocked", func() bool { s := f.status(); return s.Blocked == 2 && s.Unpublished == 0 && s.Floor == 4 })
 				epoch := f.status().Epoch
 				if done, err := op.Retry(t.Context(), c.filter, deed); err != nil || len(done) != 2 {
 					t.Errorf("retried %+v, %v; want both events of the key", done, err)
 				}
-				eventually(t, "it is blocked again", func() bool {
+				testkit.Eventually(t, "it is blocked again", func() bool {
 					s := f.status()
 					return s.Epoch > epoch+1 && s.Blocked == 2 && s.Unpublished == 0 && s.Floor == 4
 				})
-				if b, err := op.Blocked(t.Context(), outbox.BlockedFilter{}, 10); err != nil || b[0].Seq != 2 || strings.Contains(b[0].Reason, "key is blocked") {
+				if b, err := op.Blocked(t.Context(), admin.BlockedFilter{}, 10); err != nil || b[0].Seq != 2 || strings.Contains(b[0].Reason, "key is blocked") {
 					t.Errorf("why it is blocked is forgotten: %+v, %v", b, err)
 				}
 				if !c.running {
@@ -118,14 +121,14 @@ func TestRetryBringsTheKeyAlong(t *testing.T) {
 					t.Errorf("retried %+v, %v", done, err)
 				}
 				if !c.running {
-					run(t, f.relay().Run)
+					testkit.Run(t, f.relay().Run)
 				}
 				if v := versionsOf(f.consume("moves", 4), "big"); v != "123" {
 					t.Errorf("versions %s of the key", v)
 				}
-				eventually(t, "all is marked", func() bool { s := f.status(); return s.Unpublished == 0 && s.Blocked == 0 && s.Floor == 4 })
+				testkit.Eventually(t, "all is marked", func() bool { s := f.status(); return s.Unpublished == 0 && s.Blocked == 0 && s.Floor == 4 })
 				epoch = f.status().Epoch
-				if again, err := op.Retry(t.Context(), outbox.BlockedFilter{}, deed); err != nil || len(again) != 0 || f.status().Epoch != epoch {
+				if again, err := op.Retry(t.Context(), admin.BlockedFilter{}, deed); err != nil || len(again) != 0 || f.status().Epoch != epoch {
 					t.Errorf("a term was ended for nothing: %+v, %v", again, err)
 				}
 			})
@@ -136,30 +139,30 @@ func TestRetryBringsTheKeyAlong(t *testing.T) {
 // A skipped event stays skipped in later terms, and blocks nothing in them.
 func TestSkippedStaysSkipped(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		op := outbox.NewOperator(f.db)
-		stop := run(t, f.relay().Run)
+		op := admin.New(f.db)
+		stop := testkit.Run(t, f.relay().Run)
 		f.note("big", 1_100_000)
 		f.move("big", 1)
 		f.note("mad", 1_100_000)
 		f.move("mad", 1)
-		eventually(t, "both keys are blocked", func() bool { return f.status().Blocked == 4 })
+		testkit.Eventually(t, "both keys are blocked", func() bool { return f.status().Blocked == 4 })
 		stop()
-		if done, err := op.Skip(t.Context(), outbox.BlockedFilter{Key: "big"}, deed); err != nil || len(done) != 1 {
+		if done, err := op.Skip(t.Context(), admin.BlockedFilter{Key: "big"}, deed); err != nil || len(done) != 1 {
 			t.Fatalf("skipped %+v, %v", done, err)
 		}
 		if s := f.status(); s.Blocked != 2 || s.Skipped != 1 || s.Unpublished != 1 {
 			t.Errorf("one is skipped and one released of the one key, and nothing of the other: %+v", s)
 		}
-		stop = run(t, f.relay().Run)
+		stop = testkit.Run(t, f.relay().Run)
 		f.consume("moves", 1)
 		stop()
-		if done, err := op.Retry(t.Context(), outbox.BlockedFilter{Key: "big"}, deed); err != nil || len(done) != 0 {
+		if done, err := op.Retry(t.Context(), admin.BlockedFilter{Key: "big"}, deed); err != nil || len(done) != 0 {
 			t.Errorf("what was given up is retried: %+v, %v", done, err)
 		}
 		if n, err := op.Republish(t.Context(), time.Unix(0, 0), deed); err != nil || n != 1 {
 			t.Errorf("%d published again, %v; want all but the one that was given up", n, err)
 		}
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("big", 1)
 		if v := versionsOf(f.consume("moves", 3), "big"); v != "223" {
 			t.Errorf("versions %s are published", v)
@@ -171,7 +174,7 @@ func TestSkippedStaysSkipped(t *testing.T) {
 // there, whatever was pruned before it.
 func TestRepublishCutsRanges(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		stop := run(t, f.relay().Run)
+		stop := testkit.Run(t, f.relay().Run)
 		err := f.out.Tx(t.Context(), func(tx *outbox.Tx) error {
 			for v := range 12 {
 				tx.Add(int64(v+1), Moved{Account: "a"})
@@ -182,7 +185,7 @@ func TestRepublishCutsRanges(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.consume("moves", 12)
-		eventually(t, "one range says so", func() bool {
+		testkit.Eventually(t, "one range says so", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox_published WHERE first_seq = 1 AND last_seq = 12`) == 1
 		})
 		stop()
@@ -192,13 +195,13 @@ func TestRepublishCutsRanges(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n, err := outbox.NewOperator(f.db).Republish(t.Context(), young, deed); err != nil || n != 5 {
+		if n, err := admin.New(f.db).Republish(t.Context(), young, deed); err != nil || n != 5 {
 			t.Errorf("%d published again, %v; want 5", n, err)
 		}
 		if s := f.status(); s.Unpublished != 5 || s.Floor != 7 {
 			t.Errorf("status %+v", s)
 		}
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		if v := versionsOf(f.consume("moves", 17), "a"); v != "12345678910111289101112" {
 			t.Errorf("versions %s are published", v)
 		}
@@ -209,12 +212,12 @@ func TestRepublishCutsRanges(t *testing.T) {
 // missed, the order of each key stands, and in the end all is marked.
 func TestOperatorsUnderLoad(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		op := outbox.NewOperator(f.db)
-		run(t, f.relay().Run)
-		run(t, f.relay().Run)
+		op := admin.New(f.db)
+		testkit.Run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		const accounts, moves = 6, 60
 		writing, written := context.WithCancel(t.Context())
-		stop := run(t, func(context.Context) error {
+		stop := testkit.Run(t, func(context.Context) error {
 			defer written()
 			for i := range moves {
 				for a := range accounts {
@@ -228,14 +231,14 @@ func TestOperatorsUnderLoad(t *testing.T) {
 		})
 		for writing.Err() == nil {
 			_, err1 := op.Republish(t.Context(), time.Now().Add(-300*time.Millisecond), deed)
-			_, err2 := op.Retry(t.Context(), outbox.BlockedFilter{}, deed)
+			_, err2 := op.Retry(t.Context(), admin.BlockedFilter{}, deed)
 			if err := errors.Join(err1, err2); err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "somebody leads", func() bool { return writing.Err() != nil || f.status().Holder != "" })
+			testkit.Eventually(t, "somebody leads", func() bool { return writing.Err() != nil || f.status().Holder != "" })
 		}
 		stop()
-		eventually(t, "all is marked or blocked", func() bool {
+		testkit.Eventually(t, "all is marked or blocked", func() bool {
 			s := f.status()
 			return s.Unpublished == 0 && s.Blocked == 6 && s.Floor == accounts*moves+6
 		})
@@ -278,21 +281,21 @@ func TestStatusCountsGaps(t *testing.T) {
 func TestReplayedGetsFreshAttempts(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var got received
-		run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		testkit.Run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			got.add(d)
 			if len(got.of("bad")) < 6 {
 				return errors.New("no luck")
 			}
 			return nil
 		}).Run)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.produce(moved("bad", 1))
 		f.consume("moves-dlq", 1)
-		op := outbox.NewOperator(f.db)
-		if done, err := op.Replay(t.Context(), outbox.ParkedFilter{All: true}, deed); err != nil || len(done) != 1 {
+		op := admin.New(f.db)
+		if done, err := op.Replay(t.Context(), admin.ParkedFilter{All: true}, deed); err != nil || len(done) != 1 {
 			t.Fatalf("replayed %+v, %v", done, err)
 		}
-		eventually(t, "it is handled at its third attempt", func() bool {
+		testkit.Eventually(t, "it is handled at its third attempt", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'handled' AND attempts = 3`) == 1
 		})
 		if n := len(got.of("bad")); n != 6 {
@@ -309,16 +312,16 @@ func TestManyOperatorsReplay(t *testing.T) {
 		for i := range n {
 			records = append(records, &kgo.Record{Topic: "moves", Key: fmt.Append(nil, "key-", i), Value: []byte("junk")})
 		}
-		stop := run(t, f.consumer(func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error { return nil }).Run)
+		stop := testkit.Run(t, f.consumer(func(context.Context, *outbox.Tx, inbox.Delivery[Moved]) error { return nil }).Run)
 		f.produce(records...)
-		eventually(t, "all are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == n })
+		testkit.Eventually(t, "all are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == n })
 		stop()
 		var replayed atomic.Int64
 		var hands sync.WaitGroup
 		for range 8 {
 			hands.Go(func() {
 				for range 5 {
-					done, err := outbox.NewOperator(f.db).Replay(context.Background(), outbox.ParkedFilter{All: true}, deed)
+					done, err := admin.New(f.db).Replay(context.Background(), admin.ParkedFilter{All: true}, deed)
 					if err != nil {
 						t.Error(err)
 					}
@@ -337,7 +340,7 @@ func TestManyOperatorsReplay(t *testing.T) {
 // did it.
 func TestManyDeadRecords(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		op := outbox.NewOperator(db)
+		op := admin.New(db)
 		const n = 2000
 		var ids []string
 		for from := 0; from < n; from += 25 {
@@ -364,14 +367,14 @@ func TestManyDeadRecords(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		replayed, err := op.Replay(ctx, outbox.ParkedFilter{ErrorClass: "transient"}, deed)
+		replayed, err := op.Replay(ctx, admin.ParkedFilter{ErrorClass: "transient"}, deed)
 		if err != nil || len(replayed) != n {
 			t.Fatalf("%d replayed, %v", len(replayed), err)
 		}
-		if again, err := op.Replay(ctx, outbox.ParkedFilter{All: true}, deed); err != nil || len(again) != 0 {
+		if again, err := op.Replay(ctx, admin.ParkedFilter{All: true}, deed); err != nil || len(again) != 0 {
 			t.Errorf("%d replayed twice, %v", len(again), err)
 		}
-		if gone, err := op.Discard(ctx, outbox.ParkedFilter{EventID: ids[7]}, deed); err != nil || len(gone) != 1 {
+		if gone, err := op.Discard(ctx, admin.ParkedFilter{EventID: ids[7]}, deed); err != nil || len(gone) != 1 {
 			t.Errorf("discarded %+v, %v", gone, err)
 		}
 		rows, err := db.Query(`SELECT action FROM operator_actions WHERE target LIKE $1 AND operator = 'anna@kitchen' ORDER BY id`, "%"+ids[7]+"%")

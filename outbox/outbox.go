@@ -1,7 +1,6 @@
 package outbox
 
 import (
-	"bytes"
 	"context"
 	"database/sql"
 	"embed"
@@ -10,11 +9,14 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/google/uuid"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/crash"
+	"pizzaflow/outbox/internal/handoff"
+	"pizzaflow/outbox/internal/store"
+	"pizzaflow/outbox/internal/wire"
 	"pizzaflow/sqldb"
 )
 
@@ -38,13 +40,13 @@ type Event interface {
 type Outbox struct {
 	db     *sqldb.DB
 	source string
-	local  *handoffQueue // to the relay of this process
+	local  *handoff.Queue // to the relay of this process
 }
 
 // New makes the outbox of a database. The source is what ce_source says of its
 // events, such as /order-service.
 func New(db *sqldb.DB, source string) *Outbox {
-	return &Outbox{db: db, source: source, local: newHandoffQueue()}
+	return &Outbox{db: db, source: source, local: handoff.New()}
 }
 
 // DB is the database the outbox writes to.
@@ -54,7 +56,7 @@ func (o *Outbox) DB() *sqldb.DB { return o.db }
 func (o *Outbox) Source() string { return o.source }
 
 // Local is the way to the relay of the same process, for the package relay.
-func (o *Outbox) Local() *handoffQueue { return o.local }
+func (o *Outbox) Local() *handoff.Queue { return o.local }
 
 // Tx runs fn in a transaction that also collects events. They are written
 // with its commit or not at all. Like sqldb.DB.Tx it may run fn again.
@@ -71,25 +73,25 @@ func (o *Outbox) Tx(ctx context.Context, fn func(*Tx) error) error {
 
 func (o *Outbox) tx(ctx context.Context, fn func(*Tx) error) error {
 	var tx *Tx
-	to := o.local.open()
+	to := o.local.Open()
 	err := o.db.Tx(ctx, func(t *sql.Tx) error {
 		tx = &Tx{Tx: t, db: o.db, traceparent: Traceparent(ctx)}
 		if err := fn(tx); err != nil {
 			return err
 		}
 		err := tx.flush(ctx)
-		crash("tx: written")
+		crash.Point("tx: written")
 		return err
 	})
 	if err != nil {
 		if errors.Is(err, sqldb.ErrOutcomeUnknown) {
-			o.local.poke()
+			o.local.Wake()
 		}
 		return err
 	}
-	crash("tx: committed")
-	if len(tx.rows) > 0 && !o.local.offer(to, tx.rows) {
-		o.local.poke()
+	crash.Point("tx: committed")
+	if len(tx.rows) > 0 && !o.local.Offer(to, tx.rows) {
+		o.local.Wake()
 	}
 	for _, fn := range tx.afterCommit {
 		fn()
@@ -101,7 +103,7 @@ func (o *Outbox) tx(ctx context.Context, fn func(*Tx) error) error {
 type Tx struct {
 	*sql.Tx
 	db          *sqldb.DB
-	rows        []row
+	rows        []store.Row
 	errs        []error
 	afterCommit []func()
 	causation   string // the event that led to what is added
@@ -113,21 +115,21 @@ type Tx struct {
 // aggregate's row before: that row's lock is what makes the events of an
 // aggregate follow each other in the outbox.
 func (tx *Tx) Add(version int64, e Event) {
-	data, err := marshal(e)
+	data, err := wire.Marshal(e)
 	if err != nil {
 		tx.errs = append(tx.errs, fmt.Errorf("add %s: %w", e.EventType(), err))
 		return
 	}
-	headers := headerList{{Key: headerSchemaVersion, Value: []byte(strconv.Itoa(schemaVersion(e)))}}
+	headers := wire.Headers{{Key: wire.HeaderSchemaVersion, Value: []byte(strconv.Itoa(wire.SchemaVersion(e)))}}
 	if tx.causation != "" {
-		headers = append(headers, kgo.RecordHeader{Key: headerCausationID, Value: []byte(tx.causation)})
+		headers = append(headers, kgo.RecordHeader{Key: wire.HeaderCausationID, Value: []byte(tx.causation)})
 	}
 	if tx.traceparent != "" {
-		headers = append(headers, kgo.RecordHeader{Key: headerTraceparent, Value: []byte(tx.traceparent)})
+		headers = append(headers, kgo.RecordHeader{Key: wire.HeaderTraceparent, Value: []byte(tx.traceparent)})
 	}
-	tx.add(row{
-		aggregateID: e.AggregateID(), version: sql.NullInt64{Int64: version, Valid: true}, eventType: e.EventType(),
-		data: sql.NullString{String: string(data), Valid: true}, topic: e.Topic(), key: []byte(e.AggregateID()), headers: headers,
+	tx.add(store.Row{
+		AggregateID: e.AggregateID(), Version: sql.NullInt64{Int64: version, Valid: true}, EventType: e.EventType(),
+		Data: sql.NullString{String: string(data), Valid: true}, Topic: e.Topic(), Key: []byte(e.AggregateID()), Headers: headers,
 	})
 }
 
@@ -153,16 +155,16 @@ type Record struct {
 
 // AddRecord has r written when the transaction commits.
 func (tx *Tx) AddRecord(r Record) {
-	tx.add(row{aggregateID: r.AggregateID, eventType: r.EventType, topic: r.Topic, key: r.Key, headers: r.Headers, value: r.Value})
+	tx.add(store.Row{AggregateID: r.AggregateID, EventType: r.EventType, Topic: r.Topic, Key: r.Key, Headers: r.Headers, Value: r.Value})
 }
 
-func (tx *Tx) add(r row) {
+func (tx *Tx) add(r store.Row) {
 	id, err := uuid.NewV7()
 	if err != nil {
-		tx.errs = append(tx.errs, fmt.Errorf("add %s: %w", r.eventType, err))
+		tx.errs = append(tx.errs, fmt.Errorf("add %s: %w", r.EventType, err))
 		return
 	}
-	r.id = id.String()
+	r.ID = id.String()
 	tx.rows = append(tx.rows, r)
 }
 
@@ -184,13 +186,13 @@ func (tx *Tx) flush(ctx context.Context) error {
 	rows := make([][]any, len(tx.rows))
 	for i := range tx.rows {
 		r := &tx.rows[i]
-		headers, err := json.Marshal(r.headers)
+		headers, err := json.Marshal(r.Headers)
 		if err != nil {
 			return fmt.Errorf("write outbox: %w", err)
 		}
-		r.createdAt = at
+		r.CreatedAt = at
 		rows[i] = []any{
-			r.id, r.aggregateID, r.version, r.eventType, r.data, r.topic, nullBytes(r.key), string(headers), nullBytes(r.value), at,
+			r.ID, r.AggregateID, r.Version, r.EventType, r.Data, r.Topic, store.NullBytes(r.Key), string(headers), store.NullBytes(r.Value), at,
 		}
 	}
 	n := 0
@@ -212,45 +214,11 @@ func (tx *Tx) number(result *sql.Rows, n int) error {
 	if err := result.Scan(&id, &seq); err != nil {
 		return err
 	}
-	if n >= len(tx.rows) || tx.rows[n].id != id {
-		n = slices.IndexFunc(tx.rows, func(r row) bool { return r.id == id })
+	if n >= len(tx.rows) || tx.rows[n].ID != id {
+		n = slices.IndexFunc(tx.rows, func(r store.Row) bool { return r.ID == id })
 	}
 	if n >= 0 {
-		tx.rows[n].seq = seq
+		tx.rows[n].Seq = seq
 	}
 	return nil
-}
-
-// A row is an event as it stands in outbox_events.
-type row struct {
-	seq         int64
-	id          string
-	aggregateID string
-	version     sql.NullInt64
-	eventType   string
-	data        sql.NullString
-	topic       string
-	key         []byte
-	headers     headerList
-	value       []byte
-	createdAt   time.Time
-	partition   int32 // where it will go, -1 when that cannot be said
-}
-
-// marshal is json.Marshal without the escapes meant for HTML.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return nil, err
-	}
-	return bytes.TrimRight(b.Bytes(), "\n"), nil
-}
-
-func schemaVersion(e any) int {
-	if v, ok := e.(interface{ SchemaVersion() int }); ok {
-		return v.SchemaVersion()
-	}
-	return 1
 }

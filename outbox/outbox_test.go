@@ -17,9 +17,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -74,21 +77,6 @@ func each(t *testing.T, fn func(t *testing.T, f *fixture)) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// run runs fn until the test ends or stop is called.
-func run(t testing.TB, fn func(context.Context) error) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- fn(ctx) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	})
-	t.Cleanup(stop)
-	return stop
-}
-
 // move adds n versions to an account, one transaction each.
 func (f *fixture) move(account string, n int) {
 	f.t.Helper()
@@ -134,21 +122,6 @@ func (f *fixture) consume(topic string, n int) []*kgo.Record {
 	return out
 }
 
-// eventually waits for a condition.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.After(45 * time.Second)
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("not after 45 s: %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func (f *fixture) count(query string, args ...any) (n int) {
 	f.t.Helper()
 	if err := f.db.Read().QueryRow(query, args...).Scan(&n); err != nil {
@@ -157,13 +130,13 @@ func (f *fixture) count(query string, args ...any) (n int) {
 	return n
 }
 
-func (f *fixture) relay() *outbox.Relay {
-	return outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Poll: 200 * time.Millisecond, TTL: 400 * time.Millisecond, Log: f.log, Metrics: prometheus.NewRegistry()})
+func (f *fixture) relay() *relay.Relay {
+	return relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Poll: 200 * time.Millisecond, TTL: 400 * time.Millisecond, Log: f.log, Metrics: prometheus.NewRegistry()})
 }
 
 func TestRelayPublishesWhatIsCommitted(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		undone := errors.New("undone")
 		err := f.out.Tx(t.Context(), func(tx *outbox.Tx) error {
 			tx.Add(1, Moved{Account: "ghost"})
@@ -210,7 +183,7 @@ func TestRelayPublishesWhatIsCommitted(t *testing.T) {
 				t.Errorf("header %s = %q, want %q", key, headers[key], want)
 			}
 		}
-		eventually(t, "the view shows published_at", func() bool {
+		testkit.Eventually(t, "the view shows published_at", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NOT NULL`) == 1
 		})
 		if n := f.count(`SELECT COUNT(*) FROM outbox_events`); n != 1 {
@@ -221,7 +194,7 @@ func TestRelayPublishesWhatIsCommitted(t *testing.T) {
 
 func TestRelayKeepsTheOrderOfEachKey(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		const accounts, moves = 8, 40
 		var writers sync.WaitGroup
 		for a := range accounts {
@@ -229,7 +202,7 @@ func TestRelayKeepsTheOrderOfEachKey(t *testing.T) {
 		}
 		writers.Wait()
 		f.inOrder(f.consume("moves", accounts*moves))
-		eventually(t, "all are marked", func() bool {
+		testkit.Eventually(t, "all are marked", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0
 		})
 	})
@@ -257,17 +230,17 @@ func (f *fixture) inOrder(records []*kgo.Record) map[string]int {
 
 func TestSecondRelayTakesOver(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		stop := run(t, f.relay().Run)
+		stop := testkit.Run(t, f.relay().Run)
 		f.move("a", 3)
 		f.consume("moves", 3)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		stop()
 		f.move("a", 3)
 		f.inOrder(f.consume("moves", 6))
 		if epoch := f.count(`SELECT epoch FROM outbox_lease`); epoch != 2 {
 			t.Errorf("epoch %d, want 2", epoch)
 		}
-		eventually(t, "all are marked once", func() bool {
+		testkit.Eventually(t, "all are marked once", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0
 		})
 	})
@@ -284,7 +257,7 @@ func TestTakeOverFromTheDead(t *testing.T) {
 		if _, err := f.db.Exec(`INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES (1, 1, $1), (3, 3, $1)`, sqldb.Now()); err != nil {
 			t.Fatal(err)
 		}
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		var versions []string
 		for _, r := range f.consume("moves", 3) {
 			for _, h := range r.Headers {
@@ -304,7 +277,7 @@ func TestTakeOverFromTheDead(t *testing.T) {
 
 func TestOversizedEventStopsItsKeyOnly(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		stop := run(t, f.relay().Run)
+		stop := testkit.Run(t, f.relay().Run)
 		err := f.out.Tx(t.Context(), func(tx *outbox.Tx) error {
 			if _, err := bump(tx, "big"); err != nil {
 				return err
@@ -331,28 +304,28 @@ func TestOversizedEventStopsItsKeyOnly(t *testing.T) {
 				t.Errorf("%s was published", r.Key)
 			}
 		}
-		eventually(t, "the big one and the one behind it are blocked, the rest is marked", func() bool {
+		testkit.Eventually(t, "the big one and the one behind it are blocked, the rest is marked", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 && f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 2
 		})
 		if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 5 {
 			t.Errorf("floor %d, want 5: blocked rows must not hold it back", floor)
 		}
 		stop()
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("big", 1)
 		f.move("small", 1)
 		f.consume("moves", 4)
-		eventually(t, "the block outlives the relay", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 3 })
+		testkit.Eventually(t, "the block outlives the relay", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 3 })
 	})
 }
 
 // received collects what a handler was given.
 type received struct {
 	mu   sync.Mutex
-	list []outbox.Delivery[Moved]
+	list []inbox.Delivery[Moved]
 }
 
-func (r *received) add(d outbox.Delivery[Moved]) {
+func (r *received) add(d inbox.Delivery[Moved]) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.list = append(r.list, d)
@@ -369,9 +342,9 @@ func (r *received) of(account string) (to []int) {
 	return to
 }
 
-func (f *fixture) consumer(h func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error) *outbox.Consumer {
-	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: prometheus.NewRegistry()})
-	outbox.On(c, h)
+func (f *fixture) consumer(h func(context.Context, *outbox.Tx, inbox.Delivery[Moved]) error) *inbox.Consumer {
+	c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Delay: 30 * time.Millisecond, Log: f.log, Metrics: prometheus.NewRegistry()})
+	inbox.On(c, h)
 	return c
 }
 
@@ -403,7 +376,7 @@ func moved(account string, to int) *kgo.Record {
 
 func TestEffectHappensOnce(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.consumer(func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+		testkit.Run(t, f.consumer(func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 			_, err := tx.ExecContext(ctx, `INSERT INTO accounts (id, version, value) VALUES ($1, 0, $2)
 				ON CONFLICT (id) DO UPDATE SET value = accounts.value + $2`, d.Event.Account, d.Event.To)
 			return err
@@ -417,7 +390,7 @@ func TestEffectHappensOnce(t *testing.T) {
 		f.produce(records...)
 		records[0] = moved("end", 1)
 		f.produce(records...)
-		eventually(t, "every event was handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 101 })
+		testkit.Eventually(t, "every event was handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 101 })
 		if n := f.count(`SELECT SUM(value) FROM accounts`); n != 101 {
 			t.Errorf("effects of 101 events come to %d", n)
 		}
@@ -427,7 +400,7 @@ func TestEffectHappensOnce(t *testing.T) {
 func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var got received
-		c := f.consumer(func(_ context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+		c := f.consumer(func(_ context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 			got.add(d)
 			if d.Event.Account == "bad" && d.Event.To == 1 {
 				if _, err := tx.Exec(`INSERT INTO accounts (id, version, value) VALUES ('half-done', 0, 0)`); err != nil {
@@ -437,10 +410,10 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 			}
 			return nil
 		})
-		var buried outbox.Dead
-		c.OnDead(func(_ context.Context, _ *outbox.Tx, d outbox.Dead) error { buried = d; return nil })
-		run(t, c.Run)
-		run(t, f.relay().Run)
+		var buried inbox.Dead
+		c.OnDead(func(_ context.Context, _ *outbox.Tx, d inbox.Dead) error { buried = d; return nil })
+		testkit.Run(t, c.Run)
+		testkit.Run(t, f.relay().Run)
 		bad := moved("bad", 1)
 		bad.Headers = []kgo.RecordHeader{{Key: "odd", Value: []byte{0xff, 0}}, {Key: "odd", Value: nil}}
 		f.produce(bad, moved("good", 1), moved("bad", 2), moved("good", 2))
@@ -449,7 +422,7 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 		if to := got.of("bad"); !slices.Equal(to, []int{1, 1, 1}) {
 			t.Errorf("attempts %v, want three at the first and none at what waits behind it", to)
 		}
-		eventually(t, "the other key got both", func() bool { return len(got.of("good")) >= 2 }) // it may come from another partition
+		testkit.Eventually(t, "the other key got both", func() bool { return len(got.of("good")) >= 2 }) // it may come from another partition
 		if to := got.of("good"); !slices.Equal(to, []int{1, 2}) {
 			t.Errorf("the other key got %v", to)
 		}
@@ -476,7 +449,7 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 		if buried.Attempts != 3 || string(buried.Value) != string(bad.Value) {
 			t.Errorf("OnDead was told %+v", buried)
 		}
-		eventually(t, "one is dead and one waits", func() bool {
+		testkit.Eventually(t, "one is dead and one waits", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 3`) == 1 &&
 				f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'waiting' AND attempts = 0`) == 1
 		})
@@ -489,7 +462,7 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 func TestRecordsBehindARetriedOneFollowInOrder(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var got received
-		run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		testkit.Run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			if d.Event.To == 1 && d.Attempt < 3 {
 				return errors.New("not yet")
 			}
@@ -499,7 +472,7 @@ func TestRecordsBehindARetriedOneFollowInOrder(t *testing.T) {
 		for i := 1; i <= 20; i++ {
 			f.produce(moved("a", i))
 		}
-		eventually(t, "all were handled", func() bool { return len(got.of("a")) == 20 })
+		testkit.Eventually(t, "all were handled", func() bool { return len(got.of("a")) == 20 })
 		if to := got.of("a"); !slices.IsSorted(to) {
 			t.Errorf("handled in the order %v", to)
 		}
@@ -508,16 +481,16 @@ func TestRecordsBehindARetriedOneFollowInOrder(t *testing.T) {
 
 func TestHopelessRecordsAreDeadAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		testkit.Run(t, f.consumer(func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			switch d.Event.Account {
 			case "panics":
 				panic("at the disco")
 			case "permanent":
-				return outbox.Permanent(errors.New("never"))
+				return inbox.Permanent(errors.New("never"))
 			}
 			return nil
 		}).Run)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		future := moved("future", 1)
 		future.Headers = []kgo.RecordHeader{{Key: "schema_version", Value: []byte("2")}}
 		other := moved("other", 1)
@@ -546,7 +519,7 @@ func TestHopelessRecordsAreDeadAtOnce(t *testing.T) {
 		if l := letters["junk"]; l["original_message"] != nil || l["original_value_base64"] != "/yBub3QgSlNPTg==" {
 			t.Errorf("dead letter of what is not JSON: %v", l)
 		}
-		eventually(t, "the good one is handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) >= 7 })
+		testkit.Eventually(t, "the good one is handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) >= 7 })
 		if n := f.count(`SELECT COUNT(*) FROM inbox_events`); n != 7 {
 			t.Errorf("%d events in the inbox, want 7: all but the one nobody asked for", n)
 		}
@@ -558,12 +531,12 @@ func TestHopelessRecordsAreDeadAtOnce(t *testing.T) {
 func TestMembersComeAndGo(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var got received
-		h := func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+		h := func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 			_, err := tx.ExecContext(ctx, `INSERT INTO accounts (id, version, value) VALUES ($1, 0, 1) ON CONFLICT (id) DO UPDATE SET value = accounts.value + 1`, d.Event.Account)
 			got.add(d)
 			return err
 		}
-		stop := run(t, f.consumer(h).Run)
+		stop := testkit.Run(t, f.consumer(h).Run)
 		total := 0
 		send := func() {
 			for i := range 50 {
@@ -572,11 +545,11 @@ func TestMembersComeAndGo(t *testing.T) {
 			total += 50
 		}
 		send()
-		run(t, f.consumer(h).Run)
+		testkit.Run(t, f.consumer(h).Run)
 		send()
 		stop()
 		send()
-		eventually(t, "all were handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == total })
+		testkit.Eventually(t, "all were handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == total })
 		if n := f.count(`SELECT SUM(value) FROM accounts`); n != total {
 			t.Errorf("%d effects of %d events", n, total)
 		}

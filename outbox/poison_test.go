@@ -15,8 +15,10 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -48,8 +50,8 @@ func delays(t *testing.T, many, poison bool) []time.Duration {
 	var mu sync.Mutex
 	sent := map[int]time.Time{}
 	var took []time.Duration
-	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: slog.New(slog.DiscardHandler)})
-	handle := func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+	c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: slog.New(slog.DiscardHandler)})
+	handle := func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 		if strings.HasPrefix(d.Event.Account, "bad") {
 			return errors.New("no luck")
 		}
@@ -62,7 +64,7 @@ func delays(t *testing.T, many, poison bool) []time.Duration {
 		return err
 	}
 	if many {
-		outbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[Moved]) error {
+		inbox.OnBatch(c, func(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[Moved]) error {
 			for _, d := range ds {
 				if err := handle(ctx, tx, d); err != nil {
 					return err
@@ -71,16 +73,16 @@ func delays(t *testing.T, many, poison bool) []time.Duration {
 			return nil
 		})
 	} else {
-		outbox.On(c, handle)
+		inbox.On(c, handle)
 	}
-	stop := run(t, c.Run)
+	stop := testkit.Run(t, c.Run)
 	client, err := kgo.NewClient(append(f.kafka, kgo.ProducerLinger(0))...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer client.Close()
 	f.produce(moved("first", 0)) // the group is joined when this is handled
-	eventually(t, "it has begun", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 1 })
+	testkit.Eventually(t, "it has begun", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) == 1 })
 	tick := time.NewTicker(time.Second / rate)
 	defer tick.Stop()
 	for i := range seconds * rate {
@@ -96,7 +98,7 @@ func delays(t *testing.T, many, poison bool) []time.Duration {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all good ones are handled", func() bool {
+	testkit.Eventually(t, "all good ones are handled", func() bool {
 		mu.Lock()
 		defer mu.Unlock()
 		return len(took) == seconds*rate+1

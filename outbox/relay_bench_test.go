@@ -13,9 +13,11 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -52,7 +54,7 @@ func benchmarkRelay(b *testing.B, f *fixture) {
 	f.backlog(b.N)
 	before := processorTime(b)
 	b.StartTimer()
-	stop := run(b, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
+	stop := testkit.Run(b, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
 	for f.count(`SELECT COALESCE(MAX(last_seq), 0) FROM outbox_published`) < b.N {
 		select {
 		case <-time.After(5 * time.Millisecond):
@@ -97,7 +99,7 @@ func BenchmarkLatency(b *testing.B) {
 		b.Run(string(engine), func(b *testing.B) {
 			f := newFixture(b, sqltest.Open(b, engine, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), broker(b))
 			f.log = slog.New(slog.NewJSONHandler(b.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			run(b, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
+			testkit.Run(b, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log}).Run)
 			client, err := kgo.NewClient(append(slices.Clone(f.kafka), kgo.ConsumeTopics("moves"), kgo.ConsumeResetOffset(kgo.NewOffset().AtEnd()))...)
 			if err != nil {
 				b.Fatal(err)

@@ -9,8 +9,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -26,22 +28,22 @@ func (f *fixture) admin() *kadm.Client {
 }
 
 // patient is a relay that finds nothing by its own poll.
-func (f *fixture) patient(out *outbox.Outbox) *outbox.Relay {
-	return outbox.NewRelay(outbox.RelayConfig{Outbox: out, Service: "accounts", Kafka: f.kafka, Poll: time.Hour, Log: f.log})
+func (f *fixture) patient(out *outbox.Outbox) *relay.Relay {
+	return relay.New(relay.Config{Outbox: out, Service: "accounts", Kafka: f.kafka, Poll: time.Hour, Log: f.log})
 }
 
 // What another process commits wakes the relay that leads, although neither
 // polls.
 func TestOtherProcessesWakeTheRelay(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
-	run(t, f.patient(f.out).Run)
+	testkit.Run(t, f.patient(f.out).Run)
 	f.move("a", 1)
 	f.consume("moves", 1)
 	other := *f
 	other.out = outbox.New(f.db, "/accounts") // what it commits, its own relay is told of
-	run(t, f.patient(other.out).Run)
+	testkit.Run(t, f.patient(other.out).Run)
 	other.move("b", 3)
-	eventually(t, "it is published", func() bool {
+	testkit.Eventually(t, "it is published", func() bool {
 		return f.count(`SELECT COUNT(*) FROM outbox WHERE aggregate_id = 'b' AND published_at IS NOT NULL`) == 3
 	})
 }
@@ -50,13 +52,13 @@ func TestOtherProcessesWakeTheRelay(t *testing.T) {
 // published again, the old before the new.
 func TestTopicCreatedAnewGetsEverything(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		stop := run(t, f.relay().Run)
+		stop := testkit.Run(t, f.relay().Run)
 		f.move("a", 3)
 		f.consume("moves", 3)
-		eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		testkit.Eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		stop()
 		f.recreate("moves")
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("a", 1)
 		for i, r := range f.consume("moves", 4) {
 			if v := header(r, "aggregate_version"); v != fmt.Sprint(i+1) {
@@ -77,15 +79,15 @@ func TestTopicCreatedAnewGetsEverything(t *testing.T) {
 // again when the relay starts, and only then.
 func TestRelayRepeatsWhatTheBrokerMayHaveLost(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
-		stop := run(t, f.relay().Run)
+		stop := testkit.Run(t, f.relay().Run)
 		f.move("a", 2)
-		eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		testkit.Eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		since := sqldb.Now()
 		f.move("a", 2)
-		eventually(t, "all are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		testkit.Eventually(t, "all are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		stop()
 		rewound := make(chan int, 1)
-		run(t, outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log, Rewound: func() {
+		testkit.Run(t, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log, Rewound: func() {
 			rewound <- f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`)
 		}}).Run)
 		if n := <-rewound; n != 2 {
@@ -101,7 +103,7 @@ func TestRelayRepeatsWhatTheBrokerMayHaveLost(t *testing.T) {
 		if got != "123434" {
 			t.Errorf("versions %s, want 3 and 4 once more", got)
 		}
-		eventually(t, "nothing is left", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		testkit.Eventually(t, "nothing is left", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 	})
 }
 
@@ -111,7 +113,7 @@ func (f *fixture) recreate(topic string) {
 	if _, err := adm.DeleteTopic(f.t.Context(), topic); err != nil {
 		f.t.Fatal(err)
 	}
-	eventually(f.t, "the topic can be created again", func() bool {
+	testkit.Eventually(f.t, "the topic can be created again", func() bool {
 		_, err := adm.CreateTopic(f.t.Context(), 3, 1, nil, topic)
 		return err == nil
 	})
@@ -126,7 +128,7 @@ func TestAbsentLeaderStopsNobodyElse(t *testing.T) {
 		pair := kafkatest.StartPair(t, many...)
 		f := newFixture(t, db, pair.Config)
 		f.log = slog.New(slog.DiscardHandler)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		const accounts = 40
 		moveAll := func() {
 			for i := range accounts {
@@ -147,7 +149,7 @@ func TestAbsentLeaderStopsNobodyElse(t *testing.T) {
 		pair.Cut(true)
 		for n := range 2 {
 			moveAll()
-			eventually(t, "what the first broker takes is published", func() bool {
+			testkit.Eventually(t, "what the first broker takes is published", func() bool {
 				return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NOT NULL`) == accounts+(n+1)*near
 			})
 		}

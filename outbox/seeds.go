@@ -1,5 +1,5 @@
 package outbox
 
-// Seeds are the tables that Schema makes with a row in them, each with what is
+// InitialRows are the tables that Schema makes with a row in them, each with what is
 // true of this row until a relay has worked on the database.
-var Seeds = map[string]string{"outbox_lease": `epoch = 0 AND holder = ''`}
+var InitialRows = map[string]string{"outbox_lease": `epoch = 0 AND holder = ''`}

@@ -19,8 +19,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/job"
 	"pizzaflow/kafka"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
 
@@ -157,7 +160,7 @@ type proc struct {
 	name   string
 	db     *sqldb.DB
 	out    *outbox.Outbox
-	work   *outbox.Work
+	work   *job.Worker
 	cancel context.CancelFunc
 	ended  sync.WaitGroup
 
@@ -180,11 +183,11 @@ func (u *universe) start() *proc {
 	p.out = outbox.New(p.db, "/simulation")
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel = cancel
-	p.work = outbox.NewWork(outbox.WorkConfig{DB: p.db, Table: "charges", Limit: 4, Lease: 10 * time.Second, Do: p.charge, Log: u.log})
-	relay := outbox.NewRelay(outbox.RelayConfig{Outbox: p.out, Service: "accounts", Kafka: p.options("relay"), Poll: time.Second, Log: u.log, Metrics: prometheus.NewRegistry()})
+	p.work = job.New(job.Config{DB: p.db, Table: "charges", Limit: 4, Lease: 10 * time.Second, Do: p.charge, Log: u.log})
+	relay := relay.New(relay.Config{Outbox: p.out, Service: "accounts", Kafka: p.options("relay"), Poll: time.Second, Log: u.log, Metrics: prometheus.NewRegistry()})
 	ledger, audit := p.consumer("ledger"), p.consumer("audit")
-	outbox.On(ledger, p.onMoved)
-	outbox.On(audit, p.onNoted)
+	inbox.On(ledger, p.onMoved)
+	inbox.On(audit, p.onNoted)
 	p.run(ctx, ledger.Run)
 	p.run(ctx, audit.Run)
 	p.run(ctx, relay.Run)
@@ -201,11 +204,11 @@ func (p *proc) run(ctx context.Context, fn func(context.Context) error) {
 	})
 }
 
-func (p *proc) consumer(group string) *outbox.Consumer {
-	c := outbox.NewConsumer(outbox.ConsumerConfig{
+func (p *proc) consumer(group string) *inbox.Consumer {
+	c := inbox.New(inbox.Config{
 		Outbox: p.out, Group: group, Kafka: p.options(group), Delay: time.Second, Log: p.u.log, Metrics: prometheus.NewRegistry(),
 	})
-	c.OnDead(func(ctx context.Context, tx *outbox.Tx, d outbox.Dead) error {
+	c.OnDead(func(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
 		if t, n := p.u.troubles.next(group+" burial", d.EventID, 0); t == wakesTheDead && n == 1 {
 			p.kill("while it buries " + d.EventID)
 		}
@@ -224,7 +227,7 @@ func (p *proc) options(role string) []kgo.Opt {
 }
 
 // onMoved has the effect, an event and a charge to make.
-func (p *proc) onMoved(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+func (p *proc) onMoved(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 	if err := p.effect(ctx, tx, "ledger", d.EventID, d.Event.Account, d.AggregateVersion); err != nil {
 		return err
 	}
@@ -240,7 +243,7 @@ func (p *proc) onMoved(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Mov
 	return p.meet("ledger", d.Event.Account, d.AggregateVersion)
 }
 
-func (p *proc) onNoted(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Noted]) error {
+func (p *proc) onNoted(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Noted]) error {
 	if err := p.effect(ctx, tx, "audit", d.EventID, d.AggregateID, d.AggregateVersion); err != nil {
 		return err
 	}
@@ -259,7 +262,7 @@ func (p *proc) meet(group, key string, version int64) error {
 	case t == hangs && n == 1:
 		p.doom(fmt.Sprintf("after %s %d, its database hanging", key, version))
 	case t == incurable:
-		return outbox.Permanent(errors.New("incurable"))
+		return inbox.Permanent(errors.New("incurable"))
 	case t == failsThrice && n <= 3, t == fails && n == 1:
 		return errors.New("no luck")
 	case t == panics && n == 1:
@@ -288,7 +291,7 @@ func note(ctx context.Context, tx *outbox.Tx, n Noted) error {
 }
 
 // charge calls the outside for one row.
-func (p *proc) charge(ctx context.Context, c outbox.Claim) error {
+func (p *proc) charge(ctx context.Context, c job.Job) error {
 	var account string
 	if err := p.db.Read().QueryRowContext(ctx, `SELECT account FROM charges WHERE id = $1`, c.ID).Scan(&account); err != nil {
 		return err

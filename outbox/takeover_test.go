@@ -21,6 +21,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -157,7 +158,7 @@ func (w *world) rewind() {
 func TestIdleLeaderNoticesItsEnd(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
 		w.move("a", 5)
-		run(t, w.relay().Run)
+		testkit.Run(t, w.relay().Run)
 		w.awaitMarked()
 		before := w.ends()
 		w.rewind()
@@ -172,7 +173,7 @@ func TestIdleLeaderNoticesItsEnd(t *testing.T) {
 func TestNothingIsHandedToALaterTerm(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
 		outbox.CommitElsewhere(w.out, 1, Moved{Account: "ghost"})
-		run(t, w.relay().Run)
+		testkit.Run(t, w.relay().Run)
 		w.until(func() string {
 			if w.column(`SELECT holder FROM outbox_lease`)[0] == "" {
 				return "nobody leads"

@@ -6,8 +6,10 @@ import (
 	"strings"
 	"testing"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/admin"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -28,11 +30,11 @@ func (f *fixture) strayed(account string) {
 func TestLanesOutliveTheirConnection(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
 	_ = slog.DiscardHandler
-	run(t, f.relay().Run)
+	testkit.Run(t, f.relay().Run)
 	f.strayed("a")
 	const session = `SELECT pid FROM pg_stat_activity WHERE query LIKE '%seq = ANY (%' AND query NOT LIKE '%pg_stat%'
 		AND application_name = current_setting('application_name') LIMIT 1`
-	eventually(t, "the lane is tried", func() bool { return f.count(`SELECT COUNT(*) FROM (`+session+`) s`) == 1 })
+	testkit.Eventually(t, "the lane is tried", func() bool { return f.count(`SELECT COUNT(*) FROM (`+session+`) s`) == 1 })
 	f.count(fmt.Sprintf(`SELECT COUNT(pg_terminate_backend(pid)) FROM (%s) s`, session))
 	if _, err := f.admin().CreateTopic(t.Context(), 1, 1, nil, "nowhere"); err != nil {
 		t.Fatal(err)
@@ -45,16 +47,16 @@ func TestLanesOutliveTheirConnection(t *testing.T) {
 func TestTopicCreatedAnewBehindALane(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.log = slog.New(slog.DiscardHandler)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("a", 3)
 		f.consume("moves", 3)
-		eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
+		testkit.Eventually(t, "they are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		adm := f.admin()
 		if _, err := adm.DeleteTopic(t.Context(), "moves"); err != nil {
 			t.Fatal(err)
 		}
 		f.move("a", 1)
-		eventually(t, "it waits in a lane", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 })
+		testkit.Eventually(t, "it waits in a lane", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 })
 		if _, err := adm.CreateTopic(t.Context(), 3, 1, nil, "moves"); err != nil {
 			t.Fatal(err)
 		}
@@ -72,17 +74,17 @@ func TestTopicCreatedAnewBehindALane(t *testing.T) {
 func TestRepublishBeforeABlockedEvent(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.log = slog.New(slog.DiscardHandler)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.add("big", 1, "")
 		f.add("big", 2, strings.Repeat("x", 2<<20))
 		f.add("big", 3, "")
-		eventually(t, "two are blocked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
+		testkit.Eventually(t, "two are blocked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
 		since := sqldb.Now().Add(-1e12)
-		if _, err := outbox.NewOperator(f.db).Republish(t.Context(), since, outbox.Action{By: "test"}); err != nil {
+		if _, err := admin.New(f.db).Republish(t.Context(), since, admin.Action{By: "test"}); err != nil {
 			t.Fatal(err)
 		}
 		f.move("other", 1)
-		eventually(t, "all is settled", func() bool {
+		testkit.Eventually(t, "all is settled", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox e WHERE published_at IS NULL AND NOT EXISTS (SELECT 1 FROM outbox_blocked b WHERE b.seq = e.seq)`) == 0
 		})
 		if n := f.count(`SELECT COUNT(*) FROM outbox_blocked`); n != 2 {
@@ -97,16 +99,16 @@ func TestRepublishBeforeABlockedEvent(t *testing.T) {
 func TestRetryOfOneBlockedEvent(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.log = slog.New(slog.DiscardHandler)
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.add("big", 1, strings.Repeat("x", 2<<20))
 		f.add("big", 2, "")
-		eventually(t, "two are blocked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
-		op := outbox.NewOperator(f.db)
-		if got, err := op.Retry(t.Context(), outbox.BlockedFilter{Seq: 1}, outbox.Action{By: "test"}); err != nil || len(got) != 2 {
+		testkit.Eventually(t, "two are blocked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
+		op := admin.New(f.db)
+		if got, err := op.Retry(t.Context(), admin.BlockedFilter{Seq: 1}, admin.Action{By: "test"}); err != nil || len(got) != 2 {
 			t.Fatal(got, err)
 		}
-		eventually(t, "it is blocked again", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
-		if got, err := op.Skip(t.Context(), outbox.BlockedFilter{Key: "big"}, outbox.Action{By: "test"}); err != nil || len(got) != 1 {
+		testkit.Eventually(t, "it is blocked again", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 })
+		if got, err := op.Skip(t.Context(), admin.BlockedFilter{Key: "big"}, admin.Action{By: "test"}); err != nil || len(got) != 1 {
 			t.Fatalf("skip: %v, %v", got, err)
 		}
 		f.consume("moves", 1)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
@@ -27,7 +28,7 @@ func TestStalledPartitionsStopNoOtherLane(t *testing.T) {
 		reaching := pair.Config
 		reaching.Dial = nil
 		admin := (&fixture{t: t, kafka: options(t, reaching)}).admin() // from where both brokers can be reached
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("first", 1)
 		f.consume("moves", 1)
 		pair.Cut(true)
@@ -46,10 +47,10 @@ func TestStalledPartitionsStopNoOtherLane(t *testing.T) {
 		for i := range 40 {
 			f.strayed(fmt.Sprint("account-", i))
 		}
-		eventually(t, "many partitions wait", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes WHERE topic = 'moves'`) >= 20 })
+		testkit.Eventually(t, "many partitions wait", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes WHERE topic = 'moves'`) >= 20 })
 		for _, what := range []string{"begins", "is over"} {
 			now := sqldb.Now()
-			eventually(t, "a try of the absent topic "+what, func() bool {
+			testkit.Eventually(t, "a try of the absent topic "+what, func() bool {
 				return f.count(`SELECT COUNT(*) FROM outbox_lanes WHERE lane = 'nowhere' AND tried_at > $1`, now) == 1
 			})
 		}
@@ -57,7 +58,7 @@ func TestStalledPartitionsStopNoOtherLane(t *testing.T) {
 			t.Fatal(err)
 		}
 		began := time.Now()
-		eventually(t, "what the first broker takes is published", func() bool {
+		testkit.Eventually(t, "what the first broker takes is published", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE topic = 'nowhere' AND published_at IS NOT NULL`) > 0
 		})
 		// 10 s at most until it is tried again, and 3 s for those that are tried with it
@@ -86,7 +87,7 @@ func TestLettersWithoutKeyAreTriedTogether(t *testing.T) {
 				break
 			}
 		}
-		run(t, f.relay().Run)
+		testkit.Run(t, f.relay().Run)
 		f.move("first", 1)
 		f.consume("moves", 1)
 		pair.Cut(true)
@@ -102,12 +103,12 @@ func TestLettersWithoutKeyAreTriedTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "all wait in one lane", func() bool {
+		testkit.Eventually(t, "all wait in one lane", func() bool {
 			return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 && f.count(`SELECT waiting FROM outbox_lanes WHERE lane = $1`, topic+"#") == letters
 		})
 		pair.Cut(false)
 		f.consume(topic, letters)
-		eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
+		testkit.Eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 

@@ -12,8 +12,11 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
+	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -26,8 +29,8 @@ func TestRetriesKeepTheirDelays(t *testing.T) {
 		f := newFixture(t, db, kafkatest.Virtual(t, topics()...))
 		var attempts []time.Time
 		good := make(chan time.Time, 1)
-		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log})
-		outbox.On(c, func(_ context.Context, _ *outbox.Tx, d outbox.Delivery[Moved]) error {
+		c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log})
+		inbox.On(c, func(_ context.Context, _ *outbox.Tx, d inbox.Delivery[Moved]) error {
 			if d.Event.Account == "bad" {
 				attempts = append(attempts, time.Now())
 				return errors.New("no luck")
@@ -35,9 +38,9 @@ func TestRetriesKeepTheirDelays(t *testing.T) {
 			good <- time.Now()
 			return nil
 		})
-		stopConsumer := run(t, c.Run)
-		r := outbox.NewRelay(outbox.RelayConfig{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log})
-		stopRelay := run(t, r.Run)
+		stopConsumer := testkit.Run(t, c.Run)
+		r := relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Log: f.log})
+		stopRelay := testkit.Run(t, r.Run)
 		f.produce(moved("bad", 1))
 		f.produce(moved("good", 1))
 		handled := <-good
@@ -75,8 +78,8 @@ func TestRebalanceInMidHandler(t *testing.T) {
 				var mu sync.Mutex
 				metrics := map[string]*prometheus.Registry{"first": prometheus.NewRegistry(), "second": prometheus.NewRegistry()}
 				member := func(name string) (stop func()) {
-					c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: metrics[name]})
-					outbox.On(c, func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+					c := inbox.New(inbox.Config{Outbox: f.out, Group: "readers", Kafka: f.kafka, Log: f.log, Metrics: metrics[name]})
+					inbox.On(c, func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 						mu.Lock()
 						calls[d.Event.Account]++
 						mu.Unlock()
@@ -92,7 +95,7 @@ func TestRebalanceInMidHandler(t *testing.T) {
 						})
 						return err
 					})
-					return run(t, c.Run)
+					return testkit.Run(t, c.Run)
 				}
 				first := member("first")
 				f.produce(moved(slow, 1))

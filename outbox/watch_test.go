@@ -19,9 +19,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kversion"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -38,18 +40,18 @@ type watched struct {
 
 func (w *watched) start() (stop func()) {
 	w.metrics = prometheus.NewRegistry()
-	c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: w.out, Group: w.group, Kafka: w.kafka, Delay: 30 * time.Millisecond, Log: w.log, Metrics: w.metrics})
-	outbox.On(c, func(ctx context.Context, tx *outbox.Tx, d outbox.Delivery[Moved]) error {
+	c := inbox.New(inbox.Config{Outbox: w.out, Group: w.group, Kafka: w.kafka, Delay: 30 * time.Millisecond, Log: w.log, Metrics: w.metrics})
+	inbox.On(c, func(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 		_, err := bump(tx, d.Event.Account)
 		return err
 	})
-	return run(w.t, c.Run)
+	return testkit.Run(w.t, c.Run)
 }
 
 // handled waits until n events of an account were handled.
 func (w *watched) handled(account string, n int) {
 	w.t.Helper()
-	eventually(w.t, fmt.Sprintf("%d of %s are handled", n, account), func() bool {
+	testkit.Eventually(w.t, fmt.Sprintf("%d of %s are handled", n, account), func() bool {
 		return w.count(`SELECT COALESCE(SUM(version), 0) FROM accounts WHERE id = $1`, account) == n
 	})
 }
@@ -87,7 +89,7 @@ func watch(t *testing.T, fn func(t *testing.T, w *watched)) {
 // create creates the topic with one partition.
 func (w *watched) create() {
 	w.t.Helper()
-	eventually(w.t, "the topic is there", func() bool {
+	testkit.Eventually(w.t, "the topic is there", func() bool {
 		all := topics()
 		all[0].Partitions, all[1].Partitions = 1, 1
 		return kafka.EnsureTopics(context.Background(), w.cfg, slog.New(slog.DiscardHandler), all...) == nil
@@ -99,7 +101,7 @@ func (w *watched) delete() {
 	if _, err := w.adm.DeleteTopics(context.Background(), "moves", "moves-dlq"); err != nil {
 		w.t.Fatal(err)
 	}
-	eventually(w.t, "the topic is gone", func() bool {
+	testkit.Eventually(w.t, "the topic is gone", func() bool {
 		details, err := w.adm.ListTopics(context.Background(), "moves")
 		return err == nil && !details.Has("moves")
 	})
@@ -145,7 +147,7 @@ func TestTopicCreatedAnew(t *testing.T) {
 		w.send("old", 10)
 		w.handled("old", 10)
 		old := w.topicID()
-		eventually(t, "the offset is committed for the topic", func() bool {
+		testkit.Eventually(t, "the offset is committed for the topic", func() bool {
 			c, ok := w.committed()
 			return ok && c.At == 10 && c.Metadata == old
 		})
@@ -191,7 +193,7 @@ func TestSkippedRecordsRaiseTheAlarm(t *testing.T) {
 func TestBatchTooLargeIsSteppedOver(t *testing.T) {
 	watch(t, func(t *testing.T, w *watched) {
 		stop := w.start()
-		run(t, w.relay().Run)
+		testkit.Run(t, w.relay().Run)
 		w.send("a", 2)
 		client, err := kgo.NewClient(append(w.kafka, kgo.ProducerBatchMaxBytes(40<<20), kgo.BrokerMaxWriteBytes(100<<20), kgo.MaxBufferedBytes(80<<20), kgo.ProducerBatchCompression(kgo.GzipCompression()), kgo.ManualFlushing())...)
 		if err != nil {
@@ -204,7 +206,7 @@ func TestBatchTooLargeIsSteppedOver(t *testing.T) {
 		if err := client.Flush(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "the offset behind it is committed", func() bool { c, ok := w.committed(); return ok && c.At == 5 })
+		testkit.Eventually(t, "the offset behind it is committed", func() bool { c, ok := w.committed(); return ok && c.At == 5 })
 		w.send("a", 2)
 		w.handled("a", 4)
 		var letter map[string]any
@@ -226,25 +228,25 @@ func TestLagIsAlive(t *testing.T) {
 	watch(t, func(t *testing.T, w *watched) {
 		var away atomic.Bool
 		reg := prometheus.NewRegistry()
-		c := outbox.NewConsumer(outbox.ConsumerConfig{Outbox: w.out, Group: w.group, Kafka: w.kafka, Log: slog.New(slog.DiscardHandler), Metrics: reg})
-		outbox.On(c, func(context.Context, *outbox.Tx, outbox.Delivery[Moved]) error {
+		c := inbox.New(inbox.Config{Outbox: w.out, Group: w.group, Kafka: w.kafka, Log: slog.New(slog.DiscardHandler), Metrics: reg})
+		inbox.On(c, func(context.Context, *outbox.Tx, inbox.Delivery[Moved]) error {
 			if away.Load() {
-				return outbox.Unavailable(os.ErrNotExist)
+				return inbox.Unavailable(os.ErrNotExist)
 			}
 			return nil
 		})
-		run(t, c.Run)
+		testkit.Run(t, c.Run)
 		w.send("a", 10)
-		eventually(t, "all are handled", func() bool { return w.count(`SELECT COUNT(*) FROM inbox_events`) == 10 })
-		eventually(t, "there is no lag, and nothing to commit", func() bool {
+		testkit.Eventually(t, "all are handled", func() bool { return w.count(`SELECT COUNT(*) FROM inbox_events`) == 10 })
+		testkit.Eventually(t, "there is no lag, and nothing to commit", func() bool {
 			c, ok := w.committed()
 			return gauge(reg, "consumer_lag") == 0 && ok && c.At == 10
 		})
 		away.Store(true)
 		w.send("a", 7)
-		eventually(t, "the lag is seen while nothing moves", func() bool { return gauge(reg, "consumer_lag") == 7 })
+		testkit.Eventually(t, "the lag is seen while nothing moves", func() bool { return gauge(reg, "consumer_lag") == 7 })
 		away.Store(false)
-		eventually(t, "there is no lag again", func() bool { return gauge(reg, "consumer_lag") == 0 })
+		testkit.Eventually(t, "there is no lag again", func() bool { return gauge(reg, "consumer_lag") == 0 })
 	})
 }
 

@@ -11,6 +11,8 @@ import (
 	"github.com/google/uuid"
 
 	"pizzaflow/event"
+	"pizzaflow/internal/retry"
+	"pizzaflow/job"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
@@ -31,7 +33,7 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // the attempt on record before and no transaction open, and settles what was
 // learned. A lookup that finds nothing leads to a charge at once: the older
 // its answer, the less it is worth.
-func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
+func (s *Service) charge(ctx context.Context, c job.Job) error {
 	p, begun := c.Data.(Payment) // its first attempt was recorded with it
 	moment, call := sqldb.Heard(sqldb.Now()), CallCharge
 	if !begun {
@@ -50,7 +52,7 @@ func (s *Service) charge(ctx context.Context, c outbox.Claim) error {
 
 // call makes the call, for which there is a permit, and a charge after it where
 // that is what the answer leads to, and settles what was learned.
-func (s *Service) call(ctx context.Context, c outbox.Claim, p Payment, call Call, begun bool, moment sqldb.Moment) error {
+func (s *Service) call(ctx context.Context, c job.Job, p Payment, call Call, begun bool, moment sqldb.Moment) error {
 	before, permitted := interrupted, true
 	defer func() {
 		if permitted { // and not used
@@ -77,7 +79,7 @@ func (s *Service) call(ctx context.Context, c outbox.Claim, p Payment, call Call
 
 // loadAll reads many claimed payments. Where the clock was seen to be set
 // forward, they are as old as they would be without that.
-func (s *Service) loadAll(ctx context.Context, claims []outbox.Claim) ([]found, error) {
+func (s *Service) loadAll(ctx context.Context, claims []job.Job) ([]found, error) {
 	asked := time.Now()
 	all, err := claimedPayments(ctx, s.db, claims)
 	for i := range all {
@@ -104,7 +106,7 @@ func (s *Service) noteClock(said, asked time.Time) (ahead func(time.Time) time.D
 }
 
 // begin commits that the call is about to be made.
-func (s *Service) begin(ctx context.Context, c outbox.Claim, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
+func (s *Service) begin(ctx context.Context, c job.Job, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
 	next := p.Begin(call, now)
 	lost, err := s.begins.Do(ctx, attempt{claim: c, from: p.Status, next: next, call: call, before: before})
 	return next, errors.Join(err, lost)
@@ -144,7 +146,7 @@ func (p Payment) charge() Charge {
 // A settlement is what an answer led to: the payment, the end of the attempt,
 // and the event or the refund.
 type settlement struct {
-	claim      outbox.Claim
+	claim      job.Job
 	from, next Payment
 	step       Step
 	answer     Answer
@@ -153,7 +155,7 @@ type settlement struct {
 
 // settle commits what an answer led to. The lease token and the status fence
 // it, so that of two workers on one payment only one can.
-func (s *Service) settle(ctx context.Context, c outbox.Claim, p, next Payment, step Step, a Answer, now time.Time) error {
+func (s *Service) settle(ctx context.Context, c job.Job, p, next Payment, step Step, a Answer, now time.Time) error {
 	lost, err := s.settles.Do(ctx, settlement{
 		claim: c, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, now),
 	})
@@ -211,7 +213,7 @@ func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 		if p.expired(now, s.cfg.TTL) {
 			limit = lastRetry
 		}
-		return outbox.Backoff(p.Calls, firstRetry, limit)
+		return retry.Backoff(p.Calls, firstRetry, limit)
 	case StepFail, StepCheck:
 		return p.NextCheck(s.cfg.LateChecks)
 	case StepRest, StepComplete, StepRefund:
@@ -220,7 +222,7 @@ func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 }
 
 // longestPause is the longest pause before a payment is taken again, for
-// outbox.WorkConfig.
+// job.Config.
 func longestPause(checks []time.Duration) string {
 	var b strings.Builder
 	b.WriteString("CASE")
@@ -234,8 +236,8 @@ func longestPause(checks []time.Duration) string {
 
 // afterBreaker is how long a row that no call may be made for rests. The
 // waiting spreads out the longer it lasts.
-func (s *Service) afterBreaker(c outbox.Claim) time.Duration {
-	return s.breaker.pause() + outbox.Backoff(c.Attempt, firstRetry, 5*time.Second)
+func (s *Service) afterBreaker(c job.Job) time.Duration {
+	return s.breaker.pause() + retry.Backoff(c.Attempt, firstRetry, 5*time.Second)
 }
 
 func (p Payment) completed() event.PaymentCompleted {

@@ -16,7 +16,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
-	"pizzaflow/outbox"
+	"pizzaflow/job"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -132,7 +132,7 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 		o := order("")
 		accept(t, s, o)
 		r := readRow(t, db, o.OrderID)
-		claim := outbox.Claim{ID: r.ID, Token: "ours", Attempt: 1}
+		claim := job.Job{ID: r.ID, Token: "ours", Attempt: 1}
 		if err := s.charge(t.Context(), claim); !errors.Is(err, errLeaseLost) {
 			t.Errorf("charge without a lease: %v", err)
 		}
@@ -164,7 +164,7 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		exec(`UPDATE refunds SET lease_token = 'ours'`)
-		if err := s.refund(t.Context(), outbox.Claim{ID: o.OrderID, Token: "ours", Attempt: 1}); !errors.Is(err, errLeaseLost) {
+		if err := s.refund(t.Context(), job.Job{ID: o.OrderID, Token: "ours", Attempt: 1}); !errors.Is(err, errLeaseLost) {
 			t.Errorf("settle a refund without the lease: %v", err)
 		}
 		if n := countRows(t, db, "refunds WHERE status = 'pending' AND lease_token = 'theirs'"); n != 1 {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
-	"pizzaflow/outbox"
+	"pizzaflow/job"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -29,7 +29,7 @@ func TestOneOfAGroupLostItsLease(t *testing.T) {
 			o := order("")
 			accept(t, s, o)
 			rows[i] = readRow(t, db, o.OrderID)
-			c := outbox.Claim{ID: rows[i].ID, Token: fmt.Sprint("ours-", i), Attempt: 1}
+			c := job.Job{ID: rows[i].ID, Token: fmt.Sprint("ours-", i), Attempt: 1}
 			if _, err := db.ExecContext(t.Context(), `UPDATE payments SET lease_token = $1 WHERE id = $2`, c.Token, c.ID); err != nil {
 				t.Fatal(err)
 			}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"pizzaflow/internal/retry"
+	"pizzaflow/job"
 	"pizzaflow/outbox"
 )
 
@@ -13,7 +15,7 @@ const lastRefundRetry = 30 * time.Minute
 
 // refund gives the money of a claimed row back. Its key never changes, so a
 // repetition after a crash or a lost answer gives nothing twice.
-func (s *Service) refund(ctx context.Context, c outbox.Claim) error {
+func (s *Service) refund(ctx context.Context, c job.Job) error {
 	r, err := claimedRefund(ctx, s.db.Read(), c)
 	if err != nil {
 		return err
@@ -32,7 +34,7 @@ func (s *Service) refund(ctx context.Context, c outbox.Claim) error {
 	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		pause := never
 		if a.Outcome != Refunded {
-			pause = outbox.Backoff(c.Attempt, firstRetry, lastRefundRetry)
+			pause = retry.Backoff(c.Attempt, firstRetry, lastRefundRetry)
 		}
 		if err := settleRefund(ctx, tx.Tx, s.db, c, a.Detail, pause); err != nil {
 			return err

@@ -17,7 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"pizzaflow/event"
+	"pizzaflow/job"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sqldb"
 )
 
@@ -59,14 +61,14 @@ type Service struct {
 	db      *sqldb.DB
 	log     *slog.Logger
 	breaker breaker
-	charges *outbox.Work
-	refunds *outbox.Work
+	charges *job.Worker
+	refunds *job.Worker
 	metrics
 
 	mu    sync.Mutex
 	clock sqldb.ClockWatch // over the database's
 
-	loads   *sqldb.Group[outbox.Claim, found]
+	loads   *sqldb.Group[job.Job, found]
 	begins  *sqldb.Group[attempt, error]
 	settles *sqldb.Group[settlement, error]
 }
@@ -85,11 +87,11 @@ func New(cfg Config) (*Service, error) {
 	s.loads = sqldb.NewGroup(s.db, s.loadAll)
 	s.begins = sqldb.NewGroup(s.db, s.beginAll)
 	s.settles = sqldb.NewGroup(s.db, s.settleAll)
-	work := outbox.WorkConfig{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
+	work := job.Config{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
 	work.Table, work.Limit, work.Do, work.Longest = "payments", cfg.Limit, unlessLost(s.charge), longestPause(cfg.LateChecks)
-	s.charges = outbox.NewWork(work)
-	work.Table, work.Limit, work.Do, work.Longest = "refunds", 4, unlessLost(s.refund), outbox.LongestBackoff(firstRetry, lastRefundRetry)
-	s.refunds = outbox.NewWork(work)
+	s.charges = job.New(work)
+	work.Table, work.Limit, work.Do, work.Longest = "refunds", 4, unlessLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
+	s.refunds = job.New(work)
 	return s, nil
 }
 
@@ -119,7 +121,7 @@ func (cfg Config) withDefaults() Config {
 }
 
 // Subscribe has c give the service the events it acts on.
-func (s *Service) Subscribe(c *outbox.Consumer) { outbox.OnBatch(c, s.onOrderCreated) }
+func (s *Service) Subscribe(c *inbox.Consumer) { inbox.OnBatch(c, s.onOrderCreated) }
 
 // Routes adds nothing: the service has no public routes.
 func (s *Service) Routes(*http.ServeMux) {}
@@ -147,7 +149,7 @@ func (s *Service) Run(ctx context.Context) error {
 // worker is free, the first attempt is written down with it: the worker need
 // not take the payment from the table, and a crash leaves what a crash in the
 // middle of the call would leave.
-func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox.Delivery[event.OrderCreated]) error {
+func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.OrderCreated]) error {
 	lease := s.charges.Due()
 	if s.breaker.closed() {
 		lease = s.charges.Lease(len(ds))
@@ -157,7 +159,7 @@ func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []outbox
 	for i, d := range ds {
 		o := d.Event
 		if id, err := uuid.Parse(o.OrderID); err != nil || id.String() != o.OrderID {
-			return outbox.Permanent(fmt.Errorf("accept order: %w", ErrOrderID))
+			return inbox.Permanent(fmt.Errorf("accept order: %w", ErrOrderID))
 		}
 		id, err := uuid.NewV7()
 		if err != nil {
@@ -192,15 +194,15 @@ func checkKnown(ctx context.Context, tx *sql.Tx, p Payment) error {
 		return err
 	}
 	if known.Amount != p.Amount || known.Currency != p.Currency {
-		return outbox.Permanent(fmt.Errorf("%w: %s %s, now %s %s", ErrAmountChanged, known.Amount, known.Currency, p.Amount, p.Currency))
+		return inbox.Permanent(fmt.Errorf("%w: %s %s, now %s %s", ErrAmountChanged, known.Amount, known.Currency, p.Amount, p.Currency))
 	}
 	return nil
 }
 
 // unlessLost makes a worker of do: a lost lease is no failure, the row is in
 // other hands.
-func unlessLost(do func(context.Context, outbox.Claim) error) func(context.Context, outbox.Claim) error {
-	return func(ctx context.Context, c outbox.Claim) error {
+func unlessLost(do func(context.Context, job.Job) error) func(context.Context, job.Job) error {
+	return func(ctx context.Context, c job.Job) error {
 		if err := do(ctx, c); !errors.Is(err, errLeaseLost) {
 			return err
 		}

@@ -21,6 +21,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/outbox"
+	"pizzaflow/outbox/inbox"
 	"pizzaflow/sandbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -177,7 +178,7 @@ func order(tag string) event.OrderCreated {
 // deliver hands the event to the service as its consumer does.
 func deliver(ctx context.Context, s *Service, o event.OrderCreated) error {
 	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		return s.onOrderCreated(ctx, tx, []outbox.Delivery[event.OrderCreated]{{EventID: uuid.NewString(), Event: o}})
+		return s.onOrderCreated(ctx, tx, []inbox.Delivery[event.OrderCreated]{{EventID: uuid.NewString(), Event: o}})
 	})
 }
 

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/job"
 	"pizzaflow/measure"
-	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 )
 
@@ -55,7 +55,7 @@ var (
 // insertPayments stores the payments of orders that have none, with the lease,
 // and returns the ids of those it stored. A payment that is begun gets its
 // first attempt.
-func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l outbox.Lease) (map[string]bool, error) {
+func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l job.Lease) (map[string]bool, error) {
 	rows := make([][]any, len(all))
 	for i, p := range all {
 		rows[i] = []any{
@@ -143,7 +143,7 @@ type found struct {
 	err     error
 }
 
-func claimedPayments(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) ([]found, error) {
+func claimedPayments(ctx context.Context, db *sqldb.DB, claims []job.Job) ([]found, error) {
 	rows := make([][]any, len(claims))
 	for i, c := range claims {
 		rows[i] = []any{c.ID, c.Token}
@@ -170,7 +170,7 @@ func claimedPayments(ctx context.Context, db *sqldb.DB, claims []outbox.Claim) (
 // An attempt is the next call for a claimed payment, about to be made. Whatever
 // attempt was still open ended with before.
 type attempt struct {
-	claim  outbox.Claim
+	claim  job.Job
 	from   Status
 	next   Payment
 	call   Call
@@ -254,7 +254,7 @@ func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlem
 
 // postponeWork ends the claim of a row of either table with nothing done, until
 // after a pause.
-func postponeWork(ctx context.Context, db *sqldb.DB, table string, c outbox.Claim, pause time.Duration) error {
+func postponeWork(ctx context.Context, db *sqldb.DB, table string, c job.Job, pause time.Duration) error {
 	res, err := db.ExecContext(ctx, `UPDATE `+table+` SET due_at = `+db.Later("$1")+`, lease_token = NULL WHERE id = $2 AND lease_token = $3`,
 		pause.Microseconds(), c.ID, c.Token)
 	if err := changedOne(res, err); err != nil {
@@ -284,7 +284,7 @@ func insertRefund(ctx context.Context, tx *sql.Tx, r refund) error {
 }
 
 // claimedRefund is errLeaseLost when the row is not the claim's.
-func claimedRefund(ctx context.Context, db *sql.DB, c outbox.Claim) (refund, error) {
+func claimedRefund(ctx context.Context, db *sql.DB, c job.Job) (refund, error) {
 	var r refund
 	err := db.QueryRowContext(ctx, `
 		SELECT id, payment_id, transaction_id, amount, currency FROM refunds WHERE id = $1 AND lease_token = $2`, c.ID, c.Token).
@@ -300,7 +300,7 @@ func claimedRefund(ctx context.Context, db *sql.DB, c outbox.Claim) (refund, err
 
 // settleRefund ends the claim: done, when the pause is never, or to be tried
 // again after it.
-func settleRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, c outbox.Claim, detail string, pause time.Duration) error {
+func settleRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, c job.Job, detail string, pause time.Duration) error {
 	status, completed := "pending", "NULL"
 	if pause == never {
 		status, completed = "completed", sqldb.Clock

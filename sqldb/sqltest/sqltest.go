@@ -121,3 +121,12 @@ func admin(t testing.TB, server, statement string) {
 		t.Error(err)
 	}
 }
+
+// Count is the number that a query selects.
+func Count(t testing.TB, db *sqldb.DB, query string, args ...any) (n int) {
+	t.Helper()
+	if err := db.Read().QueryRow(query, args...).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}

@@ -40,37 +40,37 @@ var engine = []mutant{
 		name: "retry: a follower need not wait for its head",
 		old:  "const isHead = `(p.key IS NULL OR",
 		new:  "const isHead = `(p.key IS NOT NULL OR",
-		test: "./outbox -run ^TestMend$",
+		test: "./outbox/inbox -run ^TestMend$",
 	},
 	{
 		name: "inbox: what still comes is forgotten",
 		old:  `	if err := c.refresh(ctx, tx, ids); err != nil {`,
 		new:  `	if err := ctx.Err(); err != nil {`,
-		test: "./outbox -run ^TestInboxRemembersWhatStillComes$",
+		test: "./outbox/inbox -run ^TestInboxRemembersWhatStillComes$",
 	},
 	{
 		name: "inbox: the rows of SQLite leave the order of their time",
 		old:  "if c.db.Engine == sqldb.SQLite { statement = `INSERT OR REPLACE",
 		new:  "if c.db == nil { statement = `INSERT OR REPLACE",
-		test: "./outbox -run ^TestInboxRemembersWhatStillComes$",
+		test: "./outbox/inbox -run ^TestInboxRemembersWhatStillComes$",
 	},
 	{
 		name: "inbox: a row from the future keeps all behind it",
 		old:  `AND handled_at <= $4 THEN`,
 		new:  `AND handled_at <> $4 THEN`,
-		test: "./outbox -run ^TestForgetBehindTheFuture$",
+		test: "./outbox/inbox -run ^TestForgetBehindTheFuture$",
 	},
 	{
 		name: "inbox: a retention that is too short",
 		old:  `c.cfg.Retention < least {`,
 		new:  `c.cfg.Retention < least/1000 {`,
-		test: "./outbox -run ^TestRetentionTooShort$",
+		test: "./outbox/inbox -run ^TestRetentionTooShort$",
 	},
 	{
 		name: "dead letters: produced again, and nobody is told",
 		old:  `		c.passedOver(r)`,
 		new:  `		_ = r`,
-		test: "./outbox -run ^TestProducedAgain$",
+		test: "./outbox/inbox -run ^TestProducedAgain$",
 	},
 	{
 		name: "consumer: the poll waits for a commit",
@@ -78,32 +78,32 @@ var engine = []mutant{
 		new: `	d.committing <- struct{}{}
 	<-d.committing
 	d.steps = append(d.steps, step{`,
-		test: "./outbox -run ^TestStepOverNeverWaits$",
+		test: "./outbox/inbox -run ^TestStepOverNeverWaits$",
 	},
 	{
 		name: "consumer: a window of headers without end",
 		old:  `		n += 64 + len(h.Key) + len(h.Value)`,
 		new:  `		n += 64 + 0*len(h.Key)`,
-		test: "./outbox -run ^TestWindowCountsKeysAndHeaders$",
+		test: "./outbox/inbox -run ^TestWindowCountsKeysAndHeaders$",
 	},
 	{
 		name: "retry: nobody lets the next of a key go on",
 		old:  `		err = retryNow(ctx, db, tx, next)`,
 		new:  `		err = ctx.Err()`,
-		test: "./outbox -run ^TestHotKey$",
+		test: "./outbox/inbox -run ^TestHotKey$",
 	},
 	{
 		name: "retry: who parks and who finishes take no turns",
 		old:  `	if db.Engine == sqldb.SQLite || len(keys) == 0 {`,
 		new:  `	if db != nil {`,
-		test: "./outbox -run ^TestTurns$",
+		test: "./outbox/inbox -run ^TestTurns$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "retry: what is due after a jump of the clock waits for it",
 		old:  "`due_at > `+c.db.Later",
 		new:  "`due_at < due_at AND due_at > `+c.db.Later",
-		test: "./outbox -run ^TestClockJumps$",
+		test: "./outbox/inbox -run ^TestClockJumps$",
 	},
 	{
 		name: "relay: marked before it is acknowledged, in the simulation",
@@ -135,7 +135,7 @@ var engine = []mutant{
 		name: "cursor: a mark spans a gap",
 		old:  `out[n-1].hi == seq-1 {`,
 		new:  `out[n-1].hi >= seq-2 {`,
-		test: "./outbox -run ^TestSpansHaveNoHoles$",
+		test: "./outbox/relay -run ^TestSpansHaveNoHoles$",
 	},
 	{
 		name: "relay: later records of a refused key are sent",
@@ -244,26 +244,26 @@ var engine = []mutant{
 	{
 		name: "events: written after the commit",
 		old: `		err := tx.flush(ctx)
-		crash("tx: written")
+		crash.Point("tx: written")
 		return err
 	})
 	if err != nil {
 		if errors.Is(err, sqldb.ErrOutcomeUnknown) {
-			o.poke()
+			o.local.Wake()
 		}
 		return err
 	}
-	crash("tx: committed")
+	crash.Point("tx: committed")
 `,
 		new: `		return nil
 	})
 	if err != nil {
 		if errors.Is(err, sqldb.ErrOutcomeUnknown) {
-			o.poke()
+			o.local.Wake()
 		}
 		return err
 	}
-	crash("tx: committed")
+	crash.Point("tx: committed")
 	if err := o.db.Tx(ctx, func(t *sql.Tx) error { tx.Tx = t; return tx.flush(ctx) }); err != nil {
 		return err
 	}
@@ -273,9 +273,9 @@ var engine = []mutant{
 	{
 		name: "events: written before the commit, in another transaction",
 		old: `		err := tx.flush(ctx)
-		crash(`,
+		crash.Point(`,
 		new: `		err := o.db.Tx(ctx, func(u *sql.Tx) error { v := *tx; v.Tx = u; return v.flush(ctx) })
-		crash(`,
+		crash.Point(`,
 		test: "./outbox -run ^TestCrashPoints$/^before_the_commit_that_adds/^postgres$",
 		env:  "DATABASE_URL",
 	},
@@ -316,16 +316,16 @@ var engine = []mutant{
 	},
 	{
 		name: "inbox: marked apart from the effect",
-		old: `	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		old: `	err = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		culprit = nil
 		fresh, err := c.receive(ctx, tx, batch)
 `,
 		new: `	var fresh map[string]bool
-	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) { fresh, err = c.receive(ctx, tx, batch); return err })
+	err = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) { fresh, err = c.receive(ctx, tx, batch); return err })
 	if err != nil {
 		return nil, err
 	}
-	err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+	err = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
 		culprit = nil
 `,
 		test: "./outbox -run ^TestCrashPoints$/^handled,_before_the_commit",
@@ -338,16 +338,16 @@ var engine = []mutant{
 	},
 	{
 		name: "parked: the inbox is marked apart from the row",
-		old: `	return c.cfg.Outbox.Tx(ctx, func(tx *Tx) error {
+		old: `	return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		*o = duplicate
 		fresh, err := c.receive(ctx, tx, []*inbound{in})
 `,
 		new: `	var fresh map[string]bool
-	err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) { fresh, err = c.receive(ctx, tx, []*inbound{in}); return err })
+	err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) { fresh, err = c.receive(ctx, tx, []*inbound{in}); return err })
 	if err != nil {
 		return err
 	}
-	return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+	return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
 		*o = duplicate
 `,
 		test: "./outbox -run ^TestCrashPoints$/^marked_in_the_inbox",
@@ -359,26 +359,26 @@ var engine = []mutant{
 		}
 `,
 		new: `		tx.AfterCommit(func() {
-			_ = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error { return c.bury(ctx, tx, in, s) })
+			_ = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error { return c.bury(ctx, tx, in, s) })
 		})
 `,
 		test: "./outbox -run ^TestCrashPoints$/^dead_letter_written",
 	},
 	{
 		name: "retry: handled apart from the effect",
-		old: `			return c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		old: `			return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
 				if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
 					return err
 				}
 				return then(ctx, tx)
 			})
 `,
-		new: `			err := c.cfg.Outbox.Tx(ctx, func(tx *Tx) (err error) {
+		new: `			err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
 				claimed, err = c.claim(ctx, tx, h, s)
 				return err
 			})
 			if err == nil && claimed {
-				err = c.cfg.Outbox.Tx(ctx, func(tx *Tx) error { return then(ctx, tx) })
+				err = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error { return then(ctx, tx) })
 			}
 			return err
 `,
@@ -394,26 +394,26 @@ var engine = []mutant{
 		name: "work: a take asks for more than keys",
 		old:  "chosen) + ` RETURNING id, attempts`",
 		new:  "chosen) + ` AND due_at <= ` + sqldb.Clock + ` RETURNING id, attempts`",
-		test: "./outbox -run ^TestWorkReadsWhatItTakes$",
+		test: "./job -run ^TestWorkReadsWhatItTakes$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "work: all claims of a process have one token",
 		old:  `until, token := time.Now().Add(w.cfg.Lease), rand.Text()`,
 		new:  `until, token := time.Now().Add(w.cfg.Lease), rand.Text()[:0]+"ours"`,
-		test: "./outbox -run ^TestStaleClaimSettlesNothing$",
+		test: "./job -run ^TestStaleClaimSettlesNothing$",
 	},
 	{
 		name: "work: a clock that is set makes everybody look dead",
 		old:  `w.clock.Steady(now, asked, w.cfg.Lease/8) == 0 {`,
 		new:  `w.clock.Steady(now, asked, w.cfg.Lease/8) < 0 {`,
-		test: "./outbox -run ^TestClockSetForwardTakesNothing$",
+		test: "./job -run ^TestClockSetForwardTakesNothing$",
 	},
 	{
 		name: "work: a clock that is set back holds rows up",
 		old:  `	if !asked.Before(w.pullInAt) {`,
 		new:  `	if asked.Before(w.pullInAt) {`,
-		test: "./outbox -run ^TestClockSetBackHoldsNothingUp$",
+		test: "./job -run ^TestClockSetBackHoldsNothingUp$",
 	},
 	{
 		name: "work: what was called is not taken again",
@@ -551,21 +551,21 @@ var engine = []mutant{
 		name: "lease: each mark stores the floor",
 		old:  `if l.mayStoreFloor() {`,
 		new:  `if l.mayStoreFloor() || floor > 0 {`,
-		test: "./outbox -run ^TestMarksSpareTheLease$",
+		test: "./outbox/relay -run ^TestMarksSpareTheLease$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "lease: a late mark that only locks asks for no epoch",
 		old:  "WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE)` + markedSQL",
 		new:  "WHERE id = 1 AND epoch <= $1 FOR NO KEY UPDATE)` + markedSQL",
-		test: "./outbox -run ^TestMarksSpareTheLease$",
+		test: "./outbox/relay -run ^TestMarksSpareTheLease$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "lanes: tried one after the other",
 		old:  `		lanes = together(refused)`,
 		new:  `		lanes = together(refused)[:1]; t.handsBusy = laneHands - 2`,
-		test: "./outbox -run ^TestLanesOfATry$",
+		test: "./outbox/relay -run ^TestLanesOfATry$",
 	},
 	{
 		name: "lanes: each letter without a key has its own",
@@ -577,44 +577,44 @@ var engine = []mutant{
 		name: "lanes: rows for any partition go with those of one",
 		old:  `known && (whole || !l.partition)`,
 		new:  `known && whole != whole`,
-		test: "./outbox -run ^TestLanesOfATry$",
+		test: "./outbox/relay -run ^TestLanesOfATry$",
 	},
 	{
 		name: "prune: what is above the floor goes, too",
 		old:  `seq <= min(r.hi, floor); seq++`,
 		new:  `seq <= r.hi; seq++`,
-		test: "./outbox -run ^TestPrune$",
+		test: "./outbox/relay -run ^TestPrune$",
 	},
 	{
 		name: "prune: a term that is over deletes",
 		old:  "if err := t.lease.holds(ctx, tx); err != nil { return err } if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
 		new:  "if err := t.lease.holds(ctx, tx); err == context.Canceled { return err }; if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
-		test: "./outbox -run ^TestPruneOfAnEarlierTerm$/^sqlite$",
+		test: "./outbox/relay -run ^TestPruneOfAnEarlierTerm$/^sqlite$",
 	},
 	{
 		name: "prune: events are as old as they were written",
 		old:  `WHERE published_at < $1 AND (published_at`,
 		new:  `WHERE (SELECT created_at FROM outbox_events WHERE seq = last_seq) < $1 AND (published_at`,
-		test: "./outbox -run ^TestPrunedByPublication$",
+		test: "./outbox/relay -run ^TestPrunedByPublication$",
 	},
 	{
 		name: "fold: a term that is over folds",
 		old:  `WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE), gone AS (DELETE FROM outbox_published WHERE first_seq`,
 		new:  `WHERE id = 1 AND epoch <= $1 FOR NO KEY UPDATE), gone AS (DELETE FROM outbox_published WHERE first_seq`,
-		test: "./outbox -run ^TestFold$/^postgres$",
+		test: "./outbox/relay -run ^TestFold$/^postgres$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "fold: a hole is published",
 		old:  `r.hi+1 == next.lo && `,
 		new:  ``,
-		test: "./outbox -run ^TestFoldTogether$",
+		test: "./outbox/relay -run ^TestFoldTogether$",
 	},
 	{
 		name: "relay: a start reads all ranges",
 		old:  "`first_seq >= COALESCE((SELECT MAX(first_seq) FROM outbox_published WHERE first_seq <= $1), 0) AND last_seq > $1`",
 		new:  "`last_seq > $1`",
-		test: "./outbox -run ^TestFewRangesAreRead$",
+		test: "./outbox/relay -run ^TestFewRangesAreRead$",
 		env:  "DATABASE_URL",
 	},
 	{
@@ -627,7 +627,7 @@ var engine = []mutant{
 		name: "relay: versions are counted without their topic",
 		old:  `v.latest[aggregate{r.topic, r.aggregateID}] =`,
 		new:  `v.latest[aggregate{"", r.aggregateID}] =`,
-		test: "./outbox -run ^TestHandedOverByTopic$",
+		test: "./outbox/relay -run ^TestHandedOverByTopic$",
 	},
 	{
 		name: "operator: two replay one record",
@@ -676,31 +676,31 @@ var engine = []mutant{
 		name: "pace: batches shrink for what a transaction takes without records",
 		old:  `spread > sn*sn/16 {`,
 		new:  `false && spread > sn*sn/16 {`,
-		test: "./outbox -run ^TestPace$",
+		test: "./outbox/inbox -run ^TestPace$",
 	},
 	{
 		name: "pace: a stall is remembered for long",
 		old:  `last  [20]effort`,
 		new:  `last  [200]effort`,
-		test: "./outbox -run ^TestPaceAfterAStall$",
+		test: "./outbox/inbox -run ^TestPaceAfterAStall$",
 	},
 	{
 		name: "work: a call waits for what others store",
 		old:  `			claim.called = func() { w.called(h) }`,
 		new:  ``,
-		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+		test: "./job -run ^TestStoringHoldsUpNoCalls$/sqlite",
 	},
 	{
 		name: "work: any number of calls at once",
 		old:  `w.working < w.cfg.Limit && w.working`,
 		new:  `w.working`,
-		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+		test: "./job -run ^TestStoringHoldsUpNoCalls$/sqlite",
 	},
 	{
 		name: "work: calls go on though nothing is stored",
 		old:  ` && w.working+w.storing < 2*w.cfg.Limit {`,
 		new:  ` {`,
-		test: "./outbox -run ^TestStoringHoldsUpNoCalls$/sqlite",
+		test: "./job -run ^TestStoringHoldsUpNoCalls$/sqlite",
 	},
 	{
 		name: "sqldb: a lock time-out is the statement's own fault",
@@ -752,7 +752,7 @@ var engine = []mutant{
 		name: "work: each look steps over all that was ever due",
 		old:  `	if w.from.IsZero() {`,
 		new:  `	if w.from.Before(time.Now()) {`,
-		test: "./outbox -run ^TestWorkUnderALongReader$",
+		test: "./job -run ^TestWorkUnderALongReader$",
 		env:  "DATABASE_URL",
 	},
 	{

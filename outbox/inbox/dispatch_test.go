@@ -1,0 +1,216 @@
+package inbox
+
+import (
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kgo"
+	"pgregory.net/rapid"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// A dispatch is a dispatcher whose workers, broker and group are drawn at
+// random, and what must be true of it.
+type dispatch struct {
+	*dispatcher
+	client *kgo.Client
+	logs   map[topicPartition][]*kgo.Record // what the broker has
+	next   map[topicPartition]int           // of them was fetched
+	stored map[topicPartition]int64         // offsets the broker was told
+	done   map[topicPartition]map[int64]bool
+	atWork [][]*inbound
+	last   map[string]int64 // of each key and partition, in this assignment: the last offset taken
+}
+
+func (d *dispatch) assign(tp topicPartition) {
+	d.assigned(nil, d.client, map[string][]int32{tp.topic: {tp.partition}}) //nolint:staticcheck // it asks for no context
+	at := d.begin(beginning{topic: tp.topic, partition: tp.partition, at: d.stored[tp], end: 1 << 40})
+	d.next[tp] = slices.IndexFunc(d.logs[tp], func(r *kgo.Record) bool { return r.Offset >= at })
+	if d.next[tp] < 0 {
+		d.next[tp] = len(d.logs[tp])
+	}
+	for key := range d.last {
+		if strings.HasPrefix(key, fmt.Sprint(tp)) {
+			delete(d.last, key)
+		}
+	}
+}
+
+// write appends records to a partition, with holes as a compacted topic or a
+// transaction leaves them.
+func (d *dispatch) write(t *rapid.T, tp topicPartition) {
+	offset := int64(0)
+	if log := d.logs[tp]; len(log) > 0 {
+		offset = log[len(log)-1].Offset + 1
+	}
+	for range rapid.IntRange(1, 40).Draw(t, "records") {
+		offset += int64(rapid.SampledFrom([]int{0, 0, 0, 0, 1, 7}).Draw(t, "hole"))
+		rec := &kgo.Record{Topic: tp.topic, Partition: tp.partition, Offset: offset, Value: []byte("{}")} // it cannot be opened, which is all the same here
+		if key := rapid.IntRange(-1, 6).Draw(t, "key"); key >= 0 {
+			rec.Key = fmt.Append(nil, tp.partition, key)
+		}
+		d.logs[tp] = append(d.logs[tp], rec)
+		offset++
+	}
+}
+
+// take takes a batch as a worker does, if there is one.
+func (d *dispatch) take(t *rapid.T) {
+	d.mu.Lock()
+	ready := slices.ContainsFunc(d.ready, func(key string) bool { q := d.queues[key]; return q != nil && !q.busy && len(q.waiting) > 0 })
+	d.pace.limit = rapid.IntRange(1, 12).Draw(t, "limit")
+	d.mu.Unlock()
+	if !ready {
+		return
+	}
+	batch := d.dispatcher.take()
+	busy := map[string]bool{}
+	for _, other := range d.atWork {
+		for _, in := range other {
+			busy[in.key] = true
+		}
+	}
+	for _, in := range batch {
+		if busy[in.key] {
+			t.Fatalf("two records of key %q at work", in.key)
+		}
+		busy[in.key] = true
+		key := fmt.Sprint(in.part.topicPartition, in.key)
+		if last, ok := d.last[key]; ok && in.rec.Offset <= last {
+			t.Fatalf("offset %d after %d of its key", in.rec.Offset, last)
+		}
+		d.last[key] = in.rec.Offset
+	}
+	d.atWork = append(d.atWork, batch)
+}
+
+// finish gives a batch back. A worker gives up what was taken away, and no more.
+func (d *dispatch) finish(t *rapid.T) {
+	if len(d.atWork) == 0 {
+		return
+	}
+	i := rapid.IntRange(0, len(d.atWork)-1).Draw(t, "batch")
+	batch := d.atWork[i]
+	d.atWork = slices.Delete(d.atWork, i, i+1)
+	for _, in := range batch {
+		if in.settled = !in.part.gone.Load() || rapid.Bool().Draw(t, "settled although gone"); in.settled {
+			d.done[in.part.topicPartition][in.rec.Offset] = true
+		}
+	}
+	d.dispatcher.finish(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
+}
+
+func (d *dispatch) commit(parts ...*partition) {
+	offsets, _ := d.toCommit(parts)
+	for topic, ids := range offsets {
+		for id, o := range ids {
+			d.stored[topicPartition{topic, id}] = o.Offset
+		}
+	}
+}
+
+// check checks that no offset was told to the broker below which something is
+// not done.
+func (d *dispatch) check(t *rapid.T) {
+	for tp, stored := range d.stored {
+		for _, rec := range d.logs[tp] {
+			if rec.Offset < stored && !d.done[tp][rec.Offset] {
+				t.Fatalf("%v: %d is committed and %d is not done", tp, stored, rec.Offset)
+			}
+		}
+	}
+}
+
+// Whatever the order in which workers finish, partitions come and go and
+// offsets are committed: no offset is committed below which something is not
+// done, the records of a key are taken one after the other and in order, and
+// in the end everything is done and committed.
+func TestDispatcher(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite)
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1")) // it is never asked for anything
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	rapid.Check(t, func(t *rapid.T) {
+		c := New(Config{Outbox: outbox.New(db, "/accounts"), Group: "readers", Log: slog.New(slog.DiscardHandler)})
+		parts := []topicPartition{{"moves", 0}, {"moves", 1}, {"other", 0}}
+		d := &dispatch{
+			dispatcher: newDispatcher(c, []string{"moves", "other"}), client: client,
+			logs: map[topicPartition][]*kgo.Record{}, next: map[topicPartition]int{}, stored: map[topicPartition]int64{},
+			done: map[topicPartition]map[int64]bool{}, last: map[string]int64{},
+		}
+		for _, tp := range parts {
+			d.done[tp] = map[int64]bool{}
+		}
+		draw := func(t *rapid.T) topicPartition { return rapid.SampledFrom(parts).Draw(t, "partition") }
+		fetch := func(t *rapid.T, tp topicPartition, n int) {
+			if d.partitions[tp] == nil {
+				return
+			}
+			recs := d.logs[tp][d.next[tp]:min(d.next[tp]+n, len(d.logs[tp]))]
+			d.next[tp] += len(recs)
+			d.open(client, tp.topic, [16]byte{1}, kgo.FetchPartition{Partition: tp.partition, Records: recs})
+		}
+		actions := []func(){
+			func() { d.write(t, draw(t)) },
+			func() { fetch(t, draw(t), rapid.IntRange(1, 30).Draw(t, "n")) },
+			func() { d.take(t) },
+			func() { d.finish(t) },
+			func() {
+				if p := d.partitions[draw(t)]; p != nil {
+					d.commit(p)
+				}
+			},
+			func() {
+				if tp := draw(t); d.partitions[tp] == nil {
+					d.assign(tp)
+				}
+			},
+			func() { // taken away, with some time to finish what is at work
+				tp := draw(t)
+				gone := d.drop(map[string][]int32{tp.topic: {tp.partition}})
+				for range rapid.IntRange(0, 3).Draw(t, "finished in time") {
+					d.finish(t)
+				}
+				d.commit(gone...)
+			},
+			func() { d.assign(draw(t)) }, // without having been taken away
+		}
+		odds := []int{0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 7}
+		for range rapid.IntRange(20, 400).Draw(t, "steps") {
+			actions[odds[rapid.IntRange(0, len(odds)-1).Draw(t, "action")]]()
+			d.check(t)
+		}
+		for _, tp := range parts { // in the end all is read and done
+			if d.partitions[tp] == nil {
+				d.assign(tp)
+			}
+			fetch(t, tp, len(d.logs[tp]))
+		}
+		for range 10_000 {
+			d.take(t)
+			if len(d.atWork) == 0 {
+				break
+			}
+			d.finish(t)
+		}
+		for _, tp := range parts {
+			d.commit(d.partitions[tp])
+			if log := d.logs[tp]; len(log) > 0 && d.stored[tp] != log[len(log)-1].Offset+1 {
+				t.Fatalf("%v: %d of %d are done", tp, d.stored[tp], log[len(log)-1].Offset+1)
+			}
+		}
+		d.check(t)
+		if len(d.queues) != 0 {
+			t.Fatalf("%d queues are left", len(d.queues))
+		}
+	})
+}

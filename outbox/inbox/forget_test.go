@@ -1,0 +1,63 @@
+package inbox
+
+import (
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// Old inbox rows and parked records that are done go; young ones, another
+// group's, and those of records that are not done stay.
+func TestForget(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		now := sqldb.Now()
+		old, young := now.Add(-16*24*time.Hour), now.Add(-14*24*time.Hour)
+		mark := func(n int, group string, at time.Time) (last string) {
+			for range n {
+				last = uuid.Must(uuid.NewV7()).String()
+				if _, err := db.ExecContext(t.Context(), `INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES ($1, $2, $3)`, group, last, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return last
+		}
+		park := func(id, state string, finished time.Time) {
+			_, err := db.ExecContext(t.Context(), `
+				INSERT INTO parked_records (consumer, state, topic, partition, record_offset, headers, event_id, event_type, attempts, error_class, error, finished_at)
+				VALUES ('readers', $1, 'moves', 0, 0, '[]', $2, 'Moved', 1, '', '', $3)`, state, id, sqldb.NullTime(finished))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		park(mark(1, "readers", old), "dead", time.Time{})
+		park(mark(1, "readers", old), "waiting", time.Time{})
+		park(mark(1, "readers", old), "retrying", time.Time{})
+		park(mark(1, "readers", old), "handled", old)
+		park(mark(1, "readers", old), "discarded", old)
+		park(mark(1, "readers", old), "handled", young)
+		mark(1, "others", old)
+		mark(2*forgetRows+10, "readers", old)
+		mark(7, "readers", young)
+		c := New(Config{Outbox: outbox.New(db, "/accounts"), Group: "readers", Log: slog.New(slog.DiscardHandler)})
+		n, err := c.forget(t.Context(), now.Add(-c.cfg.Retention))
+		if want := int64(2 + 2 + 1 + 2*forgetRows + 10); err != nil || n != want {
+			t.Errorf("%d rows deleted, %v; want %d", n, err, want)
+		}
+		for query, want := range map[string]int{
+			`SELECT COUNT(*) FROM parked_records`: 4,
+			`SELECT COUNT(*) FROM inbox_events`:   3 + 1 + 7,
+			`SELECT COUNT(*) FROM inbox_events i JOIN parked_records p ON p.event_id = i.event_id WHERE p.state <> 'handled'`: 3,
+		} {
+			var n int
+			if err := db.QueryRow(query).Scan(&n); err != nil || n != want {
+				t.Errorf("%s: %d, %v; want %d", query, n, err, want)
+			}
+		}
+	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+}

@@ -1,0 +1,114 @@
+package inbox
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"maps"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/measure"
+)
+
+type consumerMetrics struct {
+	processed  *prometheus.CounterVec
+	processing *prometheus.HistogramVec
+	lag        *prometheus.GaugeVec
+	paused     prometheus.Gauge
+	skipped    *prometheus.CounterVec
+
+	conflicts   prometheus.Counter
+	conflicting prometheus.Gauge
+}
+
+func newConsumerMetrics(cfg Config) consumerMetrics {
+	reg, of := cfg.Metrics, prometheus.Labels{"group": cfg.Group}
+	return consumerMetrics{
+		processed: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting, dead, or again: produced again while the event is parked.", ConstLabels: of,
+		}, []string{"topic", "event_type", "result"})),
+		processing: measure.Register(reg, prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.", ConstLabels: of,
+			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
+		}, []string{"topic", "event_type"})),
+		lag: measure.Register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.", ConstLabels: of,
+		}, []string{"topic", "partition"})),
+		skipped: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.", ConstLabels: of,
+		}, []string{"topic", "partition"})),
+		conflicts: measure.Register(reg, prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.", ConstLabels: of,
+		})),
+		conflicting: measure.Register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.", ConstLabels: of,
+		})),
+		paused: measure.Register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.", ConstLabels: of,
+		})),
+	}
+}
+
+// of is what is counted for a subject: its records by what became of them, and
+// the time they took.
+func (m *consumerMetrics) of(on subject) (map[outcome]prometheus.Counter, prometheus.Observer) {
+	counts := map[outcome]prometheus.Counter{}
+	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead, again} {
+		counts[o] = m.processed.WithLabelValues(on.topic, on.eventType, string(o))
+	}
+	return counts, m.processing.WithLabelValues(on.topic, on.eventType)
+}
+
+// count counts a record. Types that nobody subscribed to have one name, so that
+// strangers cannot make up labels.
+func (m *consumerMetrics) count(in *inbound, o outcome) {
+	if in.sub == nil {
+		m.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
+		return
+	}
+	in.sub.counts[o].Inc()
+}
+
+// newDeadCount counts the group's dead letters, by topic.
+func newDeadCount(c *Consumer) *measure.Measure[map[string]int64] {
+	return measure.New(measure.Config[map[string]int64]{
+		Metric: "dead_letters", Service: c.cfg.Group, Log: c.cfg.Log,
+		Ask: func(ctx context.Context) (map[string]int64, error) { return countDead(ctx, c.db.Read(), c.cfg.Group) },
+	})
+}
+
+// deadLetters shows them, none of a topic as well.
+func (c *Consumer) deadLetters() prometheus.Collector {
+	desc := prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded; of more than 100000 not all are counted.",
+		[]string{"topic"}, prometheus.Labels{"group": c.cfg.Group})
+	return c.dead.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
+		counts = maps.Clone(counts)
+		for on := range c.subs {
+			counts[on.topic] += 0
+		}
+		for topic, n := range counts {
+			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), topic)
+		}
+	}, desc)
+}
+
+func countDead(ctx context.Context, db *sql.DB, group string) (map[string]int64, error) {
+	rows, err := db.QueryContext(ctx, `
+		SELECT topic, COUNT(*) FROM (SELECT topic FROM parked_records WHERE consumer = $1 AND state = 'dead' LIMIT $2) dead GROUP BY topic`,
+		group, measure.Limit+1)
+	if err != nil {
+		return nil, fmt.Errorf("count dead letters: %w", err)
+	}
+	defer rows.Close()
+	counts := map[string]int64{}
+	for rows.Next() {
+		var topic string
+		var n int64
+		if err := rows.Scan(&topic, &n); err != nil {
+			return nil, fmt.Errorf("count dead letters: %w", err)
+		}
+		counts[topic] = n
+	}
+	return counts, rows.Err()
+}

@@ -1,0 +1,38 @@
+//go:build synctests
+
+package inbox
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"time"
+
+	"pizzaflow/internal/retry"
+	"pizzaflow/kafka/kafkatest"
+	"pizzaflow/outbox"
+	"pizzaflow/sqldb"
+	"pizzaflow/sqldb/sqltest"
+)
+
+// Records that take twelve seconds each do not fit into the time of one
+// transaction together: none of them is to blame, and no attempt is spent.
+func TestTooManyForTheTimeOfOne(t *testing.T) {
+	kafkatest.Bubble(t, func(t *testing.T) {
+		db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+		c := New(Config{Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+		On(c, func(ctx context.Context, _ *outbox.Tx, _ Delivery[relocated]) error {
+			if !retry.Sleep(ctx, 12*time.Second) {
+				return ctx.Err()
+			}
+			return nil
+		})
+		batch := []*inbound{c.relocation("a", 1), c.relocation("b", 2), c.relocation("c", 3), c.relocation("d", 4)}
+		c.settle(t.Context(), batch)
+		var handled, parked int
+		err := db.QueryRowContext(t.Context(), `SELECT (SELECT COUNT(*) FROM inbox_events), (SELECT COUNT(*) FROM parked_records)`).Scan(&handled, &parked)
+		if err != nil || handled != len(batch) || parked > 0 {
+			t.Errorf("%d were handled and %d parked (%v)", handled, parked, err)
+		}
+	})
+}

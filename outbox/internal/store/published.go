@@ -1,0 +1,106 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+// An Unpublished is what is unpublished according to the tables.
+type Unpublished struct {
+	Events int64
+	Oldest time.Time // when the oldest was written; zero without any
+}
+
+// FromUnpublished are the events e above a floor that are neither published nor
+// blocked: what lies between what is done with, and above it. Nothing else of
+// the table is looked at.
+const FromUnpublished = `FROM (
+	SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
+		SELECT CAST($1 AS BIGINT) AS first_seq, CAST($1 AS BIGINT) AS last_seq
+		UNION ALL SELECT first_seq, last_seq FROM outbox_published WHERE ` + RangesAbove + `
+		UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > $1) done
+	) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`
+
+// CountUnpublished counts what is neither published nor blocked, up to limit.
+func CountUnpublished(ctx context.Context, tx *sql.Tx, floor, limit int64) (r Unpublished, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at `+FromUnpublished+` LIMIT $2) unpublished`, floor, limit).
+		Scan(&r.Events, sqldb.Time(&r.Oldest))
+	if err != nil {
+		return Unpublished{}, fmt.Errorf("count unpublished: %w", err)
+	}
+	return r, nil
+}
+
+// AllSeqs is above the number of every event.
+const AllSeqs = int64(math.MaxInt64)
+
+// ByNumber has the transaction find rows by their numbers alone: a plan that
+// reads a whole table would go for a part of it.
+func ByNumber(ctx context.Context, db *sqldb.DB, tx *sql.Tx) error {
+	if db.Engine != sqldb.Postgres {
+		return nil
+	}
+	_, err := tx.ExecContext(ctx, `SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true)`)
+	return err
+}
+
+// Snapshot begins a transaction that reads the tables as they are at one moment.
+func Snapshot(ctx context.Context, db *sqldb.DB) (*sql.Tx, error) {
+	var opts *sql.TxOptions // a reader on SQLite sees one moment anyway
+	if db.Engine == sqldb.Postgres {
+		opts = &sql.TxOptions{Isolation: sql.LevelRepeatableRead, ReadOnly: true}
+	}
+	tx, err := db.Read().BeginTx(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	if err := ByNumber(ctx, db, tx); err != nil {
+		return nil, errors.Join(err, tx.Rollback())
+	}
+	return tx, nil
+}
+
+// EndTerm ends the term of whatever relay leads, and lowers the floor below
+// the first event that is to be looked at again.
+func EndTerm(ctx context.Context, tx *sql.Tx, first int64) error {
+	_, err := tx.ExecContext(ctx, `
+		UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1,
+			floor = CASE WHEN floor >= $1 THEN $1 - 1 ELSE floor END
+		WHERE id = 1`, first)
+	if err != nil {
+		return fmt.Errorf("end term: %w", err)
+	}
+	return nil
+}
+
+// RangesAbove are the conditions for the ranges that reach above a number. They
+// are disjoint and in order, so the last one that does not begin above it is the
+// first that can reach there: nothing before it is read.
+const RangesAbove = `first_seq >= COALESCE((SELECT MAX(first_seq) FROM outbox_published WHERE first_seq <= $1), 0) AND last_seq > $1`
+
+// cutSQL ends the range that spans a number before it: it can only be the last
+// of those that begin before it.
+const cutSQL = `
+	UPDATE outbox_published SET last_seq = $1 - 1
+	WHERE first_seq = (SELECT MAX(first_seq) FROM outbox_published WHERE first_seq < $1) AND last_seq >= $1`
+
+// Rewind has everything from a seq on published again, by ending the term and
+// taking away what says that it was published. What is blocked stays blocked.
+func Rewind(ctx context.Context, tx *sql.Tx, from int64) error {
+	if err := EndTerm(ctx, tx, from); err != nil {
+		return err
+	}
+	if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published WHERE first_seq >= $1`, from); err != nil {
+		return fmt.Errorf("rewind: %w", err)
+	}
+	if _, err := tx.ExecContext(ctx, cutSQL, from); err != nil {
+		return fmt.Errorf("rewind: %w", err)
+	}
+	return nil
+}

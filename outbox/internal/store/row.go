@@ -1,0 +1,46 @@
+// Package store has the rows of the outbox's tables, and the SQL that more than
+// one of the packages of the outbox runs.
+package store
+
+import (
+	"database/sql"
+	"fmt"
+	"time"
+
+	"pizzaflow/outbox/internal/wire"
+)
+
+// A Row is an event as it stands in outbox_events.
+type Row struct {
+	Seq         int64
+	ID          string
+	AggregateID string
+	Version     sql.NullInt64
+	EventType   string
+	Data        sql.NullString
+	Topic       string
+	Key         []byte
+	Headers     wire.Headers
+	Value       []byte
+	CreatedAt   time.Time
+	Partition   int32 // where it will go, -1 when that cannot be said
+}
+
+// Queue is what must stay in order: the records of one key on one topic. A
+// record without a key is a queue of its own.
+func (r *Row) Queue() string {
+	if r.Key == nil {
+		return fmt.Sprintf("%s\x00\x00%d", r.Topic, r.Seq)
+	}
+	return r.Topic + "\x00" + string(r.Key)
+}
+
+// Size is about what the row takes as a record: the envelope and the headers
+// come to less than 700 bytes beside what is counted.
+func (r *Row) Size() int {
+	n := 700 + 3*len(r.Key) + len(r.Data.String) + len(r.Value)
+	for _, h := range r.Headers {
+		n += len(h.Key) + len(h.Value) + 4
+	}
+	return n
+}
