@@ -22,7 +22,7 @@ test: ## the whole check: format, vet, lint, and every test with the race detect
 	@tools/test
 
 soak: ## what takes long: FUZZ requests (5000) of each kind and version to the embedded broker, SEED (1) chooses which
-	PIZZA_TEST_FUZZ=$(or $(FUZZ),5000) PIZZA_TEST_SEED=$(or $(SEED),1) go test ./kafka -run 'TestNoRequestEndsTheBroker$$' -count=1 -v -timeout 0
+	PIZZA_TEST_FUZZ=$(or $(FUZZ),5000) PIZZA_TEST_SEED=$(or $(SEED),1) go test ./kafka/embedded -run 'TestNoRequestEndsTheBroker$$' -count=1 -v -timeout 0
 
 deploy: build ## try image, package, units, chart and Compose file with the tools that they are for
 	@tools/deploy/check bin/pizza

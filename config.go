@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
@@ -254,7 +255,7 @@ func (c Config) validateNumbers() error {
 	}
 	most := maxPartitions
 	if len(c.KafkaBrokers) == 0 {
-		most = kafka.MaxPartitions
+		most = embedded.MaxPartitions
 	}
 	if n := c.KafkaPartitions; n < 0 || n > most {
 		errs = append(errs, bad("KAFKA_PARTITIONS", "%d is no number of partitions: want 1 to %d, or 0 for the usual one", n, most))

@@ -18,7 +18,8 @@ import (
 // A package without a line fails. So does a service that imports a service, or a library that knows a pizza word.
 var mayImport = map[string]string{
 	"event":             "",
-	"kafka":             "internal/filelock",
+	"kafka":             "",
+	"kafka/embedded":    "internal/filelock kafka",
 	"internal/filelock": "",
 	"internal/retry":    "",
 	"load":              "event",
@@ -28,7 +29,7 @@ var mayImport = map[string]string{
 	"sqldb":             "",
 	"web":               "",
 	"verify":            "event load sqldb",
-	"kafka/kafkatest":   "kafka",
+	"kafka/kafkatest":   "kafka kafka/embedded",
 	"sqldb/sqltest":     "sqldb",
 
 	// the library: its parts stand beside each other, on what is internal to it
@@ -48,7 +49,7 @@ var mayImport = map[string]string{
 	"payment":      "event job measure outbox outbox/inbox sqldb",
 	"notification": "event job measure outbox outbox/inbox sqldb",
 	"frontend":     "event kafka web",
-	".":            "event frontend internal/filelock kafka notification order outbox outbox/admin outbox/inbox outbox/relay payment sandbox sqldb verify web",
+	".":            "event frontend internal/filelock kafka kafka/embedded notification order outbox outbox/admin outbox/inbox outbox/relay payment sandbox sqldb verify web",
 	"cmd/pizza":    ". load logs verify",
 	"e2e":          "*",
 	"e2e/servers":  "",
@@ -58,7 +59,7 @@ var mayImport = map[string]string{
 const allMayImport = "internal/retry"
 
 // testsMayImport are ours that every package's tests import besides: real things to run against.
-const testsMayImport = "internal/testkit kafka kafka/kafkatest sandbox sqldb sqldb/sqltest"
+const testsMayImport = "internal/testkit kafka kafka/embedded kafka/kafkatest sandbox sqldb sqldb/sqltest"
 
 // testsOfMayImport are ours that the tests of a package import besides.
 var testsOfMayImport = map[string]string{
@@ -74,12 +75,12 @@ var homes = map[string]string{
 	"github.com/alecthomas/kong":          ". cmd/pizza",
 	"github.com/gofrs/flock":              "internal/filelock",
 	"github.com/jackc/pgx":                "sqldb sqldb/sqltest e2e e2e/servers",
-	"github.com/klauspost/compress":       "kafka",
-	"github.com/pierrec/lz4":              "kafka",
+	"github.com/klauspost/compress":       "kafka/embedded",
+	"github.com/pierrec/lz4":              "kafka/embedded",
 	"github.com/pressly/goose":            "sqldb",
 	"github.com/prometheus/client_golang": "frontend measure notification order outbox/inbox outbox/relay payment web . tests",
-	"github.com/twmb/franz-go":            "frontend kafka kafka/kafkatest outbox outbox/admin outbox/inbox outbox/internal/wire outbox/relay verify e2e tests",
-	"github.com/twmb/franz-go/pkg/kfake":  "kafka kafka/kafkatest",
+	"github.com/twmb/franz-go":            "frontend kafka kafka/embedded kafka/kafkatest outbox outbox/admin outbox/inbox outbox/internal/wire outbox/relay verify e2e tests",
+	"github.com/twmb/franz-go/pkg/kfake":  "kafka/embedded kafka/kafkatest tests",
 	"modernc.org/sqlite":                  "sqldb",
 	"pizzaflow/internal/testkit":          "tests",
 	"pizzaflow/job/jobtest":               "tests",

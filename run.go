@@ -26,6 +26,7 @@ import (
 	"pizzaflow/internal/filelock"
 	"pizzaflow/internal/retry"
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/inbox"
 	"pizzaflow/outbox/relay"
@@ -262,8 +263,8 @@ func (p *process) startBroker(context.Context) error {
 		p.kafka.Dial = p.host.Dial
 		return nil
 	}
-	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log, Groups: consumerGroups()})
-	if errors.Is(err, kafka.ErrDirectoryInUse) {
+	broker, err := embedded.Start(embedded.Config{Dir: filepath.Join(p.cfg.DataDir, "broker"), Listen: p.cfg.KafkaListen, ListenFn: p.host.Listen, Log: p.host.Log, Groups: consumerGroups()})
+	if errors.Is(err, embedded.ErrDirectoryInUse) {
 		return bad("DATA_DIR", "%w", err)
 	}
 	if err != nil {
@@ -282,7 +283,7 @@ func (p *process) startBroker(context.Context) error {
 
 // makeUp returns what the relay of each service calls when it is sure to publish again what the broker may have lost:
 // when all have, the broker may forget since when that was. Where some run in other processes, it does not.
-func makeUp(broker *kafka.Broker, log *slog.Logger) func() {
+func makeUp(broker *embedded.Broker, log *slog.Logger) func() {
 	var left atomic.Int32
 	left.Store(int32(len(domain)))
 	return func() {

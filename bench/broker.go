@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 )
 
 // The topics that everything here uses: what a measurement reads begins where
@@ -51,8 +52,8 @@ func playBroker(ctx context.Context, text json.RawMessage, ready func(any) error
 	return nil, nil
 }
 
-func startEmbedded(ctx context.Context, dir string) (*kafka.Broker, error) {
-	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"})
+func startEmbedded(ctx context.Context, dir string) (*embedded.Broker, error) {
+	broker, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"})
 	if err != nil {
 		return nil, err
 	}

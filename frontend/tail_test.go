@@ -13,6 +13,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/sqldb"
 )
@@ -114,9 +115,9 @@ func TestChangesArePushed(t *testing.T) {
 // everything.
 func TestKafkaGoesAndComesBack(t *testing.T) {
 	dir := t.TempDir()
-	start := func(name, listen string) *kafka.Broker {
+	start := func(name, listen string) *embedded.Broker {
 		t.Helper()
-		b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(dir, name), Listen: listen})
+		b, err := embedded.Start(embedded.Config{Dir: filepath.Join(dir, name), Listen: listen})
 		if err != nil {
 			t.Fatal(err)
 		}

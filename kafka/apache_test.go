@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // TestApacheKafka does on the real one what the other tests do on the embedded broker.
@@ -28,7 +29,7 @@ func TestApacheKafka(t *testing.T) {
 	topic.Name = "test-" + uuid.NewString()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	c := client(t, config)
+	c := kafkatest.Client(t, config)
 	admin := kadm.NewClient(c)
 	t.Cleanup(func() {
 		if _, err := admin.DeleteTopics(context.Background(), topic.Name, topic.Name+"-dlq", topic.Name+"-plan", topic.Name+"-missing", topic.Name+"-many", topic.Name+"-many-dlq"); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // elsewhere is a connection whose other end says that it is another machine, and what was sent to it.
@@ -42,7 +43,7 @@ func (e *elsewhere) Sent() int {
 }
 
 func TestNothingIsSentInClearToAnotherMachine(t *testing.T) {
-	broker, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	broker := kafkatest.Start(t)
 	conn := new(elsewhere)
 	// A name that leads to another machine.
 	away := kafka.Config{Brokers: []string{"kafka.example:9092"}, Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -113,7 +114,7 @@ func TestABrokerThatAnotherTellsOf(t *testing.T) {
 		}
 		return new(net.Dialer).DialContext(ctx, network, address)
 	}
-	producer := client(t, config, kgo.RecordDeliveryTimeout(5*time.Second))
+	producer := kafkatest.Client(t, config, kgo.RecordDeliveryTimeout(5*time.Second))
 	err = producer.ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("x")}).FirstErr()
 	if kafka.Field(err) != "TLS" || conn.Sent() > 0 {
 		t.Errorf("%v and %d bytes sent to the other machine, want a refusal", err, conn.Sent())

@@ -27,9 +27,15 @@ const (
 	// metadataMinAge is how soon a client may ask again who leads a partition. With the client's own 5 s the
 	// first record to a new topic, and every move of a leader, waits for seconds.
 	metadataMinAge = 250 * time.Millisecond
+)
 
-	// maxBatch bounds what one fetched batch may unpack to; our largest topic takes records of a few MiB.
-	maxBatch = 64 << 20
+// What our clients write and read at most, and the embedded broker takes.
+const (
+	// MaxRequest bounds the bytes of a request: four times the largest batch of our largest topic, since a client
+	// puts several batches into one request.
+	MaxRequest = 16 << 20
+	// MaxBatch bounds the bytes that a batch of records may unpack to: our largest topic takes records of a few MiB.
+	MaxBatch = 64 << 20
 )
 
 // Config says how to reach the brokers. Its zero value is invalid: Brokers must be set.
@@ -161,9 +167,9 @@ func (c Config) Options() ([]kgo.Opt, error) {
 		kgo.MetadataMinAge(metadataMinAge),
 		kgo.MetadataMaxAge(time.Minute),
 		kgo.RetryBackoffFn(backoff),
-		kgo.MaxDecompressBatchBytes(maxBatch),
-		kgo.BrokerMaxWriteBytes(maxRequest), // what the embedded broker takes
-		kgo.DisableClientMetrics(),          // else the broker may ask every client for its measurements
+		kgo.MaxDecompressBatchBytes(MaxBatch),
+		kgo.BrokerMaxWriteBytes(MaxRequest),
+		kgo.DisableClientMetrics(), // else the broker may ask every client for its measurements
 	}
 	if m := c.SASL.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))

@@ -36,7 +36,7 @@ func TestApplyDoesWhatPlanTells(t *testing.T) {
 // testApply plans and applies on a broker that has neither topic.
 func testApply(t *testing.T, config kafka.Config, topic, missing kafka.Topic) {
 	t.Helper()
-	ensure(t, config, topic)
+	kafkatest.Ensure(t, config, topic)
 	wanted, name := topic, topic.Name
 	wanted.Retention, wanted.Partitions, wanted.Replicas = time.Hour, 5, 3
 	replicas := name + " replication.factor 1→3 leave; " + name + " min.insync.replicas 1→2 leave" // older brokers would take no records
@@ -84,7 +84,7 @@ func TestApplyByManyAtOnce(t *testing.T) {
 // testApplyByMany has many extend a topic and create its dead letters.
 func testApplyByMany(t *testing.T, config kafka.Config, topic kafka.Topic) {
 	t.Helper()
-	ensure(t, config, topic)
+	kafkatest.Ensure(t, config, topic)
 	wanted := topic
 	wanted.Partitions, wanted.Retention = 6, time.Hour
 	var all sync.WaitGroup
@@ -105,7 +105,7 @@ func testApplyByMany(t *testing.T, config kafka.Config, topic kafka.Topic) {
 
 func TestDescribeTellsOffsetsAndWhatIsMissing(t *testing.T) {
 	config := kafkatest.Start(t, orders)
-	produce(t, client(t, config), "a", "b", "c")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a", "b", "c")
 	states, err := kafka.DescribeTopics(t.Context(), config, "order-events", "nowhere")
 	if err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // certificate makes a certificate for 127.0.0.1 that is its own authority, and returns its two files.
@@ -83,8 +84,8 @@ func encrypted(t *testing.T) kafka.Config {
 
 func TestTLSWithCertificatesAndPassword(t *testing.T) {
 	config := encrypted(t)
-	ensure(t, config, orders)
-	produce(t, client(t, config), "a")
+	kafkatest.Ensure(t, config, orders)
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a")
 }
 
 func TestACertificateThatDoesNotVerifyIsNotWaitedFor(t *testing.T) {
@@ -108,7 +109,7 @@ func TestACertificateThatDoesNotVerifyIsNotWaitedFor(t *testing.T) {
 }
 
 func TestTLSToAPlainBroker(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
+	config := kafkatest.Start(t)
 	config.TLS.Enabled = true
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()

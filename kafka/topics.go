@@ -127,7 +127,9 @@ func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Top
 
 // AwaitTopics is EnsureTopics for whoever wants to be told each time why it waits.
 func AwaitTopics(ctx context.Context, c Config, log *slog.Logger, waiting func(reason error), topics ...Topic) error {
-	log = orDiscard(log)
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	opts, err := c.Options()
 	if err != nil {
 		return fmt.Errorf("ensure topics: %w", err)
@@ -355,11 +357,4 @@ func Field(err error) string {
 		return "SASL.Password"
 	}
 	return ""
-}
-
-func orDiscard(log *slog.Logger) *slog.Logger {
-	if log == nil {
-		return slog.New(slog.DiscardHandler)
-	}
-	return log
 }

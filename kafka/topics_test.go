@@ -11,7 +11,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
-	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
@@ -25,7 +24,7 @@ var orders = kafka.Topic{
 
 func TestEnsureTopicsSetsWhatItWasAskedFor(t *testing.T) {
 	config := kafkatest.Start(t, orders, kafka.DeadLetters(orders))
-	admin := kadm.NewClient(client(t, config))
+	admin := kadm.NewClient(kafkatest.Client(t, config))
 
 	details, err := admin.ListTopics(t.Context())
 	if err != nil {
@@ -69,7 +68,7 @@ func topicConfigs(t *testing.T, admin *kadm.Client, topic string) map[string]str
 
 func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
 	config := kafkatest.Start(t, orders)
-	admin := kadm.NewClient(client(t, config))
+	admin := kadm.NewClient(kafkatest.Client(t, config))
 	before, err := admin.ListTopics(t.Context(), "order-events")
 	if err != nil {
 		t.Fatal(err)
@@ -123,7 +122,7 @@ func TestEnsureTopicsAwaitsTheLeaders(t *testing.T) {
 	config, answers := moody(t, kfake.Fault{
 		Keys: []kmsg.Key{kmsg.Metadata}, Partitions: []int32{0, 1, 2}, Err: kerr.LeaderNotAvailable, Count: 4,
 	})
-	ensure(t, config, orders)
+	kafkatest.Ensure(t, config, orders)
 	if got := answers.Hits(); got != 4 {
 		t.Fatalf("returned after %d of 4 answers without leaders", got)
 	}
@@ -132,7 +131,7 @@ func TestEnsureTopicsAwaitsTheLeaders(t *testing.T) {
 func TestANewLeaderIsNoticedSoon(t *testing.T) {
 	config, answers := moody(t, kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 2})
 	begun := time.Now()
-	produce(t, client(t, config), "first")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "first")
 	if took := time.Since(begun); took > 4*time.Second || answers.Hits() != 2 {
 		t.Errorf("the record took %v and %d refusals, want less than 4 s and 2", took, answers.Hits())
 	}
@@ -182,31 +181,5 @@ func TestDeadLettersHasRoom(t *testing.T) {
 	long.Retention = 90 * 24 * time.Hour
 	if got := kafka.DeadLetters(long).Retention; got != long.Retention {
 		t.Errorf("dead letters are kept for %v, their topic for %v", got, long.Retention)
-	}
-}
-
-// client returns a client of config that is closed with the test.
-func client(t testing.TB, config kafka.Config, more ...kgo.Opt) *kgo.Client {
-	t.Helper()
-	opts, err := config.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := kgo.NewClient(append(opts, more...)...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.Close)
-	return c
-}
-
-// produce writes one record each to order-events and returns when they are acknowledged.
-func produce(t testing.TB, c *kgo.Client, values ...string) {
-	t.Helper()
-	for _, v := range values {
-		r := &kgo.Record{Topic: "order-events", Key: []byte(v), Value: []byte(v)}
-		if err := c.ProduceSync(t.Context(), r).FirstErr(); err != nil {
-			t.Fatal(err)
-		}
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -68,7 +69,7 @@ type universe struct {
 	net      *kafkatest.Network
 	outside  *outside
 	dir      string // of the broker
-	broker   *kafka.Broker
+	broker   *embedded.Broker
 	url      string
 	db       *sqldb.DB // the observer's
 	log      *slog.Logger
@@ -154,7 +155,7 @@ func simTopics() (all []kafka.Topic) {
 }
 
 func (u *universe) startBroker() {
-	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: u.dir, Listen: simBroker, ListenFn: u.net.Listen, Log: u.log})
+	b, err := embedded.Start(embedded.Config{Dir: u.dir, Listen: simBroker, ListenFn: u.net.Listen, Log: u.log})
 	if err != nil {
 		u.t.Fatal(err)
 	}

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 )
 
 // places are closed and deleted when the tests have run.
@@ -18,7 +19,7 @@ var places []func() error
 func somewhere(topics ...string) (url string, brokers []string) {
 	dir, err := os.MkdirTemp("", "outbox-example-")
 	check(err)
-	broker, err := kafka.StartBroker(kafka.BrokerConfig{Dir: filepath.Join(dir, "broker"), Listen: "127.0.0.1:0"})
+	broker, err := embedded.Start(embedded.Config{Dir: filepath.Join(dir, "broker"), Listen: "127.0.0.1:0"})
 	check(err)
 	places = append(places, broker.Close, func() error { return os.RemoveAll(dir) })
 	for _, name := range topics {

@@ -21,6 +21,7 @@ import (
 
 	"pizzaflow/internal/testkit"
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/kafka/kafkatest"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/inbox"
@@ -255,8 +256,8 @@ func TestLagIsAlive(t *testing.T) {
 func TestBrokerWiped(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "broker")
 	log := slog.New(slog.DiscardHandler)
-	open := func(listen string) *kafka.Broker {
-		b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: listen, Log: log})
+	open := func(listen string) *embedded.Broker {
+		b, err := embedded.Start(embedded.Config{Dir: dir, Listen: listen, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 )
 
 // startLimit bounds the start of the broker and the creation of the topics.
@@ -20,7 +21,7 @@ const startLimit = 30 * time.Second
 // Clients should be closed before the test ends.
 func Start(t testing.TB, topics ...kafka.Topic) kafka.Config {
 	t.Helper()
-	return start(t, kafka.BrokerConfig{Listen: "127.0.0.1:0"}, kafka.Config{}, topics)
+	return start(t, embedded.Config{Listen: "127.0.0.1:0"}, kafka.Config{}, topics)
 }
 
 // Virtual is Start on a network in memory, for tests in a bubble of testing/synctest: a socket would keep its
@@ -28,14 +29,14 @@ func Start(t testing.TB, topics ...kafka.Topic) kafka.Config {
 func Virtual(t testing.TB, topics ...kafka.Topic) kafka.Config {
 	t.Helper()
 	network := new(kfake.VirtualNetwork)
-	return start(t, kafka.BrokerConfig{ListenFn: network.Listen}, kafka.Config{Dial: network.DialContext}, topics)
+	return start(t, embedded.Config{ListenFn: network.Listen}, kafka.Config{Dial: network.DialContext}, topics)
 }
 
-func start(t testing.TB, broker kafka.BrokerConfig, client kafka.Config, topics []kafka.Topic) kafka.Config {
+func start(t testing.TB, server embedded.Config, client kafka.Config, topics []kafka.Topic) kafka.Config {
 	t.Helper()
-	broker.Dir = t.TempDir()
-	broker.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-	b, err := kafka.StartBroker(broker)
+	server.Dir = t.TempDir()
+	server.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	b, err := embedded.Start(server)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,7 +48,7 @@ func start(t testing.TB, broker kafka.BrokerConfig, client kafka.Config, topics 
 	client.Brokers = b.Addrs()
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
-	if err := kafka.EnsureTopics(ctx, client, broker.Log, topics...); err != nil {
+	if err := kafka.EnsureTopics(ctx, client, server.Log, topics...); err != nil {
 		t.Fatal(err)
 	}
 	return client

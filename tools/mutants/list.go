@@ -152,31 +152,31 @@ var engine = []mutant{
 		}
 `,
 		new:  ``,
-		test: "./kafka -run ^TestMemberThatDiesWhileItJoins$",
+		test: "./kafka/embedded -run ^TestMemberThatDiesWhileItJoins$",
 	},
 	{
 		name: "broker: topics that it may not know in one request",
 		old:  `req.Version < producedByID || len(req.Topics) < 2`,
 		new:  `len(req.Topics) < 1000`,
-		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
+		test: "./kafka/embedded -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
 		name: "broker: a protocol of a group may come twice",
 		old:  ` || len(names) < len(req.Protocols) || `,
 		new:  ` || `,
-		test: "./kafka -run ^(TestRequestsThatEndedTheBroker|TestNoRequestEndsTheBroker)$",
+		test: "./kafka/embedded -run ^(TestRequestsThatEndedTheBroker|TestNoRequestEndsTheBroker)$",
 	},
 	{
 		name: "broker: a batch is stored as it comes",
 		old:  `room, err = d.checkBatch(p.Records, room); err != nil`,
 		new:  `room, err = d.checkBatch(p.Records, room); false && err != nil`,
-		test: "./kafka -run ^TestRequestsThatEndedTheBroker$",
+		test: "./kafka/embedded -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
 		name: "broker: it was whole only at its first start",
 		old:  `if b.whole = b.whole || madeUp; !b.whole || `,
 		new:  `if b.whole = b.whole || madeUp; b.whole || `,
-		test: "./kafka -run ^TestTheMarkMoves$",
+		test: "./kafka/embedded -run ^TestTheMarkMoves$",
 	},
 	{
 		name: "broker: any number of batches are unpacked at a time",
@@ -184,37 +184,37 @@ var engine = []mutant{
 	defer d.unpacking.Unlock()
 	return checkBatch`,
 		new:  `	return checkBatch`,
-		test: "./kafka -run ^TestLittleThatUnpacksToMuch$",
+		test: "./kafka/embedded -run ^TestLittleThatUnpacksToMuch$",
 	},
 	{
 		name: "broker: topics by pages are offered",
 		old:  `		kmsg.ListPartitionReassignments: nil, `,
 		new:  `		kmsg.ListPartitionReassignments: nil, kmsg.DescribeTopicPartitions: nil, `,
-		test: "./kafka -run ^TestWhatIsOfferedIsWhole$",
+		test: "./kafka/embedded -run ^TestWhatIsOfferedIsWhole$",
 	},
 	{
 		name: "broker: the types of groups are written in one way",
 		old:  `req.TypesFilter[i] = strings.ToLower(name)`,
 		new:  `req.TypesFilter[i] = name`,
-		test: "./kafka -run ^TestWhatIsOfferedIsWhole$",
+		test: "./kafka/embedded -run ^TestWhatIsOfferedIsWhole$",
 	},
 	{
 		name: "broker: any number of optional fields",
 		old:  `err != nil || n > maxTags || known && n > 0`,
 		new:  `err != nil`,
-		test: "./kafka -run ^TestShapesAreBounded$",
+		test: "./kafka/embedded -run ^TestShapesAreBounded$",
 	},
 	{
 		name: "broker: what a request claims is set aside at once",
 		old:  `min(size-len(c.buffer), max(len(c.buffer), smallRequest))`,
 		new:  `size-len(c.buffer)`,
-		test: "./kafka -run ^TestClaimsCostNothing$",
+		test: "./kafka/embedded -run ^TestClaimsCostNothing$",
 	},
 	{
 		name: "broker: strangers stay for as long as they like",
 		old:  `	if len(l.strangers) >= maxConnections {`,
 		new:  `	if false {`,
-		test: "./kafka -run ^TestStrangersLockNobodyOut$",
+		test: "./kafka/embedded -run ^TestStrangersLockNobodyOut$",
 	},
 	{
 		name: "broker: our own go, too, when strangers come",
@@ -222,13 +222,13 @@ var engine = []mutant{
 	c.l.leave(c)
 `,
 		new:  ``,
-		test: "./kafka -run ^TestStrangersLockNobodyOut$",
+		test: "./kafka/embedded -run ^TestStrangersLockNobodyOut$",
 	},
 	{
 		name: "broker: an answer to a record that wants none is waited for",
 		old:  `p.silent, p.requests = produce.Acks == 0, `,
 		new:  `p.silent, p.requests = false, `,
-		test: "./kafka -run ^TestWhoHangsUpLeavesNothing$",
+		test: "./kafka/embedded -run ^TestWhoHangsUpLeavesNothing$",
 	},
 	{
 		name: "broker: members of both protocols in one group",
@@ -236,7 +236,7 @@ var engine = []mutant{
 		return false
 `,
 		new:  ``,
-		test: "./kafka -run ^TestAGroupKeepsItsProtocol$",
+		test: "./kafka/embedded -run ^TestAGroupKeepsItsProtocol$",
 	},
 
 	// What the crash points, stopped relays and open transactions notice.
@@ -746,7 +746,7 @@ var engine = []mutant{
 		name: "kafka: a group that is kept may be taken while it is empty",
 		old:  `	case kept && protocol == consumerProtocol, `,
 		new:  `	case `,
-		test: "./kafka -run ^TestKeptGroups$",
+		test: "./kafka/embedded -run ^TestKeptGroups$",
 	},
 	{
 		name: "work: each look steps over all that was ever due",

@@ -1,4 +1,4 @@
-package kafka_test
+package embedded_test
 
 import (
 	"context"
@@ -18,18 +18,20 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
+	"pizzaflow/kafka/kafkatest"
 )
 
 const group = "payment-service"
 
 // open starts a broker on dir and returns how to reach it. stop may be called early; the test's end does it too.
-func open(t testing.TB, c kafka.BrokerConfig) (config kafka.Config, stop func()) {
+func open(t testing.TB, c embedded.Config) (config kafka.Config, stop func()) {
 	t.Helper()
 	if c.Listen == "" {
 		c.Listen = "127.0.0.1:0"
 	}
 	c.Log = slog.New(slog.NewTextHandler(t.Output(), nil))
-	b, err := kafka.StartBroker(c)
+	b, err := embedded.Start(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,11 +44,9 @@ func open(t testing.TB, c kafka.BrokerConfig) (config kafka.Config, stop func())
 	return kafka.Config{Brokers: b.Addrs()}, stop
 }
 
-func ensure(t testing.TB, config kafka.Config, topics ...kafka.Topic) {
-	t.Helper()
-	if err := kafka.EnsureTopics(t.Context(), config, nil, topics...); err != nil {
-		t.Fatal(err)
-	}
+var orders = kafka.Topic{
+	Name: "order-events", Partitions: 3, Replicas: -1,
+	Retention: 7 * 24 * time.Hour, RetentionBytes: 64 << 20, MaxMessageBytes: 1 << 20,
 }
 
 // single is a topic with one partition, where offsets are easy to tell.
@@ -61,7 +61,7 @@ func read(t testing.TB, config kafka.Config) []string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	c := client(t, config, kgo.ConsumeTopics("order-events"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	c := kafkatest.Client(t, config, kgo.ConsumeTopics("order-events"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	defer c.Close()
 	ends, err := kadm.NewClient(c).ListEndOffsets(ctx, "order-events")
 	if err != nil {
@@ -99,7 +99,7 @@ func commitOffset(t testing.TB, c *kgo.Client, offset int64) {
 // committed returns what is committed for partition 0 of order-events, −1 for nothing.
 func committed(t testing.TB, config kafka.Config) int64 {
 	t.Helper()
-	c := client(t, config)
+	c := kafkatest.Client(t, config)
 	defer c.Close()
 	offsets, err := kadm.NewClient(c).FetchOffsets(t.Context(), group)
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
@@ -113,28 +113,29 @@ func committed(t testing.TB, config kafka.Config) int64 {
 
 func TestCleanRestartKeepsEverything(t *testing.T) {
 	dir := t.TempDir()
-	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	c := client(t, config)
-	produce(t, c, "a", "b", "c")
+	config, stop := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "a", "b", "c")
 	commitOffset(t, c, 2)
 	before := identity(t, c)
 	c.Close()
 	stop()
 
-	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
+	config, _ = open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
 	if got := read(t, config); !slices.Equal(got, []string{"a", "b", "c"}) {
 		t.Errorf("records: %q", got)
 	}
 	if got := committed(t, config); got != 2 {
 		t.Errorf("committed offset: %d, want 2", got)
 	}
-	if after := identity(t, client(t, config)); after != before {
+	if after := identity(t, kafkatest.Client(t, config)); after != before {
 		t.Errorf("cluster, topic and settings: %q, before %q", after, before)
 	}
-	if got := topicConfigs(t, kadm.NewClient(client(t, config)), "order-events")["retention.ms"]; got != "604800000" {
-		t.Errorf("retention.ms: %s", got)
+	topics, err := kafka.DescribeTopics(t.Context(), config, "order-events")
+	if err != nil || topics[0].Settings["retention.ms"] != "604800000" {
+		t.Errorf("topics %+v, want retention.ms 604800000 (%v)", topics, err)
 	}
 }
 
@@ -151,8 +152,8 @@ func identity(t testing.TB, c *kgo.Client) string {
 func TestEveryDirectoryIsAnotherCluster(t *testing.T) {
 	var seen []string
 	for range 2 {
-		config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-		m, err := kadm.NewClient(client(t, config)).BrokerMetadata(t.Context())
+		config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+		m, err := kadm.NewClient(kafkatest.Client(t, config)).BrokerMetadata(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -164,8 +165,8 @@ func TestEveryDirectoryIsAnotherCluster(t *testing.T) {
 }
 
 func TestTopicsAreNotCreatedByAsking(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	c := client(t, config, kgo.AllowAutoTopicCreation(), kgo.UnknownTopicRetries(1))
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	c := kafkatest.Client(t, config, kgo.AllowAutoTopicCreation(), kgo.UnknownTopicRetries(1))
 	err := c.ProduceSync(t.Context(), &kgo.Record{Topic: "order-evnets", Value: []byte("x")}).FirstErr()
 	if err == nil {
 		t.Fatal("a misspelt topic was created")
@@ -179,22 +180,22 @@ func TestPortInUse(t *testing.T) {
 	}
 	defer ln.Close()
 	dir := t.TempDir()
-	_, err = kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: ln.Addr().String()})
+	_, err = embedded.Start(embedded.Config{Dir: dir, Listen: ln.Addr().String()})
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("%v, want address in use", err)
 	}
-	open(t, kafka.BrokerConfig{Dir: dir}) // the failed start gave the directory back
+	open(t, embedded.Config{Dir: dir}) // the failed start gave the directory back
 }
 
 func TestOneProcessForOneDirectory(t *testing.T) {
 	dir := t.TempDir()
-	_, stop := open(t, kafka.BrokerConfig{Dir: dir})
-	_, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"})
-	if !errors.Is(err, kafka.ErrDirectoryInUse) {
+	_, stop := open(t, embedded.Config{Dir: dir})
+	_, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"})
+	if !errors.Is(err, embedded.ErrDirectoryInUse) {
 		t.Fatalf("%v, want that the directory is in use", err)
 	}
 	stop()
-	open(t, kafka.BrokerConfig{Dir: dir})
+	open(t, embedded.Config{Dir: dir})
 }
 
 func TestTheDirectoryIsPrivate(t *testing.T) {
@@ -212,8 +213,8 @@ func TestTheDirectoryIsPrivate(t *testing.T) {
 		syscall.Umask(umask)
 		fresh := filepath.Join(base, fmt.Sprint("data-", umask), "broker")
 		if umask != 0o277 { // the broker's own subdirectories would be out of reach
-			open(t, kafka.BrokerConfig{Dir: fresh})
-		} else if err := kafka.MakePrivate(fresh); err != nil {
+			open(t, embedded.Config{Dir: fresh})
+		} else if err := embedded.MakePrivate(fresh); err != nil {
 			t.Fatal(err)
 		}
 		for _, dir := range []string{fresh, filepath.Dir(fresh)} {
@@ -221,7 +222,7 @@ func TestTheDirectoryIsPrivate(t *testing.T) {
 		}
 	}
 	syscall.Umask(0o022)
-	open(t, kafka.BrokerConfig{Dir: loose})
+	open(t, embedded.Config{Dir: loose})
 	wantMode(t, loose, 0o700)
 }
 
@@ -237,7 +238,7 @@ func wantMode(t *testing.T, path string, want os.FileMode) {
 }
 
 func TestCloseTwice(t *testing.T) {
-	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	b, err := embedded.Start(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,14 +251,14 @@ func TestRetentionGoesOnAfterARestart(t *testing.T) {
 	dir := t.TempDir()
 	topic := single()
 	topic.RetentionBytes = 1000
-	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, topic)
+	config, stop := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, topic)
 	stop()
 
-	config, _ = open(t, kafka.CleanEvery(kafka.BrokerConfig{Dir: dir}, 10*time.Millisecond))
-	c := client(t, config)
+	config, _ = open(t, embedded.CleanEvery(embedded.Config{Dir: dir}, 10*time.Millisecond))
+	c := kafkatest.Client(t, config)
 	for i := range 50 {
-		produce(t, c, fmt.Sprintf("record %d of a size that adds up to more than is kept", i))
+		kafkatest.Produce(t, c, "order-events", fmt.Sprintf("record %d of a size that adds up to more than is kept", i))
 	}
 	eventually(t, "old records are dropped", func() bool {
 		starts, err := kadm.NewClient(c).ListStartOffsets(t.Context(), "order-events")
@@ -273,10 +274,10 @@ func TestALogThatBeginsAgainIsReadFromItsStart(t *testing.T) {
 	dir := t.TempDir()
 	topic := single()
 	topic.Retention = time.Millisecond
-	config, stop := open(t, kafka.CleanEvery(kafka.BrokerConfig{Dir: dir}, 5*time.Millisecond))
-	ensure(t, config, topic)
-	c := client(t, config)
-	produce(t, c, "a", "b", "c")
+	config, stop := open(t, embedded.CleanEvery(embedded.Config{Dir: dir}, 5*time.Millisecond))
+	kafkatest.Ensure(t, config, topic)
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "a", "b", "c")
 	commitOffset(t, c, 3)
 	eventually(t, "all records expire", func() bool {
 		starts, err := kadm.NewClient(c).ListStartOffsets(t.Context(), "order-events")
@@ -290,11 +291,11 @@ func TestALogThatBeginsAgainIsReadFromItsStart(t *testing.T) {
 	stop()
 
 	// A log without a record begins at 0 again, and "d" would be one that the group has seen.
-	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
+	config, _ = open(t, embedded.Config{Dir: dir})
 	if got := committed(t, config); got > 0 {
 		t.Fatalf("the group would begin at %d of an empty log", got)
 	}
-	produce(t, client(t, config), "d")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "d")
 	if got := read(t, config); !slices.Equal(got, []string{"d"}) {
 		t.Errorf("records: %q", got)
 	}
@@ -302,17 +303,17 @@ func TestALogThatBeginsAgainIsReadFromItsStart(t *testing.T) {
 
 func TestMembersOfTheLastRunAreNotWaitedFor(t *testing.T) {
 	dir := t.TempDir()
-	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	produce(t, client(t, config), "a")
+	config, stop := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a")
 	first := member(t, config)
 	wantRecord(t, first, "a")
 	stop() // with the member in its group, as when the broker is told to stop first
 	first.CloseAllowingRebalance()
 
-	config, _ = open(t, kafka.BrokerConfig{Dir: dir})
+	config, _ = open(t, embedded.Config{Dir: dir})
 	begun := time.Now()
-	produce(t, client(t, config), "b")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "b")
 	wantRecord(t, member(t, config), "a")
 	if took := time.Since(begun); took > 5*time.Second {
 		t.Errorf("the group had no partitions for %v", took)
@@ -320,7 +321,7 @@ func TestMembersOfTheLastRunAreNotWaitedFor(t *testing.T) {
 }
 
 func member(t testing.TB, config kafka.Config) *kgo.Client {
-	return client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"), kgo.DisableAutoCommit(),
+	return kafkatest.Client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"), kgo.DisableAutoCommit(),
 		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.SessionTimeout(10*time.Second))
 }
 

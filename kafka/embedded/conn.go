@@ -1,4 +1,4 @@
-package kafka
+package embedded
 
 import (
 	"context"
@@ -13,9 +13,7 @@ import (
 )
 
 const (
-	// maxRequest is four times the largest batch of our largest topic: a client puts several into one request.
-	maxRequest = 16 << 20
-	maxControl = 1 << 20 // of any request that holds no records
+	maxControl = 1 << 20 // bytes of a request that holds no records
 
 	smallRequest = 16 << 10         // bytes; above it a stranger's request counts towards what all of them may hold
 	idleLimit    = 10 * time.Minute // between two requests, as Apache Kafka's connections.max.idle.ms, and for an answer

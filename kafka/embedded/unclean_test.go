@@ -1,12 +1,11 @@
-package kafka_test
+package embedded_test
 
 import (
 	"os"
 	"path/filepath"
+	"pizzaflow/kafka/embedded"
 	"testing"
 	"time"
-
-	"pizzaflow/kafka"
 )
 
 // A directory that was not closed says since when it may lack something; one
@@ -14,15 +13,15 @@ import (
 func TestUncleanSince(t *testing.T) {
 	dir, copied := t.TempDir(), filepath.Join(t.TempDir(), "copy")
 	began := time.Now().Add(-time.Millisecond)
-	start := func(dir string) *kafka.Broker {
+	start := func(dir string) *embedded.Broker {
 		t.Helper()
-		b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"})
+		b, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
-	stop := func(b *kafka.Broker) {
+	stop := func(b *embedded.Broker) {
 		t.Helper()
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
@@ -59,7 +58,7 @@ func TestTheMarkMoves(t *testing.T) {
 	dir := t.TempDir()
 	var sure time.Time // up to when nothing is in doubt
 	for kill := range 4 {
-		b, err := kafka.StartBroker(kafka.MarkEvery(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"}, 10*time.Millisecond))
+		b, err := embedded.Start(embedded.MarkEvery(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"}, 10*time.Millisecond))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,9 +1,10 @@
-package kafka
+package embedded
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"pizzaflow/kafka"
 	"reflect"
 	"sync"
 
@@ -267,7 +268,7 @@ func (m *measure) length(width int) (int, error) {
 
 func (m *measure) varint() (int, error) {
 	n, width := binary.Uvarint(m.rest)
-	if width <= 0 || n > uint64(maxRequest) {
+	if width <= 0 || n > uint64(kafka.MaxRequest) {
 		return 0, errShape
 	}
 	m.rest = m.rest[width:]

@@ -1,4 +1,4 @@
-package kafka
+package embedded
 
 import (
 	"context"
@@ -19,6 +19,7 @@ const (
 	maxConnections = 512      // of strangers
 	maxHeld        = 64 << 20 // bytes of their large requests together, and of the answers to their fetches
 	acceptPause    = 50 * time.Millisecond
+	lookupTimeout  = 10 * time.Second // for this machine's own name
 )
 
 // listener stands in front of the embedded broker, which trusts its peers: it would set aside whatever size a
@@ -40,7 +41,7 @@ type listener struct {
 	turns     uint64
 }
 
-func listen(cfg BrokerConfig, door *door, log *slog.Logger) (*listener, error) {
+func listen(cfg Config, door *door, log *slog.Logger) (*listener, error) {
 	address, open := cfg.Listen, cfg.ListenFn
 	if address == "" {
 		address = DefaultListen
@@ -90,7 +91,7 @@ func advertise(addr net.Addr) (net.Addr, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clients need a name to connect to, and this machine has none: listen on one address: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
 	defer cancel()
 	if _, err := net.DefaultResolver.LookupHost(ctx, name); err != nil {
 		return nil, fmt.Errorf("clients would be told to connect to %s, which does not resolve: listen on one address: %w", name, err)

@@ -1,4 +1,4 @@
-package kafka_test
+package embedded_test
 
 import (
 	"context"
@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // request is a frame with the given size, kind and version, and whatever follows.
@@ -23,8 +25,8 @@ func request(size uint32, kind, version uint16, rest string) []byte {
 }
 
 func TestStrangersDoNotHurtTheBroker(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
 	for name, bytes := range map[string][]byte{
 		"a browser":        []byte("GET / HTTP/1.1\r\nHost: localhost:9092\r\n\r\n"),
 		"an unknown kind":  request(10, 0x7fff, 0, "abcdef"),
@@ -53,7 +55,7 @@ func TestStrangersDoNotHurtTheBroker(t *testing.T) {
 			}
 		})
 	}
-	produce(t, client(t, config), "still here")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "still here")
 	if got := read(t, config); !slices.Equal(got, []string{"still here"}) {
 		t.Errorf("records: %q", got)
 	}
@@ -64,7 +66,7 @@ func TestAllInterfacesAreAdvertisedByName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir(), Listen: "0.0.0.0:0"})
+	config, _ := open(t, embedded.Config{Dir: t.TempDir(), Listen: "0.0.0.0:0"})
 	if host, _, err := net.SplitHostPort(config.Brokers[0]); err != nil || host != name {
 		t.Fatalf("advertised as %s, want the name %s", config.Brokers[0], name)
 	}
@@ -72,14 +74,14 @@ func TestAllInterfacesAreAdvertisedByName(t *testing.T) {
 		t.Log("nobody can connect by the name, which is the network's matter:", err)
 		return
 	}
-	ensure(t, config, single())
-	produce(t, client(t, config), "a")
+	kafkatest.Ensure(t, config, single())
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a")
 }
 
 func TestClosedConnectionsMakeRoom(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
-	for range 2 * kafka.MaxConnections {
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
+	for range 2 * embedded.MaxConnections {
 		conn, err := net.Dial("tcp", config.Brokers[0])
 		if err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package kafka
+package embedded
 
 import (
 	"encoding/json"

@@ -1,8 +1,9 @@
-package kafka
+package embedded
 
 import (
 	"bytes"
 	"encoding/binary"
+	"pizzaflow/kafka"
 	"slices"
 	"testing"
 
@@ -71,7 +72,7 @@ func TestLyingBatchesAreRefused(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return z.EncodeAll(make([]byte, maxBatch+1), nil)
+		return z.EncodeAll(make([]byte, kafka.MaxBatch+1), nil)
 	}()
 	if _, err := checkBatch(batchOf(good, 1, nil), len(good)-1); err == nil {
 		t.Error("taken, though there was no room for it")

@@ -1,4 +1,4 @@
-package kafka_test
+package embedded_test
 
 import (
 	"bufio"
@@ -20,6 +20,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // brokerDirectory, when set in the environment, makes the test binary a broker and nothing else.
@@ -34,7 +36,7 @@ func TestMain(m *testing.M) {
 
 // serve runs a broker, says where on stdout, and ends when the parent does.
 func serve(dir string) int {
-	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+	b, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -80,10 +82,10 @@ func TestWhatWasAcknowledgedSurvivesSIGKILL(t *testing.T) {
 	var lastCommit int64
 	for round := range 3 {
 		config, kill := spawn(t, dir)
-		ensure(t, config, orders)
+		kafkatest.Ensure(t, config, orders)
 		maps.Copy(acked, produceUntilKilled(t, config, round, kill, &lastCommit))
 	}
-	config, _ := open(t, kafka.BrokerConfig{Dir: dir})
+	config, _ := open(t, embedded.Config{Dir: dir})
 	stored := make(map[string]bool)
 	for _, v := range read(t, config) {
 		stored[v] = true
@@ -106,7 +108,7 @@ func produceUntilKilled(t *testing.T, config kafka.Config, round int, kill func(
 	const enough = 400
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	c := client(t, config, kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(64))
+	c := kafkatest.Client(t, config, kgo.RequiredAcks(kgo.AllISRAcks()), kgo.ProducerLinger(0), kgo.MaxBufferedRecords(64))
 
 	var (
 		mu      sync.Mutex
@@ -176,25 +178,25 @@ func crash(t *testing.T, dir string) string {
 
 func TestATornEntryHidesNoLaterCommit(t *testing.T) {
 	dir := t.TempDir()
-	config, _ := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	c := client(t, config)
-	produce(t, c, "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+	config, _ := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 	commitOffset(t, c, 5)
 
 	// A kill in the midst of an entry.
 	first := crash(t, dir)
 	log := readLog(t, first)
 	writeLog(t, first, append(log, log[len(log)-40:len(log)-7]...))
-	config, _ = open(t, kafka.BrokerConfig{Dir: first})
+	config, _ = open(t, embedded.Config{Dir: first})
 	if got := committed(t, config); got != 5 {
 		t.Fatalf("committed offset %d behind a torn tail, want 5", got)
 	}
-	commitOffset(t, client(t, config), 9)
+	commitOffset(t, kafkatest.Client(t, config), 9)
 
 	// And one right after the commit was acknowledged.
 	second := crash(t, first)
-	config, _ = open(t, kafka.BrokerConfig{Dir: second})
+	config, _ = open(t, embedded.Config{Dir: second})
 	if got := committed(t, config); got != 9 {
 		t.Fatalf("committed offset %d after the second crash, want 9", got)
 	}
@@ -202,10 +204,10 @@ func TestATornEntryHidesNoLaterCommit(t *testing.T) {
 
 func TestATornEntryInTheMiddleHidesNothing(t *testing.T) {
 	dir := t.TempDir()
-	config, _ := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	c := client(t, config)
-	produce(t, c, "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
+	config, _ := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 	commitOffset(t, c, 5)
 	before := readLog(t, crash(t, dir))
 	commitOffset(t, c, 9)
@@ -215,7 +217,7 @@ func TestATornEntryInTheMiddleHidesNothing(t *testing.T) {
 	whole := readLog(t, image)
 	torn := slices.Concat(before, whole[len(before):len(before)+15], whole[len(before):])
 	writeLog(t, image, torn)
-	config, _ = open(t, kafka.BrokerConfig{Dir: image})
+	config, _ = open(t, embedded.Config{Dir: image})
 	if got := committed(t, config); got != 9 {
 		t.Fatalf("committed offset %d, want 9", got)
 	}
@@ -242,10 +244,10 @@ func writeLog(t *testing.T, dir string, raw []byte) {
 
 func TestATornRecordIsCutOff(t *testing.T) {
 	dir := t.TempDir()
-	config, _ := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	c := client(t, config)
-	produce(t, c, "a", "b")
+	config, _ := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "a", "b")
 	image := crash(t, dir)
 	segment := filepath.Join(image, "partitions", "order-events-0", "0.dat")
 	info, err := os.Stat(segment)
@@ -255,8 +257,8 @@ func TestATornRecordIsCutOff(t *testing.T) {
 	if err := os.Truncate(segment, info.Size()-5); err != nil {
 		t.Fatal(err)
 	}
-	config, _ = open(t, kafka.BrokerConfig{Dir: image})
-	produce(t, client(t, config), "c")
+	config, _ = open(t, embedded.Config{Dir: image})
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "c")
 	if got := read(t, config); !slices.Equal(got, []string{"a", "c"}) {
 		t.Errorf("records: %q", got)
 	}
@@ -266,10 +268,10 @@ func TestFilesOfAForgottenTopicAreSetAside(t *testing.T) {
 	for _, lost := range []string{"topics.json", "meta.json"} {
 		t.Run(lost, func(t *testing.T) {
 			dir := t.TempDir()
-			config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-			ensure(t, config, single())
-			c := client(t, config)
-			produce(t, c, "old 1", "old 2")
+			config, stop := open(t, embedded.Config{Dir: dir})
+			kafkatest.Ensure(t, config, single())
+			c := kafkatest.Client(t, config)
+			kafkatest.Produce(t, c, "order-events", "old 1", "old 2")
 			commitOffset(t, c, 2)
 			c.Close()
 			stop()
@@ -277,9 +279,9 @@ func TestFilesOfAForgottenTopicAreSetAside(t *testing.T) {
 				t.Fatal(err)
 			}
 
-			config, _ = open(t, kafka.BrokerConfig{Dir: dir})
-			ensure(t, config, single())
-			produce(t, client(t, config), "new")
+			config, _ = open(t, embedded.Config{Dir: dir})
+			kafkatest.Ensure(t, config, single())
+			kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "new")
 			if got := read(t, config); !slices.Equal(got, []string{"new"}) {
 				t.Errorf("records: %q", got)
 			}
@@ -296,14 +298,14 @@ func TestFilesOfAForgottenTopicAreSetAside(t *testing.T) {
 
 func TestADamagedDirectoryIsNamed(t *testing.T) {
 	dir := t.TempDir()
-	config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-	ensure(t, config, single())
-	produce(t, client(t, config), "a")
+	config, stop := open(t, embedded.Config{Dir: dir})
+	kafkatest.Ensure(t, config, single())
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a")
 	stop()
 	if err := os.WriteFile(filepath.Join(dir, "topics.json"), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := kafka.StartBroker(kafka.BrokerConfig{Dir: dir, Listen: "127.0.0.1:0"})
+	_, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"})
 	if err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "topics.json")) || !strings.Contains(err.Error(), "restore") {
 		t.Fatalf("%v, want which file, and what to do", err)
 	}

@@ -1,4 +1,4 @@
-package kafka
+package embedded
 
 import (
 	"bufio"
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"pizzaflow/kafka"
 
 	"github.com/klauspost/compress/s2"
 	"github.com/klauspost/compress/zstd"
@@ -33,12 +34,12 @@ const (
 
 var (
 	errBatch    = errors.New("a batch that is not whole")
-	errUnpacked = fmt.Errorf("more than %d bytes in a batch, or %d in those of a request", maxBatch, maxUnpacked)
+	errUnpacked = fmt.Errorf("more than %d bytes in a batch, or %d in those of a request", kafka.MaxBatch, maxUnpacked)
 )
 
 // checkBatch reports whether a batch of records is one that can be read again. The broker stores what it is given as it
 // is, and takes its word for what is in it when it looks for a time, and so do the readers: what is wrong inside would
-// end it then. The batch may unpack to room bytes, and to maxBatch at most; left is what remains of them.
+// end it then. The batch may unpack to room bytes, and to kafka.MaxBatch at most; left is what remains of them.
 func checkBatch(b []byte, room int) (left int, err error) {
 	if len(b) < batchHead {
 		return room, errBatch
@@ -62,7 +63,7 @@ func checkBatch(b []byte, room int) (left int, err error) {
 	if err != nil {
 		return room, err
 	}
-	most := min(room, maxBatch)
+	most := min(room, kafka.MaxBatch)
 	unpacked := &limited{content, most}
 	err = checkRecords(bufio.NewReader(unpacked), records)
 	return room - (most - unpacked.left), err
@@ -81,7 +82,7 @@ func unpack(codec uint16, b []byte) (io.Reader, error) {
 	case 3:
 		return lz4.NewReader(in), nil
 	case 4:
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(maxBatch))
+		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxMemory(kafka.MaxBatch))
 		if err != nil {
 			return nil, err
 		}
@@ -99,7 +100,7 @@ const javaSnappyHead = 16
 // unpackSnappy decompresses one block, or Java's stream of them.
 func unpackSnappy(b []byte) (io.Reader, error) {
 	if !bytes.HasPrefix(b, javaSnappy) {
-		out, err := snappyBlock(b, maxBatch)
+		out, err := snappyBlock(b, kafka.MaxBatch)
 		return bytes.NewReader(out), err
 	}
 	if len(b) < javaSnappyHead {
@@ -114,7 +115,7 @@ func unpackSnappy(b []byte) (io.Reader, error) {
 		if b = b[4:]; n > uint64(len(b)) {
 			return nil, errBatch
 		}
-		block, err := snappyBlock(b[:n], maxBatch-len(out))
+		block, err := snappyBlock(b[:n], kafka.MaxBatch-len(out))
 		if err != nil {
 			return nil, err
 		}
@@ -148,7 +149,7 @@ func (l *limited) Read(p []byte) (int, error) {
 func checkRecords(r *bufio.Reader, n int32) error {
 	for i := range n {
 		size, err := binary.ReadVarint(r)
-		if err != nil || size < 0 || size > maxBatch {
+		if err != nil || size < 0 || size > kafka.MaxBatch {
 			return errBatch
 		}
 		record := &recordReader{Reader: r, left: int(size)}

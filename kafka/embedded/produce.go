@@ -1,8 +1,9 @@
-package kafka
+package embedded
 
 import (
 	"encoding/binary"
 	"errors"
+	"pizzaflow/kafka"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -13,7 +14,7 @@ import (
 const producedByID = 13
 
 // maxUnpacked bounds what all batches of a request may unpack to, and so the time that it takes to look into them.
-const maxUnpacked = 4 * maxBatch
+const maxUnpacked = 4 * kafka.MaxBatch
 
 // topicPlace is a partition, of a topic known by name or by id.
 type topicPlace struct {
@@ -43,7 +44,7 @@ func checkProduce(d *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-// checkBatch is checkBatch, of one batch at a time: two kilobytes may unpack to maxBatch, and are sent as easily by
+// checkBatch is checkBatch, of one batch at a time: two kilobytes may unpack to kafka.MaxBatch, and are sent as easily by
 // hundreds of connections at once.
 func (d *door) checkBatch(b []byte, room int) (left int, err error) {
 	d.unpacking.Lock()

@@ -1,4 +1,4 @@
-package kafka_test
+package embedded_test
 
 import (
 	"context"
@@ -24,6 +24,8 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
+	"pizzaflow/kafka/kafkatest"
 )
 
 // framed is a request as a client sends it.
@@ -97,7 +99,7 @@ func oneRecord() kmsg.RecordBatch {
 func TestRequestsThatEndedTheBroker(t *testing.T) {
 	config, kill := spawn(t, t.TempDir())
 	defer kill()
-	ensure(t, config, single())
+	kafkatest.Ensure(t, config, single())
 	unknownIDs, err := hex.DecodeString("000000440000000d00000001ffff0000000100003a980300000000000000000000000000000001020000000000000000000000000000000000000000000002020000000000000000")
 	if err != nil {
 		t.Fatal(err)
@@ -144,7 +146,7 @@ func TestRequestsThatEndedTheBroker(t *testing.T) {
 			if strings.Contains(name, "by id") {
 				checkUnknownIDs(t, answers)
 			}
-			c := client(t, config)
+			c := kafkatest.Client(t, config)
 			defer c.Close()
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 			defer cancel()
@@ -178,9 +180,9 @@ func checkUnknownIDs(t *testing.T, answers [][]byte) {
 
 // What a request claims is set aside when it has arrived, and names by the million are not looked at.
 func TestClaimsCostNothing(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
-	produce(t, client(t, config), "a")
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "a")
 	before := allocated()
 	for _, size := range []uint32{12 << 20, 100 << 20} {
 		for range 100 {
@@ -200,7 +202,7 @@ func TestClaimsCostNothing(t *testing.T) {
 			t.Errorf("%d names are answered", names)
 		}
 	}
-	produce(t, client(t, config), "b")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "b")
 	if grown := int64(allocated() - before); grown > 64<<20 {
 		t.Errorf("%d MiB were set aside", grown>>20)
 	}
@@ -208,8 +210,8 @@ func TestClaimsCostNothing(t *testing.T) {
 
 // Kilobytes that unpack to 60 MiB each come by many connections at once.
 func TestLittleThatUnpacksToMuch(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
 	z, err := zstd.NewWriter(nil, zstd.WithWindowSize(64<<20), zstd.WithSingleSegment(false))
 	if err != nil {
 		t.Fatal(err)
@@ -250,7 +252,7 @@ func allocated() uint64 {
 // Any number of idle strangers: the next stranger is served, and one of our own was and is.
 func TestStrangersLockNobodyOut(t *testing.T) {
 	b, config := dialled(t)
-	produce(t, client(t, config), "before")
+	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "before")
 	own, err := config.Dial(t.Context(), "tcp", config.Brokers[0])
 	if err != nil {
 		t.Fatal(err)
@@ -259,7 +261,7 @@ func TestStrangersLockNobodyOut(t *testing.T) {
 	if n := talk(t, own); n == 0 {
 		t.Fatal("one of our own is not served")
 	}
-	for range 2 * kafka.MaxConnections {
+	for range 2 * embedded.MaxConnections {
 		conn := dial(t, config.Brokers[0])
 		t.Cleanup(func() { _ = conn.Close() })
 	}
@@ -268,13 +270,13 @@ func TestStrangersLockNobodyOut(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := client(t, config).ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("after")}).FirstErr(); err != nil {
+	if err := kafkatest.Client(t, config).ProduceSync(ctx, &kgo.Record{Topic: "order-events", Value: []byte("after")}).FirstErr(); err != nil {
 		t.Errorf("a new one of our own: %v", err)
 	}
 	if n := talk(t, own); n == 0 {
 		t.Error("one of our own had to go")
 	}
-	if n := kafka.Strangers(b); n > kafka.MaxConnections {
+	if n := embedded.Strangers(b); n > embedded.MaxConnections {
 		t.Errorf("%d strangers are connected", n)
 	}
 }
@@ -300,9 +302,9 @@ func talk(t *testing.T, conn net.Conn) uint32 {
 }
 
 // dialled is a broker with one topic, and how clients of its own process reach it.
-func dialled(t *testing.T) (*kafka.Broker, kafka.Config) {
+func dialled(t *testing.T) (*embedded.Broker, kafka.Config) {
 	t.Helper()
-	b, err := kafka.StartBroker(kafka.BrokerConfig{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
+	b, err := embedded.Start(embedded.Config{Dir: t.TempDir(), Listen: "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -312,7 +314,7 @@ func dialled(t *testing.T) (*kafka.Broker, kafka.Config) {
 		}
 	})
 	config := kafka.Config{Brokers: b.Addrs(), Dial: b.Dialer(nil)}
-	ensure(t, config, single())
+	kafkatest.Ensure(t, config, single())
 	return b, config
 }
 
@@ -331,7 +333,7 @@ func TestWhoHangsUpLeavesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	eventually(t, "all strangers are gone", func() bool { return kafka.Strangers(b) == 0 })
+	eventually(t, "all strangers are gone", func() bool { return embedded.Strangers(b) == 0 })
 	if got := read(t, config); !slices.Equal(got, []string{"theirs"}) {
 		t.Errorf("records: %q", got)
 	}
@@ -346,12 +348,12 @@ func TestAGroupKeepsItsProtocol(t *testing.T) {
 		return framed(r, 0)
 	}
 	for range 2 { // and after a restart
-		config, stop := open(t, kafka.BrokerConfig{Dir: dir})
-		ensure(t, config, single())
+		config, stop := open(t, embedded.Config{Dir: dir})
+		kafkatest.Ensure(t, config, single())
 		for range 2 { // once while nobody is a member
 			answers := exchange(t, config.Brokers[0], heartbeat())
-			c := client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"))
-			produce(t, c, "a")
+			c := kafkatest.Client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics("order-events"))
+			kafkatest.Produce(t, c, "order-events", "a")
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			c.PollFetches(ctx)
 			if err := c.CommitUncommittedOffsets(ctx); err != nil {
@@ -369,12 +371,12 @@ func TestAGroupKeepsItsProtocol(t *testing.T) {
 
 // A group that is kept is nobody else's, although it is empty.
 func TestKeptGroups(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir(), Groups: []string{"ours"}})
-	ensure(t, config, single())
+	config, _ := open(t, embedded.Config{Dir: t.TempDir(), Groups: []string{"ours"}})
+	kafkatest.Ensure(t, config, single())
 	for name, want := range map[string]int16{"ours": kerr.GroupIDNotFound.Code, "theirs": 0} {
 		r := kmsg.NewPtrConsumerGroupHeartbeatRequest()
 		r.Group, r.MemberID, r.RebalanceTimeoutMillis, r.SubscribedTopicNames, r.Topics = name, "stranger", 10_000, []string{"order-events"}, []kmsg.ConsumerGroupHeartbeatRequestTopic{}
-		resp, err := r.RequestWith(t.Context(), client(t, config))
+		resp, err := r.RequestWith(t.Context(), kafkatest.Client(t, config))
 		if err != nil || resp.ErrorCode != want {
 			t.Errorf("%s: %v, code %d, want %d", name, err, resp.ErrorCode, want)
 		}
@@ -383,9 +385,9 @@ func TestKeptGroups(t *testing.T) {
 
 // What a topic may be is what Apache Kafka would take, within what one process can hold.
 func TestTopicsAreBounded(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
-	admin := kadm.NewClient(client(t, config))
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
+	admin := kadm.NewClient(kafkatest.Client(t, config))
 	for name, c := range map[string]struct {
 		partitions int32
 		replicas   int16
@@ -427,7 +429,7 @@ func TestTopicsAreBounded(t *testing.T) {
 	}
 	var full error
 	for i := 0; full == nil && i < 100; i++ {
-		resp, err := admin.CreateTopic(t.Context(), kafka.MaxPartitions, 1, nil, fmt.Sprintf("fill-%d", i))
+		resp, err := admin.CreateTopic(t.Context(), embedded.MaxPartitions, 1, nil, fmt.Sprintf("fill-%d", i))
 		if full = err; full == nil {
 			full = resp.Err
 		}
@@ -442,10 +444,10 @@ func TestTopicsMadeAnewUnderLoad(t *testing.T) {
 	config, kill := spawn(t, t.TempDir())
 	defer kill()
 	topics := []kafka.Topic{single(), kafka.DeadLetters(single())}
-	ensure(t, config, topics...)
-	admin := kadm.NewClient(client(t, config))
+	kafkatest.Ensure(t, config, topics...)
+	admin := kadm.NewClient(kafkatest.Client(t, config))
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
-	reader := client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topics[0].Name))
+	reader := kafkatest.Client(t, config, kgo.ConsumerGroup(group), kgo.ConsumeTopics(topics[0].Name))
 	opts, err := config.Options()
 	if err != nil {
 		t.Fatal(err)
@@ -475,7 +477,7 @@ func TestTopicsMadeAnewUnderLoad(t *testing.T) {
 		if _, err := admin.DeleteTopics(ctx, topics[0].Name, topics[1].Name); err != nil {
 			t.Fatalf("round %d: %v", round, err)
 		}
-		ensure(t, config, topics...)
+		kafkatest.Ensure(t, config, topics...)
 		eventually(t, fmt.Sprintf("round %d is written", round), func() bool {
 			ends, err := admin.ListEndOffsets(ctx, topics[0].Name, topics[1].Name)
 			if err != nil {
@@ -490,10 +492,10 @@ func TestTopicsMadeAnewUnderLoad(t *testing.T) {
 
 // What Java's clients stumble over is not offered, and they list groups by the types that they write with a capital.
 func TestWhatIsOfferedIsWhole(t *testing.T) {
-	config, _ := open(t, kafka.BrokerConfig{Dir: t.TempDir()})
-	ensure(t, config, single())
-	c := client(t, config)
-	produce(t, c, "a")
+	config, _ := open(t, embedded.Config{Dir: t.TempDir()})
+	kafkatest.Ensure(t, config, single())
+	c := kafkatest.Client(t, config)
+	kafkatest.Produce(t, c, "order-events", "a")
 	commitOffset(t, c, 1)
 	offered, err := kmsg.NewPtrApiVersionsRequest().RequestWith(t.Context(), c)
 	if err != nil {

@@ -1,9 +1,10 @@
-package kafka
+package embedded
 
 import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"pizzaflow/kafka"
 	"sync"
 	"sync/atomic"
 
@@ -46,7 +47,7 @@ var rules = func() map[int16]rule {
 	} {
 		out[int16(kind)] = rule{max: kmsg.RequestForKey(int16(kind)).MaxVersion(), limit: maxControl, check: check}
 	}
-	out[int16(kmsg.Produce)] = rule{max: 13, limit: maxRequest, check: checkProduce}
+	out[int16(kmsg.Produce)] = rule{max: 13, limit: kafka.MaxRequest, check: checkProduce}
 	// From version 5 on the answer tells settings, and Java's client does not understand how.
 	out[int16(kmsg.CreateTopics)] = rule{max: 4, limit: maxControl, check: checkCreateTopics}
 	// From version 4 on it is for brokers, about several producers.

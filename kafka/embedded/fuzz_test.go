@@ -1,4 +1,4 @@
-package kafka_test
+package embedded_test
 
 import (
 	"context"
@@ -22,6 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
 )
 
 const (
@@ -37,8 +38,8 @@ func TestNoRequestEndsTheBroker(t *testing.T) {
 	config, kill := spawn(t, t.TempDir())
 	defer kill()
 	survivor := kafka.Topic{Name: "survivor", Partitions: 1, Replicas: 1}
-	ensure(t, config, survivor, kafka.Topic{Name: "fuzzed", Partitions: 2, Replicas: 1})
-	f := &fuzzing{t: t, config: config, producer: client(t, config), topic: survivor, count: count, seed: uint64(seed), known: map[string][]reflect.Value{}}
+	kafkatest.Ensure(t, config, survivor, kafka.Topic{Name: "fuzzed", Partitions: 2, Replicas: 1})
+	f := &fuzzing{t: t, config: config, producer: kafkatest.Client(t, config), topic: survivor, count: count, seed: uint64(seed), known: map[string][]reflect.Value{}}
 	kinds := make(chan kmsg.ApiVersionsResponseApiKey)
 	var workers sync.WaitGroup
 	for range fuzzWorkers {

@@ -1,6 +1,6 @@
 //go:build synctests
 
-package kafka_test
+package embedded_test
 
 import (
 	"context"
@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/embedded"
 	"pizzaflow/kafka/kafkatest"
 )
 
@@ -28,7 +29,7 @@ func TestMemberThatDiesWhileItJoins(t *testing.T) {
 func memberDies(t *testing.T) {
 	const address = "127.0.0.1:9092"
 	network := kafkatest.NewNetwork()
-	config, stop := open(t, kafka.BrokerConfig{Dir: t.TempDir(), Listen: address, ListenFn: network.Listen})
+	config, stop := open(t, embedded.Config{Dir: t.TempDir(), Listen: address, ListenFn: network.Listen})
 	defer stop()
 	config.Dial = network.Dial
 	topic := kafka.Topic{Name: "events", Partitions: 4, Replicas: 1}

@@ -1,8 +1,9 @@
-package kafka
+package embedded
 
 import (
 	"fmt"
 	"math"
+	"pizzaflow/kafka"
 	"regexp"
 	"slices"
 	"strconv"
@@ -27,7 +28,7 @@ var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 var (
 	topicLimits = map[string]struct{ least, most int64 }{
 		"delete.retention.ms": {0, math.MaxInt64},
-		"max.message.bytes":   {1 << 10, maxRequest - 64<<10},
+		"max.message.bytes":   {1 << 10, kafka.MaxRequest - 64<<10},
 		"min.insync.replicas": {1, math.MaxInt32},
 		"retention.bytes":     {-1, math.MaxInt64},
 		"retention.ms":        {-1, math.MaxInt64},

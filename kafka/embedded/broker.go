@@ -1,4 +1,4 @@
-package kafka
+package embedded
 
 import (
 	"context"
@@ -32,8 +32,8 @@ const (
 	settleTime   = 5 * time.Second
 )
 
-// BrokerConfig says where the embedded broker keeps its data and where it listens.
-type BrokerConfig struct {
+// Config says where the embedded broker keeps its data and where it listens.
+type Config struct {
 	Dir    string // created with mode 0700, its missing parents too; an existing one is narrowed to 0700
 	Listen string // host:port, DefaultListen when empty; port 0 means any free one
 
@@ -75,18 +75,21 @@ type Broker struct {
 	closeErr  error
 }
 
-// StartBroker opens the directory, mends what a crash or a full disk left broken in it, and serves until
+// Start opens the directory, mends what a crash or a full disk left broken in it, and serves until
 // Close. The error matches [ErrDirectoryInUse] when another process has the directory, and
 // syscall.EADDRINUSE when the port is taken.
-func StartBroker(cfg BrokerConfig) (*Broker, error) {
-	b := &Broker{dir: cfg.Dir, log: &brokerLog{log: orDiscard(cfg.Log)}, stop: make(chan struct{})}
+func Start(cfg Config) (*Broker, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	b := &Broker{dir: cfg.Dir, log: &brokerLog{log: cfg.Log}, stop: make(chan struct{})}
 	if err := b.start(cfg); err != nil {
 		return nil, fmt.Errorf("start the embedded broker: %w", err)
 	}
 	return b, nil
 }
 
-func (b *Broker) start(cfg BrokerConfig) (err error) {
+func (b *Broker) start(cfg Config) (err error) {
 	if err := makePrivate(cfg.Dir); err != nil {
 		return err
 	}
@@ -139,7 +142,7 @@ func (b *Broker) start(cfg BrokerConfig) (err error) {
 }
 
 // open listens and loads the directory. No connection is served before serve is called.
-func (b *Broker) open(cfg BrokerConfig) (serve func(), err error) {
+func (b *Broker) open(cfg Config) (serve func(), err error) {
 	groups, err := readGroups(b.dir)
 	if err != nil {
 		return nil, err
