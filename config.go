@@ -15,8 +15,8 @@ import (
 	"strings"
 	"time"
 
-	"pizzaflow/kafka"
 	"pizzaflow/kafka/embedded"
+	"pizzaflow/ops"
 	"pizzaflow/outbox/relay"
 	"pizzaflow/sqldb"
 )
@@ -179,29 +179,15 @@ func (c Config) Validate() error {
 			errs = append(errs, bad("NOTIFICATION_TEMPLATES", "%q is not a folder", f))
 		}
 	}
-	if c.OpsToken != "" && !usableToken(c.OpsToken) {
-		errs = append(errs, bad("OPS_TOKEN", "must have at least %d characters, all of them visible ASCII", minToken))
+	if c.OpsToken != "" {
+		if err := ops.CheckToken(c.OpsToken); err != nil {
+			errs = append(errs, bad("OPS_TOKEN", "%w", err))
+		}
 	}
 	if c.DataDir == "" {
 		errs = append(errs, bad("DATA_DIR", "is empty"))
 	}
 	return errors.Join(errs...)
-}
-
-// topicRetention is how long the topics keep records unless told otherwise, and maxTopicRetention how long at most:
-// for as long, and the 7 days for which an outbox can publish an event again, the inboxes remember what was handled.
-const (
-	topicRetention    = 7 * 24 * time.Hour
-	maxTopicRetention = 8 * 24 * time.Hour
-)
-
-// minToken is the least length of OPS_TOKEN: 16 random letters and digits are
-// more than can be guessed.
-const minToken = 16
-
-// usableToken reports whether a token is long enough and fits into a header.
-func usableToken(token string) bool {
-	return len(token) >= minToken && !strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' })
 }
 
 func (c Config) validateAddresses() error {
@@ -300,53 +286,6 @@ func (c Config) validateURLs() error {
 	return errors.Join(errs...)
 }
 
-// needsKafka reports whether a service runs here that reads or writes topics.
-func (c Config) needsKafka() bool {
-	return slices.ContainsFunc(c.services(), func(s string) bool { return s != "broker" && s != "sandbox" })
-}
-
-func (c Config) validateKafka() error {
-	switch {
-	case len(c.KafkaBrokers) == 0 && c.needsKafka() && !c.runs("broker"):
-		return bad("KAFKA_BROKERS", "is empty, and no broker runs in this process: say where Kafka is")
-	case len(c.KafkaBrokers) == 0:
-		return nil
-	}
-	var errs []error
-	k := c.kafka(nil)
-	reach := kafka.Config{Brokers: k.Brokers, TLS: kafka.TLS{Enabled: k.TLS.Enabled}, Plaintext: k.Plaintext}
-	if err := reach.Validate(); err != nil {
-		key := "KAFKA_BROKERS"
-		if kafka.Field(err) == "TLS" {
-			key = "KAFKA_TLS"
-		}
-		errs = append(errs, bad(key, "%w", err))
-	}
-	for _, part := range []struct {
-		key string
-		cfg kafka.Config
-	}{
-		{"KAFKA_TLS", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, TLS: k.TLS}},
-		{"KAFKA_SASL_MECHANISM", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, SASL: k.SASL}},
-	} {
-		if err := part.cfg.Validate(); err != nil {
-			errs = append(errs, bad(part.key, "%w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// kafka is how to reach the brokers; embedded is the address of our own.
-func (c Config) kafka(embedded []string) kafka.Config {
-	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // it stays in this machine
-	if len(c.KafkaBrokers) > 0 {
-		k.Brokers, k.Plaintext = c.KafkaBrokers, c.KafkaPlaintext
-		k.TLS = kafka.TLS{Enabled: c.KafkaTLS, CAFile: c.KafkaTLSCA, CertFile: c.KafkaTLSCert, KeyFile: c.KafkaTLSKey, ServerName: c.KafkaTLSServerName}
-		k.SASL = kafka.SASL{Mechanism: c.KafkaSASLMechanism, User: c.KafkaSASLUser, Password: c.KafkaSASLPassword}
-	}
-	return k
-}
-
 // databaseURL is where a service keeps its tables: its own URL as it is, a
 // schema of the common PostgreSQL, or a file.
 func (c Config) databaseURL(service string) string {
@@ -366,6 +305,21 @@ func (c Config) databaseURL(service string) string {
 	}
 	u.RawQuery = q.Encode()
 	return u.String()
+}
+
+// MovedTo is the configuration with which the services find their data after a move to the PostgreSQL: each in a schema,
+// but a service whose own URL names that PostgreSQL as it says.
+func (c Config) MovedTo(postgres string) (Config, error) {
+	if !isPostgres(postgres) {
+		return Config{}, bad("--to", "want postgres://…")
+	}
+	c.DatabaseURL = postgres
+	for _, own := range []*string{&c.OrderDatabaseURL, &c.PaymentDatabaseURL, &c.NotificationDatabaseURL} {
+		if *own != postgres {
+			*own = ""
+		}
+	}
+	return c, nil
 }
 
 func (c Config) ownDatabaseURL(service string) string {

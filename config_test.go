@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -219,15 +218,11 @@ func TestTopicsAreBounded(t *testing.T) {
 // TestMovedDataIsWhereTheServiceLooks compares where a move puts the tables
 // with where the service will look for them.
 func TestMovedDataIsWhereTheServiceLooks(t *testing.T) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "order.db"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	const to = "postgres://127.0.0.1/orders"
 	for _, c := range []Config{{DatabaseURL: to}, {OrderDatabaseURL: to}, {DatabaseURL: to, PaymentDatabaseURL: "postgres://127.0.0.1/other"}} {
-		parts, err := Move{From: "sqlite:" + dir, To: to, Services: []string{"order"}, Config: c}.parts()
-		if err != nil || len(parts) != 1 || parts[0].to != c.databaseURL("order") {
-			t.Errorf("moved to %v, and the service looks at %s (%v)", parts, c.databaseURL("order"), err)
+		moved, err := c.MovedTo(to)
+		if err != nil || moved.databaseURL("order") != c.databaseURL("order") {
+			t.Errorf("moved to %s, and the service looks at %s (%v)", moved.databaseURL("order"), c.databaseURL("order"), err)
 		}
 	}
 }

@@ -25,6 +25,7 @@ var mayImport = map[string]string{
 	"load":              "event",
 	"logs":              "",
 	"measure":           "",
+	"ops":               "internal/filelock outbox outbox/admin sqldb verify web",
 	"sandbox":           "",
 	"sqldb":             "",
 	"web":               "",
@@ -49,8 +50,8 @@ var mayImport = map[string]string{
 	"payment":      "event job measure outbox outbox/inbox sqldb",
 	"notification": "event job measure outbox outbox/inbox sqldb",
 	"frontend":     "event kafka web",
-	".":            "event frontend internal/filelock kafka kafka/embedded notification order outbox outbox/admin outbox/inbox outbox/relay payment sandbox sqldb verify web",
-	"cmd/pizza":    ". load logs verify",
+	".":            "event frontend internal/filelock kafka kafka/embedded notification ops order outbox outbox/inbox outbox/relay payment sandbox sqldb verify web",
+	"cmd/pizza":    ". kafka load logs ops outbox/admin verify",
 	"e2e":          "*",
 	"e2e/servers":  "",
 }

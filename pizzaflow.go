@@ -16,6 +16,7 @@ import (
 
 	"pizzaflow/event"
 	"pizzaflow/notification"
+	"pizzaflow/ops"
 	"pizzaflow/order"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/inbox"
@@ -86,48 +87,46 @@ func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
 // allServices are the names that SERVICES takes.
 var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}
 
+// Databases are those of all services, in the order of the table.
+func (c Config) Databases() (all []ops.Database) {
+	for _, s := range domain {
+		all = append(all, ops.Database{Service: s.name, Schema: s.schema, URL: c.databaseURL(s.name), Option: c.databaseKey(s.name), Runs: c.runs(s.name)})
+	}
+	return all
+}
+
 // Migrate brings the databases of the services that the configuration runs up
 // to date and tells log what it did.
 func Migrate(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	for _, s := range domain {
-		if !cfg.runs(s.name) {
+	for _, d := range cfg.Databases() {
+		if !d.Runs {
 			continue
 		}
-		db, err := openDatabase(ctx, cfg, s.name, s.schema)
+		db, err := openDatabase(ctx, cfg, d)
 		if err != nil {
 			return err
 		}
 		if err := db.Close(); err != nil {
-			return fmt.Errorf("migrate %s: %w", s.name, err)
+			return fmt.Errorf("migrate %s: %w", d.Service, err)
 		}
-		log.Info("database is up to date", "service", s.name, "engine", db.Engine)
+		log.Info("database is up to date", "service", d.Service, "engine", db.Engine)
 	}
 	return nil
 }
 
 // openDatabase opens a service's database and migrates it.
-func openDatabase(ctx context.Context, cfg Config, name string, schema fs.FS) (*sqldb.DB, error) {
-	db, err := sqldb.OpenLimited(ctx, cfg.databaseURL(name), sqldb.Limits{
+func openDatabase(ctx context.Context, cfg Config, d ops.Database) (*sqldb.DB, error) {
+	db, err := sqldb.OpenLimited(ctx, d.URL, sqldb.Limits{
 		Connections: cfg.DatabaseConnections, Sessions: relay.Sessions, IdleTime: cfg.DatabaseIdleTime, Lifetime: cfg.DatabaseConnectionLife,
 	})
 	if err != nil {
-		return nil, bad(cfg.databaseKey(name), "%w", err)
+		return nil, bad(d.Option, "%w", err)
 	}
-	return migrated(ctx, db, name, schema)
-}
-
-// migrated brings a service's database up to date, or closes it.
-func migrated(ctx context.Context, db *sqldb.DB, name string, schema fs.FS) (*sqldb.DB, error) {
-	for _, set := range []struct {
-		name  string
-		files fs.FS
-	}{{"outbox", outbox.Schema}, {name, schema}} {
-		if err := db.Migrate(ctx, set.name, set.files); err != nil {
-			return nil, errors.Join(err, db.Close())
-		}
+	if err := d.Migrate(ctx, db); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	return db, nil
 }

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
-	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -27,6 +24,7 @@ import (
 	"pizzaflow/internal/retry"
 	"pizzaflow/kafka"
 	"pizzaflow/kafka/embedded"
+	"pizzaflow/ops"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/inbox"
 	"pizzaflow/outbox/relay"
@@ -75,7 +73,7 @@ type process struct {
 	orders     *web.Gate    // the order API of this process
 	openOrders func()       // has it take orders, once its service is there
 	api        http.Handler // the order API that the pages use
-	operators  *operatorAPI
+	operators  *ops.API
 	closers    []io.Closer
 	topics     chan struct{} // closed when the topics are there
 	readiness  readiness
@@ -192,45 +190,6 @@ func (p *process) tell(key, address string) error {
 	return nil
 }
 
-// needsSandbox reports whether this process runs a sandbox: alone always, and
-// beside other services if any of them, or of another process, may point at it.
-func (c Config) needsSandbox() bool {
-	return c.runs("sandbox") && (len(c.services()) == 1 || c.PaymentProviderURL == "" || c.SMTPURL == "" || c.SMSURL == "" ||
-		pointsAt(c.PaymentProviderURL, c.SandboxAddr) || pointsAt(c.SMSURL, c.SandboxAddr) || pointsAt(c.SMTPURL, c.SandboxSMTPAddr))
-}
-
-// pointsAt reports whether a URL may lead to our own address, whose host can be
-// spelt in many ways.
-func pointsAt(rawURL, addr string) bool {
-	u, err := url.Parse(rawURL)
-	if err != nil {
-		return false
-	}
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil || u.Port() != port {
-		return false
-	}
-	local := func(h string) bool {
-		a, err := netip.ParseAddr(h)
-		return h == "" || h == "localhost" || err == nil && (a.IsLoopback() || a.IsUnspecified())
-	}
-	return u.Hostname() == host || local(host) && local(u.Hostname()) || host == "" || unspecified(host)
-}
-
-func unspecified(host string) bool {
-	a, err := netip.ParseAddr(host)
-	return host == "" || err == nil && a.IsUnspecified()
-}
-
-// visible is an address as a browser on this machine finds it.
-func visible(addr string) string {
-	host, port, err := net.SplitHostPort(addr)
-	if err == nil && unspecified(host) {
-		return net.JoinHostPort("localhost", port)
-	}
-	return addr
-}
-
 func (p *process) startSandbox(context.Context) error {
 	p.outside.provider, p.outside.smtp, p.outside.sms = p.cfg.PaymentProviderURL, p.cfg.SMTPURL, p.cfg.SMSURL
 	if !p.cfg.needsSandbox() {
@@ -299,7 +258,7 @@ func makeUp(broker *embedded.Broker, log *slog.Logger) func() {
 func (p *process) startServices(ctx context.Context) error {
 	if p.cfg.needsKafka() {
 		if _, err := p.kafka.Options(); err != nil { // its files: the rest is valid
-			return kafkaFault(err)
+			return KafkaError(err)
 		}
 		missing := func(reason error) {
 			p.readiness.wait("the topics", fmt.Errorf("the topics are not there yet: %w", reason))
@@ -311,7 +270,7 @@ func (p *process) startServices(ctx context.Context) error {
 				return nil // told to stop while it waited for the broker
 			}
 			if err != nil {
-				return kafkaFault(err)
+				return KafkaError(err)
 			}
 			p.readiness.wait("the topics", nil)
 			close(p.topics)
@@ -319,11 +278,11 @@ func (p *process) startServices(ctx context.Context) error {
 			return nil
 		})
 	}
-	for _, s := range domain {
-		if !p.cfg.runs(s.name) {
+	for i, d := range p.cfg.Databases() {
+		if !d.Runs {
 			continue
 		}
-		if err := p.startService(ctx, s.name, s.schema, s.build); err != nil {
+		if err := p.startService(ctx, d, domain[i].build); err != nil {
 			return err
 		}
 	}
@@ -331,19 +290,20 @@ func (p *process) startServices(ctx context.Context) error {
 	return nil
 }
 
-func (p *process) startService(ctx context.Context, name string, schema fs.FS, build builder) error {
-	if err := p.lock(name); err != nil {
+func (p *process) startService(ctx context.Context, d ops.Database, build builder) error {
+	if err := p.lock(d); err != nil {
 		return err
 	}
-	db, err := p.awaitDatabase(ctx, name, schema)
+	db, err := p.awaitDatabase(ctx, d)
 	if err != nil {
 		return err
 	}
+	name := d.Service
 	p.readiness.add(name, db)
 	for use, pool := range db.Pools() {
 		p.metrics.MustRegister(collectors.NewDBStatsCollector(pool, strings.TrimSpace(name+" "+use)))
 	}
-	p.operators.add(name, db)
+	p.operators.Add(name, db)
 	p.closers = append(p.closers, db)
 	out := outbox.New(db, "/"+name+"-service")
 	svc, err := build(p, out, p.host.Log.With("service", name), p.metrics)
@@ -352,7 +312,7 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return kafkaFault(err)
+		return KafkaError(err)
 	}
 	reg := web.Guard(prometheus.WrapRegistererWithPrefix("pizza_", p.registry), p.host.Log)
 	consumer := inbox.New(inbox.Config{
@@ -374,11 +334,12 @@ func (p *process) startService(ctx context.Context, name string, schema fs.FS, b
 
 // awaitDatabase opens a service's database, and waits for one that is not there
 // yet, is locked or full: no process needs another to have started before it.
-func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
+func (p *process) awaitDatabase(ctx context.Context, d ops.Database) (*sqldb.DB, error) {
+	name := d.Service
 	what := "the " + name + " database"
 	p.readiness.wait(what, fmt.Errorf("waiting for "+what+": it has not answered since %s", time.Now().Format(time.TimeOnly)))
 	for attempt := 1; ; attempt++ {
-		db, err := p.openDatabase(ctx, name, schema)
+		db, err := p.openDatabase(ctx, d)
 		if err != nil && ctx.Err() != nil { // the URL has no part in it
 			return nil, fmt.Errorf("%s: told to stop while opening the database: %w", name, ctx.Err())
 		}
@@ -399,17 +360,17 @@ func (p *process) awaitDatabase(ctx context.Context, name string, schema fs.FS) 
 
 // openDatabase opens a service's database, brings it up to date and makes sure
 // that it gives no number twice.
-func (p *process) openDatabase(ctx context.Context, name string, schema fs.FS) (*sqldb.DB, error) {
-	db, err := openDatabase(ctx, p.cfg, name, schema)
+func (p *process) openDatabase(ctx context.Context, d ops.Database) (*sqldb.DB, error) {
+	db, err := openDatabase(ctx, p.cfg, d)
 	if err != nil {
 		return nil, err
 	}
 	moved, err := outbox.RepairNumbering(ctx, db)
 	if err != nil {
-		return nil, errors.Join(bad(p.cfg.databaseKey(name), "%w", err), db.Close())
+		return nil, errors.Join(bad(d.Option, "%w", err), db.Close())
 	}
 	for _, table := range moved {
-		p.host.Log.Warn("the sequence of a table stood below its rows and was moved: was the database restored?", "service", name, "table", table)
+		p.host.Log.Warn("the sequence of a table stood below its rows and was moved: was the database restored?", "service", d.Service, "table", table)
 	}
 	return db, nil
 }
@@ -429,21 +390,21 @@ func (p *process) withTopics(run func(context.Context) error) func(context.Conte
 
 // lock keeps a second process away from a SQLite file: SQLite would let it in,
 // and the two would wait for each other at every write.
-func (p *process) lock(service string) error {
-	path, lite := strings.CutPrefix(p.cfg.databaseURL(service), "sqlite:")
+func (p *process) lock(d ops.Database) error {
+	path, lite := strings.CutPrefix(d.URL, "sqlite:")
 	if !lite {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return bad("DATA_DIR", "%s.db: %w", service, err)
+		return bad("DATA_DIR", "%s.db: %w", d.Service, err)
 	}
 	l, err := filelock.Acquire(path + ".lock")
 	if err != nil {
-		return bad("DATA_DIR", "%s.db: %w", service, err)
+		return bad("DATA_DIR", "%s.db: %w", d.Service, err)
 	}
 	p.closers = append(p.closers, l)
-	if err := notMoved(path); err != nil {
-		return bad("DATA_DIR", "%s.db: %w", service, err)
+	if err := ops.CheckNotMoved(path); err != nil {
+		return bad("DATA_DIR", "%s.db: %w", d.Service, err)
 	}
 	return nil
 }
@@ -466,7 +427,7 @@ func (p *process) startFrontend(context.Context) error {
 	}
 	opts, err := p.kafka.Options()
 	if err != nil {
-		return kafkaFault(err)
+		return KafkaError(err)
 	}
 	shop, err := frontend.New(frontend.Config{API: p.api, Kafka: opts, PublicURL: p.publicURL, Log: p.host.Log.With("service", "frontend"), Metrics: p.metrics})
 	if err != nil {
@@ -498,9 +459,9 @@ func (p *process) startDoors(context.Context) error {
 // a process that waits for its database is alive and not ready.
 func (p *process) startAdmin(context.Context) error {
 	if ln := p.listeners["ADMIN_ADDR"]; ln != nil {
-		p.operators = newOperatorAPI(p.cfg, p.host.Log)
+		p.operators = ops.NewAPI(ops.APIConfig{Token: p.cfg.OpsToken, Databases: p.cfg.Databases(), RateLimit: p.cfg.RateLimit, Log: p.host.Log})
 		admin := web.Admin(p.registry, p.ready)
-		admin.Handle("/api/", p.operators.handler(p.cfg.RateLimit))
+		admin.Handle("/api/", p.operators.Handler())
 		p.ground.Go("ADMIN_ADDR", func(ctx context.Context) error { return web.Serve(ctx, ln, admin, p.host.Log) })
 	}
 	return nil

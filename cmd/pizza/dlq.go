@@ -9,7 +9,8 @@ import (
 	"fmt"
 	"strings"
 
-	"pizzaflow"
+	"pizzaflow/ops"
+	"pizzaflow/outbox/admin"
 )
 
 type dlqCmd struct {
@@ -27,14 +28,14 @@ type parkedFlags struct {
 	Class string `enum:",permanent,transient,panic" default:"" help:"Records with an error of this class: permanent, transient or panic."`
 }
 
-func (f parkedFlags) filter() pizzaflow.ParkedFilter {
-	return pizzaflow.ParkedFilter{Key: f.Key, Topic: f.Topic, EventType: f.Type, ErrorClass: f.Class}
+func (f parkedFlags) filter() admin.ParkedFilter {
+	return admin.ParkedFilter{Key: f.Key, Topic: f.Topic, EventType: f.Type, ErrorClass: f.Class}
 }
 
 func (f parkedFlags) chosen() bool { return f != parkedFlags{} }
 
-func printParked(p *program, records []pizzaflow.ServiceRecord, nothing string) error {
-	return list(p, records, nothing, "SERVICE\tSTATE\tEVENT\tTYPE\tTOPIC\tKEY\tATTEMPTS\tBEHIND\tFAILED\tCLASS\tERROR", func(r pizzaflow.ServiceRecord) []any {
+func printParked(p *program, records []ops.ParkedRecord, nothing string) error {
+	return list(p, records, nothing, "SERVICE\tSTATE\tEVENT\tTYPE\tTOPIC\tKEY\tATTEMPTS\tBEHIND\tFAILED\tCLASS\tERROR", func(r ops.ParkedRecord) []any {
 		return []any{
 			r.Service, r.State, r.EventID, plain(r.EventType), plain(r.Topic), plain(r.Key), r.Attempts, r.Followers,
 			clock(r.LastFailedAt), r.ErrorClass, plain(r.Error),
@@ -60,21 +61,12 @@ func (c dlqListCmd) Run(ctx context.Context, p *program) error {
 	if c.State == "all" {
 		filter.State = ""
 	}
-	return c.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		var records []pizzaflow.ServiceRecord
-		for _, op := range operators {
-			found, err := op.Parked(ctx, filter, c.Limit+1)
-			if err != nil {
-				return fmt.Errorf("%s: %w", op.Service, err)
-			}
-			if len(found) > c.Limit {
-				found = found[:c.Limit]
-				fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", op.Service, c.Limit)
-			}
-			for _, r := range found {
-				records = append(records, pizzaflow.ServiceRecord{Service: op.Service, ParkedRecord: r})
-			}
+	return c.each(ctx, p, func(operators ops.Operators) error {
+		records, more, err := operators.Parked(ctx, filter, c.Limit)
+		if err != nil {
+			return err
 		}
+		p.sayMore(more, c.Limit)
 		nothing := "nothing is " + c.State
 		if c.State == "all" {
 			nothing = "nothing was ever parked"
@@ -90,25 +82,25 @@ type dlqShowCmd struct {
 
 // Run shows a parked record, once for each service that has it.
 func (c dlqShowCmd) Run(ctx context.Context, p *program) error {
-	return c.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		var letters []pizzaflow.DeadLetter
+	return c.each(ctx, p, func(operators ops.Operators) error {
+		var deadLetters []ops.DeadLetter
 		for _, op := range operators {
-			letter, found, err := pizzaflow.ShowDeadLetter(ctx, op, c.EventID)
+			dead, found, err := op.DeadLetter(ctx, c.EventID)
 			if err != nil {
 				return err
 			}
 			if found {
-				letters = append(letters, letter)
+				deadLetters = append(deadLetters, dead)
 			}
 		}
-		if len(letters) == 0 {
+		if len(deadLetters) == 0 {
 			return fmt.Errorf("no parked record has the event id %s", c.EventID)
 		}
 		if p.json {
-			return printJSON(p, letters)
+			return printJSON(p, deadLetters)
 		}
-		for _, l := range letters {
-			if _, err := fmt.Fprintln(p.stdout, describe(l)); err != nil {
+		for _, d := range deadLetters {
+			if _, err := fmt.Fprintln(p.stdout, describe(d)); err != nil {
 				return err
 			}
 		}
@@ -117,34 +109,34 @@ func (c dlqShowCmd) Run(ctx context.Context, p *program) error {
 }
 
 // describe shows a dead letter to a person.
-func describe(l pizzaflow.DeadLetter) string {
+func describe(d ops.DeadLetter) string {
 	var b strings.Builder
 	line := func(name string, value any) { fmt.Fprintf(&b, "%-13s %s\n", name, plain(fmt.Sprint(value))) }
-	line("event", l.EventID)
-	line("type", l.EventType)
-	line("group", l.Group)
-	line("state", l.State)
-	line("record", fmt.Sprintf("%s, partition %d, offset %d", l.Topic, l.Partition, l.Offset))
-	line("key", l.Key)
-	line("attempts", l.Attempts)
-	line("first failed", clock(l.FirstFailedAt))
-	line("last failed", clock(l.LastFailedAt))
-	line("next attempt", clock(l.DueAt))
-	line("finished", clock(l.FinishedAt))
-	line("error", l.ErrorClass+": "+l.Error)
-	line("behind it", counted(l.Followers, "record"))
-	for _, h := range l.Headers {
+	line("event", d.EventID)
+	line("type", d.EventType)
+	line("group", d.Group)
+	line("state", d.State)
+	line("record", fmt.Sprintf("%s, partition %d, offset %d", d.Topic, d.Partition, d.Offset))
+	line("key", d.Key)
+	line("attempts", d.Attempts)
+	line("first failed", clock(d.FirstFailedAt))
+	line("last failed", clock(d.LastFailedAt))
+	line("next attempt", clock(d.DueAt))
+	line("finished", clock(d.FinishedAt))
+	line("error", d.ErrorClass+": "+d.Error)
+	line("behind it", counted(d.Followers, "record"))
+	for _, h := range d.Headers {
 		line("header", h.Key+": "+h.Value)
 	}
 	var indented bytes.Buffer
 	switch {
-	case len(l.Value) > 0 && json.Indent(&indented, l.Value, "", "  ") == nil:
+	case len(d.Value) > 0 && json.Indent(&indented, d.Value, "", "  ") == nil:
 		b.WriteString("value\n")
 		for text := range strings.Lines(indented.String()) {
 			b.WriteString(plain(strings.TrimSuffix(text, "\n")) + "\n")
 		}
-	case len(l.Bytes) > 0:
-		line("value, base64", base64.StdEncoding.EncodeToString(l.Bytes))
+	case len(d.Bytes) > 0:
+		line("value, base64", base64.StdEncoding.EncodeToString(d.Bytes))
 	default:
 		line("value", "(none)")
 	}
@@ -163,17 +155,17 @@ type moveFlags struct {
 // change moves the records that are meant, each event by itself if events are
 // named, and tells what was done.
 func (f moveFlags) change(ctx context.Context, p *program, verb string,
-	move func(pizzaflow.ServiceOperator, pizzaflow.ParkedFilter) ([]pizzaflow.ParkedRecord, error),
+	move func(ops.Operator, admin.ParkedFilter) ([]ops.ParkedRecord, error),
 ) error {
-	if err := choose(f.All, f.chosen() || len(f.EventIDs) > 0, "event ids, --key, --topic, --type, --class or --all"); err != nil {
+	if err := checkSelection(f.All, f.chosen() || len(f.EventIDs) > 0, "event ids, --key, --topic, --type, --class or --all"); err != nil {
 		return err
 	}
 	ids := f.EventIDs
 	if len(ids) == 0 {
 		ids = []string{""} // whatever the flags select
 	}
-	return f.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		var records []pizzaflow.ServiceRecord
+	return f.each(ctx, p, func(operators ops.Operators) error {
+		var records []ops.ParkedRecord
 		var errs []error
 		var behind int64
 		for _, id := range ids {
@@ -183,11 +175,12 @@ func (f moveFlags) change(ctx context.Context, p *program, verb string,
 				filter.EventID, filter.All = id, f.All
 				moved, err := move(op, filter)
 				if err != nil {
-					errs = append(errs, fmt.Errorf("%s: %w", op.Service, err))
+					errs = append(errs, err)
 				}
 				for _, r := range moved {
-					records, behind = append(records, pizzaflow.ServiceRecord{Service: op.Service, ParkedRecord: r}), behind+r.Followers
+					behind += r.Followers
 				}
+				records = append(records, moved...)
 			}
 			if id != "" && len(records) == before && len(errs) == 0 {
 				errs = append(errs, fmt.Errorf("nothing to do for %s: it is not parked, or somebody was faster", id))
@@ -205,7 +198,7 @@ type dlqReplayCmd struct{ moveFlags }
 
 // Run has dead records tried again.
 func (c dlqReplayCmd) Run(ctx context.Context, p *program) error {
-	return c.change(ctx, p, "replayed", func(op pizzaflow.ServiceOperator, f pizzaflow.ParkedFilter) ([]pizzaflow.ParkedRecord, error) {
+	return c.change(ctx, p, "replayed", func(op ops.Operator, f admin.ParkedFilter) ([]ops.ParkedRecord, error) {
 		return op.Replay(ctx, f, c.action())
 	})
 }
@@ -214,7 +207,7 @@ type dlqDiscardCmd struct{ moveFlags }
 
 // Run gives dead records up.
 func (c dlqDiscardCmd) Run(ctx context.Context, p *program) error {
-	return c.change(ctx, p, "discarded", func(op pizzaflow.ServiceOperator, f pizzaflow.ParkedFilter) ([]pizzaflow.ParkedRecord, error) {
+	return c.change(ctx, p, "discarded", func(op ops.Operator, f admin.ParkedFilter) ([]ops.ParkedRecord, error) {
 		return op.Discard(ctx, f, c.action())
 	})
 }

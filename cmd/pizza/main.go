@@ -19,6 +19,7 @@ import (
 
 	"pizzaflow"
 	"pizzaflow/logs"
+	"pizzaflow/ops"
 )
 
 // Exit codes.
@@ -30,7 +31,7 @@ const (
 
 // errUsage is wrapped by the errors about a command's arguments that kong does
 // not find.
-var errUsage = errors.New("usage")
+var errUsage = ops.ErrUsage
 
 // A command line: the options are the same for every command.
 type cli struct {

@@ -16,7 +16,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"pizzaflow"
+	"pizzaflow/ops"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -122,10 +122,10 @@ func command(t *testing.T, want int, args ...string) (stdout, stderr string) {
 }
 
 // records lists parked records of the payment service.
-func records(t *testing.T, state string) []pizzaflow.ServiceRecord {
+func records(t *testing.T, state string) []ops.ParkedRecord {
 	t.Helper()
 	stdout, _ := command(t, exitDone, "dlq", "list", "--service", "payment", "--state", state, "-o", "json")
-	var list []pizzaflow.ServiceRecord
+	var list []ops.ParkedRecord
 	if err := json.Unmarshal([]byte(stdout), &list); err != nil {
 		t.Fatalf("%v: %s", err, stdout)
 	}
@@ -133,9 +133,9 @@ func records(t *testing.T, state string) []pizzaflow.ServiceRecord {
 }
 
 // awaitRecords waits until so many records are in the state.
-func awaitRecords(t *testing.T, state string, n int) []pizzaflow.ServiceRecord {
+func awaitRecords(t *testing.T, state string, n int) []ops.ParkedRecord {
 	t.Helper()
-	var list []pizzaflow.ServiceRecord
+	var list []ops.ParkedRecord
 	await(t, fmt.Sprintf("%d are %s", n, state), func() bool {
 		list = records(t, state)
 		return len(list) == n
@@ -178,7 +178,7 @@ func TestDeadLettersByCommand(t *testing.T) {
 			}
 		}
 		stdout, _ = command(t, exitDone, "dlq", "show", dead[1].EventID, "--service", "payment", "-o", "json")
-		var letters []pizzaflow.DeadLetter
+		var letters []ops.DeadLetter
 		if err := json.Unmarshal([]byte(stdout), &letters); err != nil || len(letters) != 1 || !strings.Contains(string(letters[0].Value), "event_id") {
 			t.Errorf("show as JSON: %v\n%s", err, stdout)
 		}
@@ -239,7 +239,7 @@ func TestOutboxByCommand(t *testing.T) {
 		}
 		s.stop()
 		stdout, _ := command(t, exitDone, "outbox", "status", "-o", "json")
-		var list []pizzaflow.ServiceStatus
+		var list []ops.Status
 		if err := json.Unmarshal([]byte(stdout), &list); err != nil || len(list) != 3 || list[0].Service != "order" || list[0].Leader != "none" {
 			t.Errorf("%v: %s", err, stdout)
 		}
@@ -285,7 +285,7 @@ func TestBlockedEventsByCommand(t *testing.T) {
 		says("given up 2 events", "outbox", "skip", "--refused", "order-events", "--dry-run")
 		says("rewound 2 events", "outbox", "republish", "--since", "1h")
 		stdout, _ := command(t, exitDone, "outbox", "status", "--service", "order", "-o", "json")
-		var list []pizzaflow.ServiceStatus
+		var list []ops.Status
 		if err := json.Unmarshal([]byte(stdout), &list); err != nil || len(list) != 1 || list[0].Skipped != 1 || list[0].Unpublished != 2 {
 			t.Errorf("%v: %s", err, stdout)
 		}
@@ -447,7 +447,7 @@ func (s *system) checkFaults() {
 }
 
 // checkReads looks at everything that can be asked for.
-func (s *system) checkReads(dead pizzaflow.ServiceRecord) {
+func (s *system) checkReads(dead ops.ParkedRecord) {
 	for path, says := range map[string]string{
 		"outbox":                                        `"service":"notification"`,
 		"outbox?service=order":                          `"leader":"`,
@@ -467,7 +467,7 @@ func (s *system) checkReads(dead pizzaflow.ServiceRecord) {
 }
 
 // checkChanges makes every change there is.
-func (s *system) checkChanges(dead pizzaflow.ServiceRecord) {
+func (s *system) checkChanges(dead ops.ParkedRecord) {
 	t := s.t
 	post := func(path, body string) (affected int) {
 		status, _, answer := s.ask(opsToken, path, body)

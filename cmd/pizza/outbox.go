@@ -10,7 +10,8 @@ import (
 	"time"
 	"unicode"
 
-	"pizzaflow"
+	"pizzaflow/ops"
+	"pizzaflow/outbox/admin"
 )
 
 type outboxCmd struct {
@@ -27,16 +28,12 @@ type where struct {
 }
 
 // each opens the databases that are meant and runs fn with them.
-func (w where) each(ctx context.Context, p *program, fn func([]pizzaflow.ServiceOperator) error) error {
-	operators, err := pizzaflow.Operators(ctx, p.cfg, w.Service)
+func (w where) each(ctx context.Context, p *program, fn func(ops.Operators) error) error {
+	operators, err := ops.Open(ctx, p.cfg.Databases(), w.Service)
 	if err != nil {
 		return err
 	}
-	err = fn(operators)
-	for _, op := range operators {
-		err = errors.Join(err, op.Close())
-	}
-	return err
+	return errors.Join(fn(operators), operators.Close())
 }
 
 // deed says who changes something, why, and whether really.
@@ -45,7 +42,7 @@ type deed struct {
 	Why    string `help:"The reason, to be kept with your name and what was done."`
 }
 
-func (d deed) action() pizzaflow.Action {
+func (d deed) action() admin.Action {
 	name, host := "unknown", "unknown"
 	if u, err := user.Current(); err == nil {
 		name = u.Username
@@ -53,7 +50,7 @@ func (d deed) action() pizzaflow.Action {
 	if h, err := os.Hostname(); err == nil {
 		host = h
 	}
-	return pizzaflow.Action{By: name + "@" + host, Why: d.Why, DryRun: d.DryRun}
+	return admin.Action{By: name + "@" + host, Why: d.Why, DryRun: d.DryRun}
 }
 
 // did tells what was done, or would be.
@@ -77,15 +74,19 @@ func list[T any](p *program, items []T, nothing, header string, columns func(T) 
 	return show(p, items, header, columns)
 }
 
-// choose checks that something is selected, and not all and something besides.
-func choose(all, chosen bool, selectors string) error {
-	switch {
-	case all && chosen:
-		return fmt.Errorf("%w: --all goes with no other selection: give --all, or %s", errUsage, selectors)
-	case !all && !chosen:
-		return fmt.Errorf("%w: nothing is selected: give %s", errUsage, selectors)
+// checkSelection is ops.CheckSelection for a command line.
+func checkSelection(all, some bool, selectors string) error {
+	if err := ops.CheckSelection(all, some); err != nil {
+		return fmt.Errorf("%w: %w: give %s", errUsage, err, selectors)
 	}
 	return nil
+}
+
+// sayMore names the services that have more than limit.
+func (p *program) sayMore(services []string, limit int) {
+	for _, s := range services {
+		fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", s, limit)
+	}
 }
 
 // counted is a number with its noun: "1 record", "3 records".
@@ -119,12 +120,12 @@ type outboxStatusCmd struct{ where }
 
 // Run shows how the publishing of each service stands.
 func (c outboxStatusCmd) Run(ctx context.Context, p *program) error {
-	return c.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		statuses, err := pizzaflow.OutboxStatuses(ctx, operators)
+	return c.each(ctx, p, func(operators ops.Operators) error {
+		statuses, err := operators.Statuses(ctx)
 		if err != nil {
 			return err
 		}
-		err = show(p, statuses, "SERVICE\tLEADER\tUNPUBLISHED\tOLDEST\tBLOCKED\tSKIPPED\tREFUSED\tFLOOR", func(s pizzaflow.ServiceStatus) []any {
+		err = show(p, statuses, "SERVICE\tLEADER\tUNPUBLISHED\tOLDEST\tBLOCKED\tSKIPPED\tREFUSED\tFLOOR", func(s ops.Status) []any {
 			return []any{s.Service, leader(s), s.Unpublished, clock(s.OldestWaiting), s.Blocked, s.Skipped, len(s.Lanes), s.Floor}
 		})
 		if err != nil || p.json {
@@ -139,7 +140,7 @@ func (c outboxStatusCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-func leader(s pizzaflow.ServiceStatus) string {
+func leader(s ops.Status) string {
 	switch s.Leader {
 	case "alive":
 		return "led by " + plain(s.Holder)
@@ -162,8 +163,8 @@ type blockedFlags struct {
 	Seq   int64  `help:"The event of this number; give its --service, too."`
 }
 
-func (f blockedFlags) filter() pizzaflow.BlockedFilter {
-	return pizzaflow.BlockedFilter{Topic: f.Topic, Key: f.Key, Seq: f.Seq}
+func (f blockedFlags) filter() admin.BlockedFilter {
+	return admin.BlockedFilter{Topic: f.Topic, Key: f.Key, Seq: f.Seq}
 }
 
 func (f blockedFlags) chosen() bool { return f != blockedFlags{} }
@@ -176,8 +177,8 @@ func (f blockedFlags) checkSeq(w where) error {
 	return nil
 }
 
-func printBlocked(p *program, events []pizzaflow.ServiceEvent, nothing string) error {
-	return list(p, events, nothing, "SERVICE\tSEQ\tTOPIC\tKEY\tTYPE\tSINCE\tSKIPPED\tREASON", func(e pizzaflow.ServiceEvent) []any {
+func printBlocked(p *program, events []ops.BlockedEvent, nothing string) error {
+	return list(p, events, nothing, "SERVICE\tSEQ\tTOPIC\tKEY\tTYPE\tSINCE\tSKIPPED\tREASON", func(e ops.BlockedEvent) []any {
 		return []any{e.Service, e.Seq, plain(e.Topic), plain(e.Key), plain(e.EventType), clock(e.Since), clock(e.SkippedAt), plain(e.Reason)}
 	})
 }
@@ -187,45 +188,30 @@ func (c outboxBlockedCmd) Run(ctx context.Context, p *program) error {
 	if c.Limit < 1 {
 		return fmt.Errorf("%w: --limit must be at least 1", errUsage)
 	}
-	return c.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		var events []pizzaflow.ServiceEvent
-		for _, op := range operators {
-			found, err := op.Blocked(ctx, c.filter(), c.Limit+1)
-			if err != nil {
-				return fmt.Errorf("%s: %w", op.Service, err)
-			}
-			if len(found) > c.Limit {
-				found = found[:c.Limit]
-				fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", op.Service, c.Limit)
-			}
-			events = append(events, ofService(op, found)...)
+	return c.each(ctx, p, func(operators ops.Operators) error {
+		events, more, err := operators.Blocked(ctx, c.filter(), c.Limit)
+		if err != nil {
+			return err
 		}
+		p.sayMore(more, c.Limit)
 		return printBlocked(p, events, "nothing is blocked")
 	})
 }
 
-func ofService(op pizzaflow.ServiceOperator, events []pizzaflow.BlockedEvent) []pizzaflow.ServiceEvent {
-	var out []pizzaflow.ServiceEvent
-	for _, e := range events {
-		out = append(out, pizzaflow.ServiceEvent{Service: op.Service, BlockedEvent: e})
-	}
-	return out
-}
-
 // changeBlocked has each service change the events that are meant.
 func changeBlocked(ctx context.Context, p *program, w where, d deed, verb string,
-	change func(pizzaflow.ServiceOperator) ([]pizzaflow.BlockedEvent, error),
+	change func(ops.Operator) ([]ops.BlockedEvent, error),
 ) error {
-	return w.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
-		var events []pizzaflow.ServiceEvent
+	return w.each(ctx, p, func(operators ops.Operators) error {
+		var events []ops.BlockedEvent
 		var failed error
 		for _, op := range operators {
 			changed, err := change(op)
-			if err != nil { // what was changed before is told all the same
-				failed = fmt.Errorf("%s: %w", op.Service, err)
+			if err != nil { // the changes at the services before it are shown all the same
+				failed = err
 				break
 			}
-			events = append(events, ofService(op, changed)...)
+			events = append(events, changed...)
 		}
 		err := printBlocked(p, events, "nothing such is blocked")
 		if len(events) > 0 {
@@ -244,10 +230,10 @@ type outboxRetryCmd struct {
 
 // Run has blocked events published.
 func (c outboxRetryCmd) Run(ctx context.Context, p *program) error {
-	if err := errors.Join(choose(c.All, c.chosen(), "--topic, --key, --seq or --all"), c.checkSeq(c.where)); err != nil {
+	if err := errors.Join(checkSelection(c.All, c.chosen(), "--topic, --key, --seq or --all"), c.checkSeq(c.where)); err != nil {
 		return err
 	}
-	return changeBlocked(ctx, p, c.where, c.deed, "released", func(op pizzaflow.ServiceOperator) ([]pizzaflow.BlockedEvent, error) {
+	return changeBlocked(ctx, p, c.where, c.deed, "released", func(op ops.Operator) ([]ops.BlockedEvent, error) {
 		return op.Retry(ctx, c.filter(), c.action())
 	})
 }
@@ -267,10 +253,10 @@ func (c outboxSkipCmd) Run(ctx context.Context, p *program) error {
 	if c.Refused != "" {
 		return c.skipRefused(ctx, p)
 	}
-	if err := errors.Join(choose(false, c.chosen(), "--seq, --key, --topic or --refused"), c.checkSeq(c.where)); err != nil {
+	if err := errors.Join(checkSelection(false, c.chosen(), "--seq, --key, --topic or --refused"), c.checkSeq(c.where)); err != nil {
 		return err
 	}
-	return changeBlocked(ctx, p, c.where, c.deed, "given up", func(op pizzaflow.ServiceOperator) ([]pizzaflow.BlockedEvent, error) {
+	return changeBlocked(ctx, p, c.where, c.deed, "given up", func(op ops.Operator) ([]ops.BlockedEvent, error) {
 		return op.Skip(ctx, c.filter(), c.action())
 	})
 }
@@ -282,15 +268,15 @@ type tally struct {
 }
 
 // tallied has each service change something, and prints how much it was.
-func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing string, change func(pizzaflow.ServiceOperator) (int64, error)) error {
-	return w.each(ctx, p, func(operators []pizzaflow.ServiceOperator) error {
+func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing string, change func(ops.Operator) (int64, error)) error {
+	return w.each(ctx, p, func(operators ops.Operators) error {
 		var tallies []tally
 		var total int64
 		var failed error
 		for _, op := range operators {
 			n, err := change(op)
 			if err != nil {
-				failed = fmt.Errorf("%s: %w", op.Service, err)
+				failed = err
 				break
 			}
 			total += n
@@ -308,7 +294,7 @@ func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing str
 }
 
 func (c outboxSkipCmd) skipRefused(ctx context.Context, p *program) error {
-	return tallied(ctx, p, c.where, c.deed, "given up", "nothing waits for "+plain(c.Refused), func(op pizzaflow.ServiceOperator) (int64, error) {
+	return tallied(ctx, p, c.where, c.deed, "given up", "nothing waits for "+plain(c.Refused), func(op ops.Operator) (int64, error) {
 		return op.SkipRefused(ctx, c.Refused, c.action())
 	})
 }
@@ -329,7 +315,7 @@ func (c outboxRepublishCmd) Run(ctx context.Context, p *program) error {
 		return fmt.Errorf("%w: --since: %q is neither a time such as 2026-01-02T15:04:05Z nor a duration such as 2h", errUsage, c.Since)
 	}
 	nothing := "nothing that is retained was written since " + clock(since)
-	return tallied(ctx, p, c.where, c.deed, "rewound", nothing, func(op pizzaflow.ServiceOperator) (int64, error) {
+	return tallied(ctx, p, c.where, c.deed, "rewound", nothing, func(op ops.Operator) (int64, error) {
 		return op.Republish(ctx, since, c.action())
 	})
 }

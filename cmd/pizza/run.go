@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"pizzaflow"
+	"pizzaflow/ops"
 )
 
 type runCmd struct{}
@@ -43,9 +44,13 @@ func (c migrateCmd) Run(ctx context.Context, p *program) error {
 	case c.From == "" || c.To == "":
 		return fmt.Errorf("%w: --from and --to belong together", errUsage)
 	}
-	tables, err := pizzaflow.Move{From: c.From, To: c.To, Services: c.Service, Config: p.cfg}.Migrate(ctx, p.log)
+	moved, err := p.cfg.MovedTo(c.To)
 	if err != nil {
 		return err
 	}
-	return show(p, tables, "SERVICE\tTABLE\tROWS", func(t pizzaflow.MovedTable) []any { return []any{t.Service, t.Table, t.Rows} })
+	tables, err := ops.Move{From: c.From, To: moved.Databases(), Services: c.Service}.Run(ctx, p.log)
+	if err != nil {
+		return err
+	}
+	return show(p, tables, "SERVICE\tTABLE\tROWS", func(t ops.MovedTable) []any { return []any{t.Service, t.Table, t.Rows} })
 }

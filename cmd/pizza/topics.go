@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"pizzaflow"
+	"pizzaflow/kafka"
 )
 
 type topicsCmd struct {
@@ -16,11 +17,24 @@ type topicsCmd struct {
 	Describe topicsDescribeCmd `cmd:"" help:"Show the topics as they are: partitions, leaders, replicas in sync, offsets, settings, and warnings."`
 }
 
+// withTopics has fn work on the topics of the options at their brokers, and names the option behind an error.
+func withTopics[T any](p *program, fn func(kafka.Config, []kafka.Topic) (T, error)) (T, error) {
+	brokers, topics, err := p.cfg.Topics()
+	if err != nil {
+		var none T
+		return none, err
+	}
+	result, err := fn(brokers, topics)
+	return result, pizzaflow.KafkaError(err)
+}
+
 type topicsCreateCmd struct{}
 
 // Run creates the topics that are missing and lists what is needed.
 func (topicsCreateCmd) Run(ctx context.Context, p *program) error {
-	topics, err := pizzaflow.EnsureTopics(ctx, p.cfg, p.log)
+	topics, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.Topic, error) {
+		return topics, kafka.EnsureTopics(ctx, brokers, p.log, topics...)
+	})
 	if err != nil {
 		return err
 	}
@@ -48,7 +62,9 @@ type topicsPlanCmd struct {
 
 // Run shows the differences.
 func (c topicsPlanCmd) Run(ctx context.Context, p *program) error {
-	plan, err := pizzaflow.PlanTopics(ctx, p.cfg, c.AllowRepartition)
+	plan, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.Difference, error) {
+		return kafka.PlanTopics(ctx, brokers, c.AllowRepartition, topics...)
+	})
 	if err != nil {
 		return err
 	}
@@ -70,8 +86,8 @@ func (c topicsPlanCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-func printPlan(p *program, plan []pizzaflow.TopicDifference) error {
-	return list(p, plan, "The topics are as the options say.", "TOPIC\tSETTING\tIS\tWANT\tACTION\tNOTE", func(d pizzaflow.TopicDifference) []any {
+func printPlan(p *program, plan []kafka.Difference) error {
+	return list(p, plan, "The topics are as the options say.", "TOPIC\tSETTING\tIS\tWANT\tACTION\tNOTE", func(d kafka.Difference) []any {
 		is, action := d.Is, string(d.Action)
 		if is == "" {
 			is = "-"
@@ -87,7 +103,9 @@ type topicsApplyCmd struct{ repartition }
 
 // Run makes the topics what the options say, and fails when something differs still.
 func (c topicsApplyCmd) Run(ctx context.Context, p *program) error {
-	plan, err := pizzaflow.ApplyTopics(ctx, p.cfg, p.log, c.AllowRepartition)
+	plan, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.Difference, error) {
+		return kafka.ApplyTopics(ctx, brokers, p.log, c.AllowRepartition, topics...)
+	})
 	if plan == nil && err != nil {
 		return err
 	}
@@ -113,11 +131,17 @@ type topicsDescribeCmd struct{}
 
 // Run shows the topics as they are.
 func (topicsDescribeCmd) Run(ctx context.Context, p *program) error {
-	topics, err := pizzaflow.DescribeTopics(ctx, p.cfg)
+	topics, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.TopicState, error) {
+		var names []string
+		for _, t := range topics {
+			names = append(names, t.Name)
+		}
+		return kafka.DescribeTopics(ctx, brokers, names...)
+	})
 	if err != nil {
 		return err
 	}
-	err = show(p, topics, "TOPIC\tPARTITIONS\tREPLICAS\tMIN.INSYNC\tRETENTION.MS\tRETENTION.BYTES\tCLEANUP\tMAX.BYTES", func(t pizzaflow.TopicState) []any {
+	err = show(p, topics, "TOPIC\tPARTITIONS\tREPLICAS\tMIN.INSYNC\tRETENTION.MS\tRETENTION.BYTES\tCLEANUP\tMAX.BYTES", func(t kafka.TopicState) []any {
 		s := t.Settings
 		return []any{t.Name, len(t.Partitions), t.ReplicationFactor, s["min.insync.replicas"], s["retention.ms"], s["retention.bytes"], s["cleanup.policy"], s["max.message.bytes"]}
 	})

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"pizzaflow"
+	"pizzaflow/kafka"
 	"pizzaflow/kafka/kafkatest"
 )
 
@@ -23,9 +23,9 @@ func TestTopics(t *testing.T) {
 		}
 		return stdout
 	}
-	plan := func(args ...string) []pizzaflow.TopicDifference {
+	plan := func(args ...string) []kafka.Difference {
 		t.Helper()
-		var out []pizzaflow.TopicDifference
+		var out []kafka.Difference
 		code := exitDone
 		if args[0] == "apply" && slices.Contains(args, "fails") {
 			code, args = exitFailed, args[:1]

@@ -9,7 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"pizzaflow"
+	"pizzaflow/ops"
 	"pizzaflow/verify"
 )
 
@@ -44,9 +44,12 @@ func (c verifyCmd) Run(ctx context.Context, p *program) error {
 		defer f.Close() //nolint:errcheck // it was read
 		log = f
 	}
-	report, err := pizzaflow.Verify(ctx, p.cfg, pizzaflow.VerifyRequest{
-		Log: log, Wait: c.Wait, Skip: c.Skip, Progress: func(what string) { fmt.Fprintln(p.stderr, what) },
-	})
+	evidence, err := p.cfg.Evidence(c.Skip)
+	if err != nil {
+		return err
+	}
+	evidence.Log, evidence.Progress = log, func(what string) { fmt.Fprintln(p.stderr, what) }
+	report, err := ops.Verify(ctx, p.cfg.Databases(), evidence, c.Wait)
 	if err != nil {
 		return err
 	}
@@ -69,7 +72,7 @@ func (c verifyCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-func printReport(p *program, r pizzaflow.VerifyReport) error {
+func printReport(p *program, r verify.Report) error {
 	if p.json {
 		return printJSON(p, r)
 	}

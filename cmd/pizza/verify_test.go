@@ -15,7 +15,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
-	"pizzaflow"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 	"pizzaflow/verify"
@@ -45,12 +44,12 @@ func TestVerify(t *testing.T) {
 	}
 	sandbox, broker := <-where["SANDBOX_ADDR"].told, <-where["KAFKA_LISTEN"].told
 	broker = strings.TrimPrefix(broker, "127.0.0.1") // as one that listens everywhere is configured
-	ask := func(args ...string) (int, pizzaflow.VerifyReport) {
+	ask := func(args ...string) (int, verify.Report) {
 		stdout.Reset()
 		stderr.Reset()
 		args = append([]string{"verify", "-o", "json", "--sandbox-addr", sandbox, "--kafka-listen", broker, "--log", "promised"}, args...)
 		code := run(t.Context(), args, &stdout, &stderr)
-		var r pizzaflow.VerifyReport
+		var r verify.Report
 		if err := json.Unmarshal(stdout.Bytes(), &r); err != nil && code != exitUsage {
 			t.Fatalf("%v: exit %d\n%s\n%s", err, code, &stdout, &stderr)
 		}
@@ -100,7 +99,7 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, report = ask("--wait", "1s")
-	wrong := slices.DeleteFunc(report.Findings, func(f pizzaflow.VerifyFinding) bool { return f.State == verify.Holds })
+	wrong := slices.DeleteFunc(report.Findings, func(f verify.Finding) bool { return f.State == verify.Holds })
 	if code != exitFailed || len(wrong) < 3 || wrong[0].Name != "promised totals hold" || wrong[0].Count != 1 {
 		t.Errorf("of an order that costs more than was promised: exit %d, %+v", code, wrong)
 	}
@@ -132,11 +131,11 @@ func TestVerifyDeadLetters(t *testing.T) {
 			list := records(t, "dead")
 			return len(list) == 2 && list[0].LastFailedAt.After(dead[0].LastFailedAt)
 		})
-		violated := func(want string, args ...string) pizzaflow.VerifyReport {
+		violated := func(want string, args ...string) verify.Report {
 			t.Helper()
 			args = append([]string{"verify", "-o", "json", "--skip", "sandbox", "--kafka-listen", s.kafka}, args...)
 			stdout, stderr := command(t, exitFailed, args...)
-			var r pizzaflow.VerifyReport
+			var r verify.Report
 			if err := json.Unmarshal([]byte(stdout), &r); err != nil {
 				t.Fatal(err)
 			}

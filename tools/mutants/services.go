@@ -68,7 +68,7 @@ var services = []mutant{
 		name: "move: it stands though it cannot be marked",
 		old:  `func() error { return markMoved(p.file) }`,
 		new:  `func() error { defer markMoved(p.file); return nil }`,
-		test: ". -run ^TestNothingIsMovedWithoutItsMark$",
+		test: "./ops -run ^TestNothingIsMovedWithoutItsMark$",
 		env:  "DATABASE_URL",
 	},
 	{

@@ -1,9 +1,7 @@
 package pizzaflow
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -12,15 +10,62 @@ import (
 	"pizzaflow/kafka"
 )
 
-type (
-	// A TopicDifference is one way in which a topic is not as it is configured.
-	TopicDifference = kafka.Difference
-	// A TopicState is a topic as it is.
-	TopicState = kafka.TopicState
+// topicRetention is how long the topics keep records unless told otherwise, and maxTopicRetention how long at most:
+// for as long, and the 7 days for which an outbox can publish an event again, the inboxes remember what was handled.
+const (
+	topicRetention    = 7 * 24 * time.Hour
+	maxTopicRetention = 8 * 24 * time.Hour
 )
 
 // maxPartitions is the most that a topic may be asked to have: more than a thousand times what we need is a slip.
 const maxPartitions = 10_000
+
+// needsKafka reports whether a service runs here that reads or writes topics.
+func (c Config) needsKafka() bool {
+	return slices.ContainsFunc(c.services(), func(s string) bool { return s != "broker" && s != "sandbox" })
+}
+
+func (c Config) validateKafka() error {
+	switch {
+	case len(c.KafkaBrokers) == 0 && c.needsKafka() && !c.runs("broker"):
+		return bad("KAFKA_BROKERS", "is empty, and no broker runs in this process: say where Kafka is")
+	case len(c.KafkaBrokers) == 0:
+		return nil
+	}
+	var errs []error
+	k := c.kafka(nil)
+	reach := kafka.Config{Brokers: k.Brokers, TLS: kafka.TLS{Enabled: k.TLS.Enabled}, Plaintext: k.Plaintext}
+	if err := reach.Validate(); err != nil {
+		key := "KAFKA_BROKERS"
+		if kafka.Field(err) == "TLS" {
+			key = "KAFKA_TLS"
+		}
+		errs = append(errs, bad(key, "%w", err))
+	}
+	for _, part := range []struct {
+		key string
+		cfg kafka.Config
+	}{
+		{"KAFKA_TLS", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, TLS: k.TLS}},
+		{"KAFKA_SASL_MECHANISM", kafka.Config{Brokers: []string{"127.0.0.1:9092"}, SASL: k.SASL}},
+	} {
+		if err := part.cfg.Validate(); err != nil {
+			errs = append(errs, bad(part.key, "%w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// kafka is how to reach the brokers; embedded is the address of our own.
+func (c Config) kafka(embedded []string) kafka.Config {
+	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // it stays in this machine
+	if len(c.KafkaBrokers) > 0 {
+		k.Brokers, k.Plaintext = c.KafkaBrokers, c.KafkaPlaintext
+		k.TLS = kafka.TLS{Enabled: c.KafkaTLS, CAFile: c.KafkaTLSCA, CertFile: c.KafkaTLSCert, KeyFile: c.KafkaTLSKey, ServerName: c.KafkaTLSServerName}
+		k.SASL = kafka.SASL{Mechanism: c.KafkaSASLMechanism, User: c.KafkaSASLUser, Password: c.KafkaSASLPassword}
+	}
+	return k
+}
 
 // topics are all topics, as they are created.
 func (c Config) topics() []kafka.Topic {
@@ -82,8 +127,8 @@ func (c Config) topicsHere() []kafka.Topic {
 	return slices.DeleteFunc(c.topics(), func(t kafka.Topic) bool { return !used[t.Name] })
 }
 
-// kafkaFault names the option behind an error that no waiting cures.
-func kafkaFault(err error) error {
+// KafkaError names the option behind an error of the brokers that no waiting cures, and returns others as they are.
+func KafkaError(err error) error {
 	switch kafka.Field(err) {
 	case "TLS":
 		return bad("KAFKA_TLS", "%w", err)
@@ -101,61 +146,13 @@ func kafkaFault(err error) error {
 	return err
 }
 
-// atBrokers is how to reach the brokers of the configuration for a command.
-func (c Config) atBrokers() (kafka.Config, error) {
+// Topics are the brokers of the configuration and the topics as they are to be there.
+func (c Config) Topics() (kafka.Config, []kafka.Topic, error) {
 	if len(c.KafkaBrokers) == 0 {
-		return kafka.Config{}, bad("KAFKA_BROKERS", "is empty: the embedded broker's topics are made when it starts")
+		return kafka.Config{}, nil, bad("KAFKA_BROKERS", "is empty: the embedded broker's topics are made when it starts")
 	}
 	if err := errors.Join(c.validateKafka(), c.validateNumbers()); err != nil {
-		return kafka.Config{}, err
+		return kafka.Config{}, nil, err
 	}
-	return c.kafka(nil), nil
-}
-
-// EnsureTopics creates the topics that are missing at the brokers of the
-// configuration, and leaves the others as they are.
-func EnsureTopics(ctx context.Context, cfg Config, log *slog.Logger) ([]kafka.Topic, error) {
-	brokers, err := cfg.atBrokers()
-	if err != nil {
-		return nil, err
-	}
-	topics := cfg.topics()
-	return topics, kafkaFault(kafka.EnsureTopics(ctx, brokers, log, topics...))
-}
-
-// PlanTopics tells in what the topics at the brokers differ from those of the
-// configuration, and what ApplyTopics would do about it. Only repartition lets
-// partitions be added.
-func PlanTopics(ctx context.Context, cfg Config, repartition bool) ([]TopicDifference, error) {
-	brokers, err := cfg.atBrokers()
-	if err != nil {
-		return nil, err
-	}
-	plan, err := kafka.PlanTopics(ctx, brokers, repartition, cfg.topics()...)
-	return plan, kafkaFault(err)
-}
-
-// ApplyTopics does what PlanTopics tells, and returns the plan with what is
-// done by now, also beside an error.
-func ApplyTopics(ctx context.Context, cfg Config, log *slog.Logger, repartition bool) ([]TopicDifference, error) {
-	brokers, err := cfg.atBrokers()
-	if err != nil {
-		return nil, err
-	}
-	plan, err := kafka.ApplyTopics(ctx, brokers, log, repartition, cfg.topics()...)
-	return plan, kafkaFault(err)
-}
-
-// DescribeTopics tells how the topics at the brokers are.
-func DescribeTopics(ctx context.Context, cfg Config) ([]TopicState, error) {
-	brokers, err := cfg.atBrokers()
-	if err != nil {
-		return nil, err
-	}
-	var names []string
-	for _, t := range cfg.topics() {
-		names = append(names, t.Name)
-	}
-	states, err := kafka.DescribeTopics(ctx, brokers, names...)
-	return states, kafkaFault(err)
+	return c.kafka(nil), c.topics(), nil
 }

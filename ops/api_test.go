@@ -1,4 +1,4 @@
-package pizzaflow
+package ops
 
 import (
 	"encoding/json"
@@ -14,7 +14,7 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// ask sends a request of somebody with the token to the handler.
+// ask sends a request with the token to the handler.
 func ask(t *testing.T, h http.Handler, path, body string) *httptest.ResponseRecorder {
 	t.Helper()
 	method := http.MethodGet
@@ -29,13 +29,13 @@ func ask(t *testing.T, h http.Handler, path, body string) *httptest.ResponseReco
 	return w
 }
 
-func apiForTests() *operatorAPI {
-	c := usable()
-	c.Services, c.OpsToken = "payment", "a-token-for-the-tests"
-	return newOperatorAPI(c, slog.New(slog.DiscardHandler))
+func apiForTests() *API {
+	return NewAPI(APIConfig{
+		Token: "a-token-for-the-tests", Databases: []Database{{Service: "payment", Runs: true}, {Service: "order"}}, Log: slog.New(slog.DiscardHandler),
+	})
 }
 
-// Of two who ask for the same thing one is told that there is nothing to do.
+// Of several equal replays at once, one moves the record and the others find nothing to do.
 func TestTwoReplaysAtOnce(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		_, err := db.ExecContext(t.Context(), `
@@ -45,8 +45,8 @@ func TestTwoReplaysAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		api := apiForTests()
-		api.add("payment", db)
-		h := api.handler(0)
+		api.Add("payment", db)
+		h := api.Handler()
 		var both sync.WaitGroup
 		affected := make(chan int, 8)
 		for range cap(affected) {
@@ -71,8 +71,8 @@ func TestTwoReplaysAtOnce(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// wantAway wants a problem that says when to ask again.
-func wantAway(t *testing.T, h http.Handler) {
+// wantUnavailable wants 503 with Retry-After for every route.
+func wantUnavailable(t *testing.T, h http.Handler) {
 	t.Helper()
 	for path, body := range map[string]string{
 		"outbox": "", "outbox/blocked": "", "dead-letters": "", "dead-letters/payment/00000000-0000-4000-8000-000000000001": "",
@@ -84,21 +84,23 @@ func wantAway(t *testing.T, h http.Handler) {
 	}
 }
 
-func TestOperatorAPIBeforeTheDatabaseIsOpen(t *testing.T) { wantAway(t, apiForTests().handler(0)) }
+func TestOperatorAPIBeforeTheDatabaseIsOpen(t *testing.T) {
+	wantUnavailable(t, apiForTests().Handler())
+}
 
-// A server that goes away is told as such, and is found again when it is back.
+// While the database server is away the API says so, and it works again once the server is back.
 func TestOperatorAPIWithoutItsDatabase(t *testing.T) {
 	direct := sqltest.URL(t, sqldb.Postgres)
 	sqltest.Connect(t, direct, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	way, through := sqltest.NewProxy(t, direct)
 	api := apiForTests()
-	api.add("payment", sqltest.Connect(t, through))
-	h := api.handler(0)
+	api.Add("payment", sqltest.Connect(t, through))
+	h := api.Handler()
 	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
 		t.Fatalf("%d %s", w.Code, w.Body)
 	}
 	way.Cut()
-	wantAway(t, h)
+	wantUnavailable(t, h)
 	way.Pass()
 	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
 		t.Errorf("back again: %d %s", w.Code, w.Body)

@@ -1,4 +1,4 @@
-package pizzaflow
+package ops
 
 import (
 	"errors"
@@ -6,14 +6,13 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/fstest"
 
-	"pizzaflow/payment"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestNothingIsMovedWithoutItsMark has no way to mark the old file: then
-// nothing stands in PostgreSQL, or both sides could be started.
+// Where the old file cannot be marked as moved, nothing is committed to PostgreSQL: else both sides could be started.
 func TestNothingIsMovedWithoutItsMark(t *testing.T) {
 	to := sqltest.URL(t, sqldb.Postgres)
 	file := filepath.Join(t.TempDir(), "payment.db")
@@ -21,14 +20,18 @@ func TestNothingIsMovedWithoutItsMark(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if old, err = migrated(t.Context(), old, "payment", payment.Schema); err != nil {
+	target := Database{Service: "payment", URL: to, Schema: fstest.MapFS{
+		"schema/sqlite/0001_init.sql":   {Data: []byte("-- +goose Up\nCREATE TABLE payments (id TEXT PRIMARY KEY);")},
+		"schema/postgres/0001_init.sql": {Data: []byte("-- +goose Up\nCREATE TABLE payments (id TEXT PRIMARY KEY);")},
+	}}
+	if err := target.Migrate(t.Context(), old); err != nil {
 		t.Fatal(err)
 	}
 	_, err = old.Exec(`INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES ('payment-service', '0198a7f0-0000-7000-8000-000000000001', $1)`, sqldb.Now())
 	if err := errors.Join(err, old.Close()); err != nil {
 		t.Fatal(err)
 	}
-	move := Move{From: "sqlite:" + file, To: to, Services: []string{"payment"}, Config: Config{PaymentDatabaseURL: to}}
+	move := Move{From: "sqlite:" + file, To: []Database{target}, Services: []string{"payment"}}
 	db := sqltest.Connect(t, to)
 	for _, c := range []struct {
 		marked bool
@@ -42,7 +45,7 @@ func TestNothingIsMovedWithoutItsMark(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := move.Migrate(t.Context(), slog.New(slog.DiscardHandler)); (err == nil) != c.marked {
+		if _, err := move.Run(t.Context(), slog.New(slog.DiscardHandler)); (err == nil) != c.marked {
 			t.Errorf("it can be marked: %v, and the move says %v", c.marked, err)
 		}
 		var rows int
@@ -50,7 +53,7 @@ func TestNothingIsMovedWithoutItsMark(t *testing.T) {
 			t.Errorf("it can be marked: %v, and %d rows are in PostgreSQL, want %d (%v)", c.marked, rows, c.rows, err)
 		}
 	}
-	if notMoved(file) == nil {
-		t.Error("what was moved may start")
+	if CheckNotMoved(file) == nil {
+		t.Error("a service may start on a file that was moved")
 	}
 }
