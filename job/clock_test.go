@@ -8,13 +8,11 @@ import (
 	"testing"
 	"time"
 
-	"pizzaflow/internal/retry"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-// clockedJobs is a table of durable work with rows due in so long, some of which
-// are leased.
+// clockedJobs makes a table of jobs that are due in so long, some of them leased.
 func clockedJobs(t *testing.T, db *sqldb.DB, dueIn map[string]time.Duration, leased ...string) {
 	t.Helper()
 	kind := map[sqldb.Engine]string{sqldb.SQLite: "TIMESTAMP", sqldb.Postgres: "TIMESTAMPTZ"}[db.Engine]
@@ -33,24 +31,24 @@ func clockedJobs(t *testing.T, db *sqldb.DB, dueIn map[string]time.Duration, lea
 	}
 }
 
-// clocked is a Work on them that has been in contact for an hour.
+// clocked is a Worker on that table which the database has answered for an hour.
 func clocked(t *testing.T, db *sqldb.DB, lease time.Duration, longest string) *Worker {
 	w := New(Config{
-		DB: db, Table: "clocked_jobs", Lease: lease, Longest: longest, Log: slog.New(slog.DiscardHandler),
+		DB: db, Table: "clocked_jobs", Lease: lease, LongestPause: longest, Log: slog.New(slog.DiscardHandler),
 		Do: func(context.Context, Job) error { return nil },
 	})
-	w.open, w.ctx, w.contact = true, t.Context(), time.Now().Add(-time.Hour)
+	w.open, w.ctx, w.answeringSince = true, t.Context(), time.Now().Add(-time.Hour)
 	t.Cleanup(w.running.Wait)
 	return w
 }
 
-// Whoever sees the clock set forward, by hand or because the database is on
-// another host now, takes nothing from others for the length of a lease: every
-// lease looks as if it had run out.
+// A process that sees the clock set forward, by hand or because the database is
+// on another host now, takes over nothing for the length of a lease: every lease
+// looks as if it had run out.
 func TestClockSetForwardTakesNothing(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		clockedJobs(t, db, map[string]time.Duration{"theirs": -20 * time.Minute}, "theirs")
-		inherited := func(ago time.Duration) int {
+		takenOver := func(ago time.Duration) int {
 			t.Helper()
 			w := clocked(t, db, time.Minute, "")
 			asked := time.Now()
@@ -58,23 +56,23 @@ func TestClockSetForwardTakesNothing(t *testing.T) {
 			if _, err := w.look(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			n, err := w.inherit(t.Context(), 10)
+			n, err := w.takeOver(t.Context(), 10)
 			if err != nil {
 				t.Fatal(err)
 			}
 			return n
 		}
-		if n := inherited(20 * time.Minute); n != 0 {
+		if n := takenOver(20 * time.Minute); n != 0 {
 			t.Errorf("took %d rows of others when the clock was set forward", n)
 		}
-		if n := inherited(0); n != 1 {
+		if n := takenOver(0); n != 1 {
 			t.Errorf("took %d rows of the dead, want 1", n)
 		}
 	})
 }
 
-// After the clock was set back, what is due later than the longest pause comes
-// soon, and so does what a dead process holds; the rest is left as it is.
+// After the clock was set back, rows that are due later than the longest pause
+// come soon, and so do rows that a dead process holds; others stay as they are.
 func TestClockSetBackHoldsNothingUp(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		const lease = time.Second
@@ -122,7 +120,7 @@ func TestLongestBackoff(t *testing.T) {
 				t.Errorf("after %d attempts at most %v, want %v", attempts, got, min(want, limit))
 			}
 			for range 50 {
-				if pause := retry.Backoff(attempts, base, limit).Microseconds(); pause > most {
+				if pause := Backoff(attempts, base, limit).Microseconds(); pause > most {
 					t.Fatalf("after %d attempts a pause of %d, at most it is %d", attempts, pause, most)
 				}
 			}

@@ -9,28 +9,29 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A Lease is what a transaction writes into the work columns of rows that it
-// inserts: due_at is DueIn from now by the database's clock (DB.Later or a
-// column of the type CLOCK). If Token is set, the rows are this process's from
-// the start, and need not be taken from the table again; otherwise they are
-// simply due.
+// A Lease is what a transaction writes into the columns due_at, lease_token and
+// attempts of rows that it inserts: due_at is DueIn from now by the database's
+// clock (DB.Later or a column of the type CLOCK). If Token is set, this process
+// holds the rows from the start, and need not take them from the table;
+// otherwise they are simply due.
 type Lease struct {
 	DueIn    time.Duration
 	Token    sql.NullString
 	Attempts int
-	work     *Worker
+	worker   *Worker
 	until    time.Time
 }
 
-// Due is no lease: the rows are due, for whoever takes them.
-func (w *Worker) Due() Lease { return Lease{work: w} }
+// Due is no lease: rows inserted with it are due, and any process takes them.
+func (w *Worker) Due() Lease { return Lease{worker: w} }
 
-// Lease makes a lease for n new rows, which is taken if there is room for them.
+// Lease makes a lease for n new rows, or Due where this process has no capacity
+// for them, does not run, or has older rows due in the table.
 func (w *Worker) Lease(n int) Lease {
 	l := w.Due()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.open && !w.behind && len(w.held)+n <= workAhead*w.cfg.Limit {
+	if w.open && !w.backlogged && len(w.held)+n <= aheadLimit*w.cfg.Limit {
 		l.until = time.Now().Add(w.cfg.Lease)
 		l.DueIn, l.Token, l.Attempts = w.cfg.Lease, sql.NullString{String: rand.Text(), Valid: true}, 1
 	}
@@ -41,23 +42,23 @@ func (w *Worker) Lease(n int) Lease {
 // as one of an outbox.
 type Committer interface{ AfterCommit(fn func()) }
 
-// Begin has the row worked on once tx, which inserted it with l, is committed.
-// The data is handed to Do.
+// Begin starts the row once tx, which inserts it with l, is committed. Do gets
+// data as Job.Data.
 func (l Lease) Begin(tx Committer, id string, data any) {
 	if !l.Token.Valid {
-		tx.AfterCommit(l.work.Wake)
+		tx.AfterCommit(l.worker.Wake)
 		return
 	}
-	h := &holding{claim: Job{ID: id, Token: l.Token.String, Attempt: l.Attempts, Data: data}, until: l.until}
+	h := &heldJob{job: Job{ID: id, Token: l.Token.String, Attempt: l.Attempts, Data: data}, leasedUntil: l.until}
 	tx.AfterCommit(func() {
-		if !l.work.hold(h) {
-			l.work.giveBack(context.Background(), []*holding{h}) // Run has ended meanwhile
+		if !l.worker.accept(h) {
+			l.worker.release(context.Background(), []*heldJob{h}) // Run has ended meanwhile
 		}
 	})
 }
 
-// renewUntil moves the leases of the rows that are held on, until ended.
-func (w *Worker) renewUntil(ended <-chan struct{}) {
+// renewLoop renews the leases of the held rows, until ended is closed.
+func (w *Worker) renewLoop(ended <-chan struct{}) {
 	tick := time.NewTicker(w.cfg.Lease / 3)
 	defer tick.Stop()
 	for {
@@ -66,35 +67,37 @@ func (w *Worker) renewUntil(ended <-chan struct{}) {
 			return
 		case <-tick.C:
 		}
-		old := w.old()
-		err := sqldb.Chunks(len(old), 256, func(from, to int) error { return w.renew(old[from:to]) })
+		due := w.renewable()
+		err := sqldb.Chunks(len(due), 256, func(from, to int) error { return w.renew(due[from:to]) })
 		if err != nil {
-			w.inContact(err)
-			w.cfg.Log.Error("renew the lease of work", "table", w.cfg.Table, "rows", len(old), "err", err)
+			w.noteAnswer(err)
+			w.cfg.Log.Error("renew job leases", "table", w.cfg.Table, "rows", len(due), "err", err)
 		}
 	}
 }
 
-// old lists the rows whose lease has lost a third, except those that have been
-// worked on for too long.
-func (w *Worker) old() (old []*holding) {
+// renewable lists the held rows whose lease has lost a third, except those that
+// have run for longer than the timeout.
+func (w *Worker) renewable() (due []*heldJob) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now := time.Now()
 	for _, h := range w.held {
-		if h.until.Sub(now) <= w.cfg.Lease*2/3 && (h.began.IsZero() || now.Sub(h.began) < w.cfg.Patience) {
-			old = append(old, h)
+		if h.leasedUntil.Sub(now) <= w.cfg.Lease*2/3 && (h.startedAt.IsZero() || now.Sub(h.startedAt) < w.cfg.Timeout) {
+			due = append(due, h)
 		}
 	}
-	return old
+	return due
 }
 
-func (w *Worker) renew(old []*holding) error {
-	ctx, cancel := context.WithTimeout(w.ctx, workWrites)
+// renew moves the leases of the rows on, and cancels the call of a row whose
+// lease is lost.
+func (w *Worker) renew(held []*heldJob) error {
+	ctx, cancel := context.WithTimeout(w.ctx, statementTimeout)
 	defer cancel()
 	until := time.Now().Add(w.cfg.Lease)
-	statement := w.update(`due_at = `+w.cfg.DB.Later("$1"), claimed(2, len(old))) + ` RETURNING id, lease_token`
-	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{w.cfg.Lease.Microseconds()}, claims(old)...)...)
+	statement := w.update(`due_at = `+w.cfg.DB.Later("$1"), leaseCondition(2, len(held))) + ` RETURNING id, lease_token`
+	rows, err := w.cfg.DB.QueryContext(ctx, statement, append([]any{w.cfg.Lease.Microseconds()}, leaseArgs(held)...)...)
 	if err != nil {
 		return err
 	}
@@ -112,118 +115,48 @@ func (w *Worker) renew(old []*holding) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, h := range old {
+	for _, h := range held {
 		switch {
-		case tokens[h.claim.ID] == h.claim.Token:
-			h.until, h.missed = until, false
-		case h.missed && h.cancel != nil: // lost for certain: the first time it may just have been settled
+		case tokens[h.job.ID] == h.job.Token:
+			h.leasedUntil, h.renewalMissed = until, false
+		case h.renewalMissed && h.cancel != nil: // the lease is lost for certain: the first time Do may just have settled the row
 			h.cancel()
 		default:
-			h.missed = true
+			h.renewalMissed = true
 		}
 	}
 	return nil
 }
 
-// claimed is the condition that rows are still their claims', for n claims whose
-// ids and tokens are the arguments from $first on. Of the claims of a row that this
-// process made only the last is held, so no row is found by another's token.
-func claimed(first, n int) string {
+// leaseCondition is the condition that rows still have their leases, for n leases
+// whose ids and tokens are the arguments from $first on. Of the leases that this
+// process took of one row only the last is held, so no row is found by another
+// row's token.
+func leaseCondition(first, n int) string {
 	return `id IN (` + sqldb.List(first, n) + `) AND lease_token IN (` + sqldb.List(first+n, n) + `)`
 }
 
-func claims(held []*holding) []any {
+func leaseArgs(held []*heldJob) []any {
 	args := make([]any, 2*len(held))
 	for i, h := range held {
-		args[i], args[len(held)+i] = h.claim.ID, h.claim.Token
+		args[i], args[len(held)+i] = h.job.ID, h.job.Token
 	}
 	return args
 }
 
-// inContact notes whether the database has answered.
-func (w *Worker) inContact(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	switch {
-	case err != nil:
-		w.contact = time.Time{}
-	case w.contact.IsZero():
-		w.contact = time.Now()
-	}
-}
-
-// inherit takes up to n rows whose holder is dead, and returns how many it took.
-// Nobody is held for dead by a process that was away from the database within
-// the length of a lease: the holder may have been away as well.
-func (w *Worker) inherit(ctx context.Context, n int) (int, error) {
-	w.mu.Lock()
-	may := !w.contact.IsZero() && time.Since(w.contact) >= w.cfg.Lease && !time.Now().Before(w.askDead)
-	w.mu.Unlock()
-	if !may {
-		return 0, nil
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
+// release makes held rows due that have not started, as if they had never been
+// taken.
+func (w *Worker) release(ctx context.Context, unstarted []*heldJob) {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	began := time.Now()
-	ids, err := w.orphans(ctx, n)
-	w.mu.Lock()
-	// it reads all that is due: after an hour's outage not four times a second
-	w.askDead = time.Now().Add(max(workLook, min(20*time.Since(began), w.cfg.Lease)))
-	w.mu.Unlock()
-	if err != nil || len(ids) == 0 {
-		return 0, err
-	}
-	return w.takeRows(ctx, `due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL AND id IN (`+sqldb.List(3, len(ids))+`)`, ids...)
-}
-
-// orphans lists rows whose lease ran out. Those that this process holds itself
-// are not among them: their lease may have run out while the database was away,
-// and they are still worked on here.
-func (w *Worker) orphans(ctx context.Context, n int) (ids []any, err error) {
-	since, args := w.since(2)
-	rows, err := w.cfg.DB.Read().QueryContext(ctx, `
-		SELECT id FROM `+w.cfg.Table+` WHERE `+since+` AND due_at <= `+sqldb.Clock+` AND lease_token IS NOT NULL`+w.cfg.Where+` ORDER BY due_at LIMIT $1`,
-		append([]any{n}, args...)...)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	for rows.Next() {
-		var id string
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
-		}
-		if w.held[id] == nil {
-			ids = append(ids, id)
-		}
-	}
-	return ids, rows.Err()
-}
-
-// inheritAll makes due what dead processes left, where no other can be alive.
-func (w *Worker) inheritAll(ctx context.Context) error {
-	_, err := w.cfg.DB.ExecContext(ctx, `
-		UPDATE `+w.cfg.Table+` SET due_at = `+sqldb.Clock+`, lease_token = NULL WHERE lease_token IS NOT NULL`+w.cfg.Where)
-	if err != nil && ctx.Err() == nil { // then the leases run out by themselves
-		w.cfg.Log.Error("take over work", "table", w.cfg.Table, "err", err)
-	}
-	return err
-}
-
-// giveBack makes rows due that were held and not begun.
-func (w *Worker) giveBack(ctx context.Context, rest []*holding) {
-	ctx, cancel := context.WithTimeout(ctx, workWrites)
-	defer cancel()
-	err := sqldb.Chunks(len(rest), 256, func(from, to int) error {
-		part := rest[from:to]
+	err := sqldb.Chunks(len(unstarted), 256, func(from, to int) error {
+		part := unstarted[from:to]
 		_, err := w.cfg.DB.ExecContext(ctx, `
 			UPDATE `+w.cfg.Table+` SET due_at = `+sqldb.Clock+`, lease_token = NULL, attempts = attempts - 1
-			WHERE `+claimed(1, len(part)), claims(part)...)
+			WHERE `+leaseCondition(1, len(part)), leaseArgs(part)...)
 		return err
 	})
 	if err != nil { // then the leases run out by themselves
-		w.cfg.Log.Error("give work back", "table", w.cfg.Table, "rows", len(rest), "err", err)
+		w.cfg.Log.Error("release jobs", "table", w.cfg.Table, "rows", len(unstarted), "err", err)
 	}
 }

@@ -13,11 +13,11 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestWorkReadsWhatItTakes has PostgreSQL analyze a table of which nothing is
+// TestWorkerReadsWhatItTakes has PostgreSQL analyze a table of which nothing is
 // due, as on a quiet evening, and then makes thousands of rows due, as when the
-// provider was away: taking, renewing and inheriting some of them must not read
+// provider was away: taking, renewing and taking over some of them must not read
 // all, least of all again for each.
-func TestWorkReadsWhatItTakes(t *testing.T) {
+func TestWorkerReadsWhatItTakes(t *testing.T) {
 	const all, due, some = 20_000, 6_000, 200
 	db := sqltest.Open(t, sqldb.Postgres)
 	db.SetMaxOpenConns(1) // whose counters are read
@@ -54,38 +54,38 @@ func TestWorkReadsWhatItTakes(t *testing.T) {
 		}
 	}
 	over, end := context.WithCancel(t.Context())
-	newWork := func() *Worker {
+	newWorker := func() *Worker {
 		w := New(Config{
 			DB: db, Table: "calls", Limit: 2 * some, Log: slog.New(slog.DiscardHandler),
 			Do: func(context.Context, Job) error { <-over.Done(); return nil },
 		})
-		w.open, w.ctx, w.contact = true, t.Context(), time.Now().Add(-time.Hour)
+		w.open, w.ctx, w.answeringSince = true, t.Context(), time.Now().Add(-time.Hour)
 		t.Cleanup(w.running.Wait)
 		return w
 	}
-	w, heir := newWork(), newWork()
+	w, heir := newWorker(), newWorker()
 	t.Cleanup(end)
-	measure("a take", 4*some, func(ctx context.Context) (int, error) { return w.claim(ctx, some) })
+	measure("a take", 4*some, func(ctx context.Context) (int, error) { return w.takeUnleased(ctx, some) })
 	measure("a renewal", 4*some, func(context.Context) (n int, err error) {
 		held := slices.Collect(maps.Values(w.held))
 		err = w.renew(held)
 		for _, h := range held {
-			if !h.missed {
+			if !h.renewalMissed {
 				n++
 			}
 		}
 		return n, err
 	})
 	exec(`UPDATE calls SET due_at = $1 WHERE lease_token <> 'another'`, sqldb.Now().Add(-time.Second))
-	// what the dead left is looked for among all that are due, not for each again
-	measure("an inheritance", 2*due+4*some, func(ctx context.Context) (int, error) { return heir.inherit(ctx, some) })
+	// expired leases are looked for among all due rows, once, not for each row again
+	measure("a take-over", 2*due+4*some, func(ctx context.Context) (int, error) { return heir.takeOver(ctx, some) })
 }
 
-// TestWorkUnderALongReader has somebody read the database while thousands of
+// TestWorkerUnderALongReader has somebody read the database while thousands of
 // rows are worked on, as a dump does: PostgreSQL keeps what stood in the index.
 // Looking and taking must not step over all of it each time, and rows that
 // become due must be found all the same.
-func TestWorkUnderALongReader(t *testing.T) {
+func TestWorkerUnderALongReader(t *testing.T) {
 	const settled = 20_000
 	url := sqltest.URL(t, sqldb.Postgres)
 	db, other := sqltest.Connect(t, url), sqltest.Connect(t, url)
@@ -123,7 +123,7 @@ func TestWorkUnderALongReader(t *testing.T) {
 		DB: db, Table: "calls", Limit: 10, Log: slog.New(slog.DiscardHandler),
 		Do: func(context.Context, Job) error { <-over.Done(); return nil },
 	})
-	w.open, w.ctx, w.contact = true, t.Context(), time.Now().Add(-time.Hour)
+	w.open, w.ctx, w.answeringSince = true, t.Context(), time.Now().Add(-time.Hour)
 	t.Cleanup(w.running.Wait)
 	t.Cleanup(end)
 	look := func() time.Duration {
@@ -145,11 +145,11 @@ func TestWorkUnderALongReader(t *testing.T) {
 	before = read()
 	for range 10 {
 		look()
-		if n, err := w.claim(t.Context(), 5); err != nil || n != 0 {
+		if n, err := w.takeUnleased(t.Context(), 5); err != nil || n != 0 {
 			t.Fatalf("took %d rows, %v", n, err)
 		}
-		if n, err := w.inherit(t.Context(), 5); err != nil || n != 0 {
-			t.Fatalf("inherited %d rows, %v", n, err)
+		if n, err := w.takeOver(t.Context(), 5); err != nil || n != 0 {
+			t.Fatalf("took over %d rows, %v", n, err)
 		}
 	}
 	if n := read() - before; n > 100 {
@@ -159,16 +159,16 @@ func TestWorkUnderALongReader(t *testing.T) {
 	if late := look(); late < 0 {
 		t.Error("what became due is not found")
 	}
-	if n, err := w.claim(t.Context(), 5); err != nil || n != 1 {
+	if n, err := w.takeUnleased(t.Context(), 5); err != nil || n != 1 {
 		t.Errorf("took %d rows, %v, want the one that is due", n, err)
 	}
 	// somebody set an old time by hand, or the clock was set back: found at the next look at all
 	exec(`UPDATE calls SET due_at = $1 WHERE id = 'call-2'`, sqldb.Now().Add(-time.Hour))
-	w.lookAllAt = time.Time{}
+	w.nextFullLook = time.Time{}
 	if late := look(); late < time.Minute {
 		t.Errorf("what has been due for an hour is late by %s", late)
 	}
-	if n, err := w.claim(t.Context(), 5); err != nil || n != 1 {
+	if n, err := w.takeUnleased(t.Context(), 5); err != nil || n != 1 {
 		t.Errorf("took %d rows, %v, want the one that has been due for an hour", n, err)
 	}
 }

@@ -1,148 +1,75 @@
-// Package job makes durable calls to the outside for rows of one's own tables.
-// The rows are the queue: they outlive the process, and any number of processes
-// may take them, each row under a lease.
 package job
 
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
-	"pizzaflow/internal/retry"
 	"pizzaflow/sqldb"
 )
 
 const (
-	workLook     = 250 * time.Millisecond // for rows that became due by themselves
-	workPause    = 3 * time.Millisecond   // between two takes, so that a busy Work takes many rows at once
-	workLookSoon = 20 * time.Millisecond  // after a take that found less than it could have
-	workAhead    = 32                     // times Limit: how many rows are held at most, worked on or waiting for it
-	workWrites   = 10 * time.Second       // for one statement about leases
-	workPullIn   = time.Minute            // between two looks for what is due too late
-	workLookAll  = time.Minute            // between two looks at all that is due, however long it has been
-	workOverlap  = 2 * time.Minute        // a transaction that writes a due time is committed by then
+	aheadLimit       = 32               // times Config.Limit: how many rows are held at most, running or waiting for it
+	statementTimeout = 10 * time.Second // for one statement about leases
 )
 
-// The pauses before a row whose Do returned an error.
+// The pauses before a row whose Do returned an error is due again.
 const (
 	failedRetry     = 500 * time.Millisecond
 	lastFailedRetry = 30 * time.Second
 )
 
-// Config says which rows a Work takes and what is done for each. The table
-// has the columns id (primary key), due_at (null: nothing to do), lease_token
-// (text, null) and attempts (integer), and an index on due_at.
-type Config struct {
-	DB    *sqldb.DB
-	Table string
-	Where string // which of its rows, as an SQL condition; all when empty
-	Limit int    // how many calls at once; 64 when zero
-
-	// Lease is how long a row stays a dead process's; 5 s when zero. A living
-	// one renews it for as long as it holds the row.
-	Lease time.Duration
-	// Patience is how long Do may take; 2 minutes when zero. Then its context
-	// ends and the lease is not renewed any more.
-	Patience time.Duration
-	// Longest is the longest pause that Do makes before a row is due again, in
-	// microseconds, as an SQL expression over the row; see LongestBackoff. A row
-	// that is due later got its time before the clock was set back, and comes
-	// soon instead. Empty, a row may be due at any time.
-	Longest string
-	// Alone says that no other process works on these rows: whatever is leased
-	// when Run begins was left by a dead one and is due at once.
-	Alone bool
-
-	// Do makes the call and settles the row in a transaction of its own, with
-	// lease_token = Claim.Token among the conditions: no row changed means that
-	// the lease was lost and the row is another's. An error says that nothing
-	// was settled; the row comes back after a pause.
-	Do  func(ctx context.Context, c Job) error
-	Log *slog.Logger
-}
-
-// A Job is one row taken to be worked on.
-type Job struct {
-	ID      string
-	Token   string // stands in the row for as long as it is this claim's; no other has the same
-	Attempt int    // how often the row was taken: 1, 2, …
-	Data    any    // what Lease.Begin was given; nil for a row that was found in the table
-
-	called func()
-}
-
-// Called says that the call is over and what came of it remains to be stored.
-// Meanwhile another row may be begun: up to twice the limit are in hand then.
-func (c Job) Called() {
-	if c.called != nil {
-		c.called()
-	}
-}
-
-// A Worker makes calls to the outside for rows that are due. The rows are the
-// queue: they outlive the process, and any number of processes may take them.
-// A call may be repeated, after a crash or a lost answer, so it must carry a
-// key that makes the other side recognise it.
+// A Worker makes calls to the outside for rows that are due. A call may be
+// repeated, after a crash or a lost answer, so it must carry a key that makes
+// the other side recognise it.
 //
-// A row is held by a lease: the claim's token, and due_at in the near future,
-// which is moved on while the row is held. A process that dies moves nothing,
-// and its rows are due again. One that was away from its database, as all are
-// when the database restarts, takes no row from others for the length of a
-// lease, so that whoever lives can renew and settle first. So does one that saw
-// the clock set forward, for then every lease looks as if it had run out. The
-// clock is the database's (sqldb.Clock): those of the processes may differ.
+// A row is held by a lease: the job's token, and a due_at in the near future,
+// which is moved on while the row is held. A process that dies renews nothing,
+// and its rows are due again. A process that was away from its database, as all
+// are when the database restarts, takes no row from others for the length of a
+// lease, so that a living holder can renew and settle first. So does a process
+// that saw the clock set forward, for then every lease looks as if it had run
+// out. The clock is the database's (sqldb.Clock): those of the processes may
+// differ.
 type Worker struct {
 	cfg  Config
 	wake chan struct{}
 
-	clock     sqldb.ClockWatch // these are takeUntil's
-	pullInAt  time.Time
-	lookAllAt time.Time
-	from      time.Time // by the database's clock: nothing is due that was due before; zero when that is not known
+	// of takeLoop alone
+	clock        sqldb.ClockWatch
+	nextPullIn   time.Time // when rows that are due too late are looked for again
+	nextFullLook time.Time // when all due rows are looked at again, however long they have been due
+	earliestDue  time.Time // by the database's clock: no row was due before; zero when that is not known
 
-	mu      sync.Mutex
-	open    bool                // Run takes what is handed over
-	held    map[string]*holding // the rows that are this process's, by id
-	waiting []*holding          // of those, the ones nobody works on yet
-	working int                 // calls
-	storing int                 // what came of calls
-	hungry  bool                // there may be more due rows than there was room for
-	behind  bool                // there are, and they have waited for a while: nothing is handed over before them
-	contact time.Time           // since when the database has answered every question
-	askDead time.Time           // when rows of the dead are looked for again
-	ctx     context.Context     // of the calls
-	running sync.WaitGroup
+	mu             sync.Mutex
+	open           bool                // Run accepts rows that are handed over
+	held           map[string]*heldJob // the rows that this process has leased, by id
+	waiting        []*heldJob          // of the held rows, those that have not started
+	working        int                 // rows whose call is under way
+	storing        int                 // rows whose call is over and whose result is being stored
+	moreDue        bool                // more rows may be due than were taken: wake takeLoop when half of the waiting ones have started
+	backlogged     bool                // rows in the table have been due for a while: no row is handed over before them
+	answeringSince time.Time           // since when the database has answered every statement; zero when the last one failed
+	nextTakeOver   time.Time           // when rows of dead processes are looked for again
+	ctx            context.Context     // of the calls
+	running        sync.WaitGroup
 }
 
-// A holding is a row that is this process's, until others may take it.
-type holding struct {
-	claim  Job
-	until  time.Time // by this process's own clock
-	began  time.Time // zero while it waits
-	cancel context.CancelFunc
-	called bool // and what came of it is stored
-	missed bool // the last renewal did not find it
+// A heldJob is a row that this process has leased.
+type heldJob struct {
+	job           Job
+	leasedUntil   time.Time // by this process's own clock
+	startedAt     time.Time // zero while it waits
+	cancel        context.CancelFunc
+	callDone      bool // its call is over
+	renewalMissed bool // the last renewal did not find its lease
 }
 
-// New makes a Work; Run starts it.
+// New makes a Worker; Run starts it.
 func New(cfg Config) *Worker {
-	if cfg.Limit == 0 {
-		cfg.Limit = 64
-	}
-	if cfg.Lease == 0 {
-		cfg.Lease = 5 * time.Second
-	}
-	if cfg.Patience == 0 {
-		cfg.Patience = 2 * time.Minute
-	}
-	if cfg.Where != "" {
-		cfg.Where = " AND " + cfg.Where
-	}
-	return &Worker{cfg: cfg, wake: make(chan struct{}, 1), held: map[string]*holding{}}
+	return &Worker{cfg: cfg.withDefaults(), wake: make(chan struct{}, 1), held: map[string]*heldJob{}}
 }
 
 // Wake says that a row became due. Without it the row is found by Run's own
@@ -154,153 +81,144 @@ func (w *Worker) Wake() {
 	}
 }
 
-// Run works until ctx ends, gives back what it has not begun, and lets the
-// running calls finish.
+// Run takes and works on rows until ctx ends, then gives up the leases of rows
+// that have not started and lets the running calls finish. It returns nil: a
+// database that is away is waited for.
 func (w *Worker) Run(ctx context.Context) error {
 	var err error
-	if w.cfg.Alone { // before anything is held here
-		err = w.inheritAll(ctx)
+	if w.cfg.Exclusive { // before this process holds a row
+		err = w.releaseAll(ctx)
 	}
 	w.mu.Lock()
 	w.open, w.ctx = true, context.WithoutCancel(ctx)
 	w.mu.Unlock()
-	w.inContact(err)
+	w.noteAnswer(err)
 	var renewing sync.WaitGroup
 	ended := make(chan struct{})
-	renewing.Go(func() { w.renewUntil(ended) })
-	w.takeUntil(ctx)
-	w.giveBack(w.ctx, w.close())
+	renewing.Go(func() { w.renewLoop(ended) })
+	w.takeLoop(ctx)
+	w.release(w.ctx, w.close())
 	w.running.Wait()
 	close(ended)
 	renewing.Wait()
 	return nil
 }
 
-// close has nothing more begun, and returns the rows that are held for nothing.
-func (w *Worker) close() (rest []*holding) {
+// close has no further row started, and returns the held rows that have not.
+func (w *Worker) close() (unstarted []*heldJob) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, h := range w.waiting {
-		if w.held[h.claim.ID] == h { // else it was taken again since
-			rest = append(rest, h)
+		if w.held[h.job.ID] == h { // else this process has leased the row again since
+			unstarted = append(unstarted, h)
 			w.drop(h)
 		}
 	}
 	w.open, w.waiting = false, nil
-	return rest
+	return unstarted
 }
 
-// hold adds a row to those held and has it worked on. It reports false when
-// Run has ended.
-func (w *Worker) hold(h *holding) bool {
+// accept adds a leased row to those held and starts it when a call is free. It
+// returns false when Run does not run.
+func (w *Worker) accept(h *heldJob) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if !w.open {
 		return false
 	}
-	if newer := w.held[h.claim.ID]; newer != nil && newer.claim.Attempt > h.claim.Attempt {
-		return true // its lease ran out before the commit, and the row was taken since
+	if newer := w.held[h.job.ID]; newer != nil && newer.job.Attempt > h.job.Attempt {
+		return true // its lease ran out before the commit, and this process has leased the row again since
 	}
-	w.held[h.claim.ID] = h
+	w.held[h.job.ID] = h
 	w.waiting = append(w.waiting, h)
-	w.begin()
+	w.startWaiting()
 	return true
 }
 
-// begin gives waiting rows to free hands, and has more taken when few are left;
-// the caller has locked mu. One whose lease ran out while it waited may be
-// another's by now.
-func (w *Worker) begin() {
+// startWaiting starts waiting rows while calls are free, and wakes takeLoop when
+// few rows are left and more may be due; the caller has locked mu. A row whose
+// lease ran out while it waited may be another process's by now: it is dropped.
+func (w *Worker) startWaiting() {
 	for len(w.waiting) > 0 && w.working < w.cfg.Limit && w.working+w.storing < 2*w.cfg.Limit {
 		h := w.waiting[0]
 		w.waiting = w.waiting[1:]
-		h.began = time.Now()
-		if !h.began.Before(h.until) {
+		h.startedAt = time.Now()
+		if !h.startedAt.Before(h.leasedUntil) {
 			w.drop(h)
 			continue
 		}
 		// a call that has begun is finished although Run is ending: breaking it
 		// off would leave its outcome unknown
-		ctx, cancel := context.WithTimeout(w.ctx, w.cfg.Patience)
+		ctx, cancel := context.WithTimeout(w.ctx, w.cfg.Timeout)
 		h.cancel = cancel
 		w.working++
 		w.running.Go(func() {
-			defer w.finish(h) // whatever Do does
+			defer w.finish(h) // though Do ends its goroutine
 			defer cancel()
-			claim := h.claim
-			claim.called = func() { w.called(h) }
-			w.do(ctx, claim)
+			job := h.job
+			job.callDone = func() { w.callDone(h) }
+			w.do(ctx, job)
 		})
 	}
-	if w.hungry && len(w.waiting) <= w.cfg.Limit/2 {
+	if w.moreDue && len(w.waiting) <= w.cfg.Limit/2 {
 		w.Wake()
 	}
 }
 
-// drop lets a row go, unless it was taken again since; the caller has locked mu.
-func (w *Worker) drop(h *holding) {
-	if w.held[h.claim.ID] == h {
-		delete(w.held, h.claim.ID)
+// drop takes a row off those held, unless it was leased again since; the caller
+// has locked mu.
+func (w *Worker) drop(h *heldJob) {
+	if w.held[h.job.ID] == h {
+		delete(w.held, h.job.ID)
 	}
 }
 
-// called has another row begun while what came of this one is stored.
-func (w *Worker) called(h *holding) {
+// callDone starts another row while the result of h's call is stored.
+func (w *Worker) callDone(h *heldJob) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !h.called {
-		h.called = true
+	if !h.callDone {
+		h.callDone = true
 		w.working--
 		w.storing++
-		w.begin()
+		w.startWaiting()
 	}
 }
 
-func (w *Worker) finish(h *holding) {
+// finish drops a row whose Do has returned, and starts another.
+func (w *Worker) finish(h *heldJob) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if h.called {
+	if h.callDone {
 		w.storing--
 	} else {
 		w.working--
-		h.called = true // too late to say so
+		h.callDone = true // a CallDone that comes later counts nothing
 	}
 	w.drop(h)
-	w.begin()
+	w.startWaiting()
 }
 
-func (w *Worker) do(ctx context.Context, c Job) {
+// do runs Do, and makes the row due again after a pause when Do fails or panics.
+func (w *Worker) do(ctx context.Context, j Job) {
 	err := func() (err error) {
 		defer func() {
 			if p := recover(); p != nil {
 				err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
 			}
 		}()
-		return w.cfg.Do(ctx, c)
+		return w.cfg.Do(ctx, j)
 	}()
 	if err == nil {
 		return
 	}
-	w.cfg.Log.Error("work", "table", w.cfg.Table, "id", c.ID, "attempt", c.Attempt, "err", err)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), workWrites)
+	w.cfg.Log.Error("job failed", "table", w.cfg.Table, "id", j.ID, "attempt", j.Attempt, "err", err)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), statementTimeout)
 	defer cancel()
-	pause := retry.Backoff(c.Attempt, failedRetry, lastFailedRetry)
+	pause := Backoff(j.Attempt, failedRetry, lastFailedRetry)
 	_, err = w.cfg.DB.ExecContext(ctx, `UPDATE `+w.cfg.Table+` SET due_at = `+w.cfg.DB.Later("$1")+`, lease_token = NULL WHERE id = $2 AND lease_token = $3`,
-		pause.Microseconds(), c.ID, c.Token)
+		pause.Microseconds(), j.ID, j.Token)
 	if err != nil { // then the lease runs out by itself
-		w.cfg.Log.Error("give work back", "table", w.cfg.Table, "id", c.ID, "err", err)
+		w.cfg.Log.Error("release job", "table", w.cfg.Table, "id", j.ID, "err", err)
 	}
-}
-
-// LongestBackoff is the longest pause that Backoff makes for a row after its
-// attempts, as WorkConfig.Longest wants it.
-func LongestBackoff(base, limit time.Duration) string {
-	var b strings.Builder
-	b.WriteString("CASE")
-	for attempt := 1; base < limit; attempt++ {
-		fmt.Fprintf(&b, " WHEN attempts <= %d THEN %d", attempt, base.Microseconds())
-		base *= 2
-	}
-	fmt.Fprintf(&b, " WHEN true THEN %d END", limit.Microseconds())
-	return b.String()
 }

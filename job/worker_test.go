@@ -18,18 +18,18 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-func TestWorkIsSharedAndDoneOnce(t *testing.T) {
+func TestJobsAreSharedAndDoneOnce(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 200)
 		var calls, atOnce, most atomic.Int64
 		for range 3 {
-			testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: 5, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+			testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: 5, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 				calls.Add(1)
 				if n := atOnce.Add(1); n > most.Load() {
 					most.Store(n)
 				}
 				defer atOnce.Add(-1)
-				_, err := jobtest.Settle(ctx, db, c)
+				_, err := jobtest.Settle(ctx, db, j)
 				return err
 			}}).Run)
 		}
@@ -43,31 +43,31 @@ func TestWorkIsSharedAndDoneOnce(t *testing.T) {
 	})
 }
 
-// While what came of calls is stored, others are made: as many again as the
-// limit, and never more calls at once than that.
+// While results are stored, other calls are made: as many again as the limit, and
+// never more calls at once than that.
 func TestStoringHoldsUpNoCalls(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		const limit, all = 3, 20
 		jobtest.Table(t, db, all)
 		var calls, calling, inHand, most atomic.Int64
 		store := make(chan struct{})
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: limit, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: limit, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			calls.Add(1)
 			most.Store(max(most.Load(), inHand.Add(1)))
 			if n := calling.Add(1); n > limit {
 				t.Errorf("%d calls at once, want %d", n, limit)
 			}
-			for range 10_000 { // whoever may begin does
+			for range 10_000 { // every call that may begin does
 				runtime.Gosched()
 			}
 			calling.Add(-1)
-			c.Called()
-			c.Called() // once is enough
+			j.CallDone()
+			j.CallDone() // once is enough
 			select {
 			case <-store:
 			case <-t.Context().Done():
 			}
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			inHand.Add(-1)
 			return err
 		}}).Run)
@@ -83,17 +83,17 @@ func TestStoringHoldsUpNoCalls(t *testing.T) {
 	})
 }
 
-func TestWorkThatFailsOrPanicsComesBack(t *testing.T) {
+func TestJobThatFailsOrPanicsComesBack(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
-			switch c.Attempt {
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
+			switch j.Attempt {
 			case 1:
 				return errors.New("no answer")
 			case 2:
 				panic("oops")
 			}
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}}).Run)
 		testkit.Eventually(t, "the third attempt settles it", func() bool {
@@ -112,24 +112,24 @@ func dies(ctx context.Context, t *testing.T, db *sqldb.DB, lease time.Duration) 
 	return token
 }
 
-// What a dead process left undone is taken when its lease has passed, and its
-// late settlement changes nothing.
-func TestLeaseOfWorkRunsOut(t *testing.T) {
+// A row that a dead process left undone is taken when its lease has run out, and
+// its late settlement changes nothing.
+func TestLeaseRunsOut(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		const lease = time.Second // a statement that takes longer is void, and one attempt more
 		jobtest.Table(t, db, 1)
 		dead := job.Job{ID: "job-0", Token: dies(t.Context(), t, db, lease)}
 		began := time.Now()
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: lease, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: lease, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			if took := time.Since(began); took < lease {
 				t.Errorf("the row was taken after %s, while its lease ran", took)
 			}
 			if n, err := jobtest.Settle(ctx, db, dead); n != 0 || err != nil {
-				t.Errorf("the first claim settled %d rows after the second had taken them, %v", n, err)
+				t.Errorf("the first lease settled %d rows after the second had taken them, %v", n, err)
 			}
-			n, err := jobtest.Settle(ctx, db, c)
-			if n != 1 || c.Attempt != 2 {
-				t.Errorf("the second claim settled %d rows at attempt %d", n, c.Attempt)
+			n, err := jobtest.Settle(ctx, db, j)
+			if n != 1 || j.Attempt != 2 {
+				t.Errorf("the second lease settled %d rows at attempt %d", n, j.Attempt)
 			}
 			return err
 		}}).Run)
@@ -137,40 +137,40 @@ func TestLeaseOfWorkRunsOut(t *testing.T) {
 	})
 }
 
-// A lease that has run out is not taken by a process that has only just got to
-// the database: the holder may have been kept from it as well, and renew now.
-func TestWorkWaitsBeforeItInherits(t *testing.T) {
+// A process that has only just reached the database takes over no expired lease:
+// the holder may have been kept from the database as well, and renew now.
+func TestWorkerWaitsBeforeItTakesOver(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 2)
 		dies(t.Context(), t, db, -time.Hour)
 		if _, err := db.Exec(`UPDATE jobs SET lease_token = NULL WHERE id = 'job-1'`); err != nil {
 			t.Fatal(err)
 		}
-		work := func(lease time.Duration) (stop func()) {
+		start := func(lease time.Duration) (stop func()) {
 			began := time.Now()
-			return testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: lease, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
-				if took := time.Since(began); c.ID == "job-0" && took < lease {
+			return testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: lease, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
+				if took := time.Since(began); j.ID == "job-0" && took < lease {
 					t.Errorf("another's row was taken after %s, want %s at least", took, lease)
 				}
-				_, err := jobtest.Settle(ctx, db, c)
+				_, err := jobtest.Settle(ctx, db, j)
 				return err
 			}}).Run)
 		}
-		stop := work(time.Hour)
+		stop := start(time.Hour)
 		testkit.Eventually(t, "the row that nobody holds is taken at once", func() bool { return sqltest.Count(t, db, `SELECT done FROM jobs WHERE id = 'job-1'`) == 1 })
 		stop()
-		work(700 * time.Millisecond)
+		start(700 * time.Millisecond)
 		testkit.Eventually(t, "all is done", func() bool { return sqltest.Count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 2 })
 	})
 }
 
-// Where no other process can be alive, nobody waits for the leases of the dead.
-func TestWorkAloneInheritsAtOnce(t *testing.T) {
+// An exclusive worker does not wait for the leases of dead processes.
+func TestExclusiveWorkerTakesOverAtOnce(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 3)
 		dies(t.Context(), t, db, time.Hour)
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: time.Hour, Alone: true, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
-			_, err := jobtest.Settle(ctx, db, c)
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: time.Hour, Exclusive: true, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}}).Run)
 		testkit.Eventually(t, "all is done", func() bool { return sqltest.Count(t, db, `SELECT COUNT(*) FROM jobs WHERE done = 1`) == 3 })
@@ -179,18 +179,18 @@ func TestWorkAloneInheritsAtOnce(t *testing.T) {
 
 // A call that takes many times its lease keeps the row, and what waits for it
 // as well; two other workers do not get them.
-func TestLeaseOfWorkIsRenewed(t *testing.T) {
+func TestLeaseIsRenewed(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
 		var calls atomic.Int64
 		begun, finish := make(chan struct{}), make(chan struct{})
-		cfg := job.Config{DB: db, Table: "jobs", Limit: 1, Lease: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		cfg := job.Config{DB: db, Table: "jobs", Limit: 1, Lease: 2 * time.Second, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			if calls.Add(1) == 1 {
 				close(begun)
 				<-finish
 			}
-			if n, err := jobtest.Settle(ctx, db, c); n != 1 || err != nil {
-				t.Errorf("settled %d rows of %s, %v", n, c.ID, err)
+			if n, err := jobtest.Settle(ctx, db, j); n != 1 || err != nil {
+				t.Errorf("settled %d rows of %s, %v", n, j.ID, err)
 			}
 			return ctx.Err()
 		}}
@@ -227,7 +227,7 @@ func renewals(t *testing.T, db *sqldb.DB, id string, n int) {
 	})
 }
 
-// handOver inserts a row that w is to work on at once.
+// handOver inserts a row with a lease of w, as an adopter does.
 func handOver(t *testing.T, db *sqldb.DB, w *job.Worker, id string) job.Lease {
 	t.Helper()
 	var l job.Lease
@@ -250,18 +250,18 @@ func TestRowsAreHandedOver(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 0)
 		begun, finish := make(chan job.Job, 10), make(chan struct{})
-		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
-			begun <- c
+		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
+			begun <- j
 			<-finish
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}})
 		if l := handOver(t, db, w, "before the start"); l.Token.Valid {
-			t.Error("a lease from a Work that does not run")
+			t.Error("a lease from a Worker that does not run")
 		}
 		stop := testkit.Run(t, w.Run)
-		if c := <-begun; c.ID != "before the start" || c.Data != nil {
-			t.Errorf("first came %+v", c)
+		if j := <-begun; j.ID != "before the start" || j.Data != nil {
+			t.Errorf("first came %+v", j)
 		}
 		broken := errors.New("rolled back")
 		err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
@@ -280,8 +280,8 @@ func TestRowsAreHandedOver(t *testing.T) {
 			t.Error("a lease although there was no room")
 		}
 		finish <- struct{}{}
-		if c := <-begun; c.ID != "next-0" || c.Data != "next-0's data" || c.Attempt != 1 {
-			t.Errorf("then came %+v", c)
+		if j := <-begun; j.ID != "next-0" || j.Data != "next-0's data" || j.Attempt != 1 {
+			t.Errorf("then came %+v", j)
 		}
 		stopped := make(chan struct{})
 		go func() { stop(); close(stopped) }()
@@ -294,24 +294,24 @@ func TestRowsAreHandedOver(t *testing.T) {
 			t.Errorf("%d rows are done and %d begun, want 2 and none", n, len(begun))
 		}
 		if l := handOver(t, db, w, "after the end"); l.Token.Valid {
-			t.Error("a lease from a Work that has ended")
+			t.Error("a lease from a Worker that has ended")
 		}
 	})
 }
 
-// A lease that ran out while its row waited is not worked on: it may be
-// another's.
+// A row whose lease ran out while it waited is not worked on: another process may
+// have it.
 func TestLeaseThatRanOutWhileWaiting(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
 		begun, finish := make(chan struct{}, 10), make(chan struct{})
-		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Lease: 200 * time.Millisecond, Patience: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Lease: 200 * time.Millisecond, Timeout: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			begun <- struct{}{}
 			<-finish
-			if c.ID == "waits" {
+			if j.ID == "waits" {
 				t.Error("worked on a row that is another's")
 			}
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}})
 		testkit.Run(t, w.Run)
@@ -327,14 +327,14 @@ func TestLeaseThatRanOutWhileWaiting(t *testing.T) {
 }
 
 // A call that has begun is finished although the process is told to stop.
-func TestWorkFinishesWhatItBegan(t *testing.T) {
+func TestWorkerFinishesRunningCalls(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
 		begun, finish := make(chan struct{}), make(chan struct{})
-		stop := testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		stop := testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			close(begun)
 			<-finish
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}}).Run)
 		<-begun

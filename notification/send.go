@@ -41,8 +41,8 @@ func (s *Service) newLane(cfg Config, channel Channel, sender Sender) *lane {
 	l := &lane{sender: sender}
 	l.work = job.New(job.Config{
 		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: laneLimit,
-		Lease: cmp.Or(cfg.lease, lease), Patience: cmp.Or(cfg.patience, patience), Alone: cfg.Alone, Do: s.deliver, Log: cfg.Log,
-		Longest: job.LongestBackoff(retryBase, retryLimit),
+		Lease: cmp.Or(cfg.lease, lease), Timeout: cmp.Or(cfg.patience, patience), Exclusive: cfg.Alone, Do: s.deliver, Log: cfg.Log,
+		LongestPause: job.LongestBackoff(retryBase, retryLimit),
 	})
 	return l
 }
@@ -91,7 +91,7 @@ func (s *Service) settle(ctx context.Context, c job.Job, d delivery, r Result) e
 	case Permanent:
 		next.status = Failed
 	default:
-		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, retry.Backoff(c.Attempt, retryBase, retryLimit))
+		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, job.Backoff(c.Attempt, retryBase, retryLimit))
 		if next.pause == never {
 			next.status, label = Failed, "expired"
 		}

@@ -52,7 +52,7 @@ var crashPoints = []struct {
 	{"retried, before the commit", crashPlan{Point: "retry: handled", Nth: 1}},
 	{"retried, and the next let go, before the commit", crashPlan{Point: "retry: promoted", Nth: 1}},
 	{"retried, after the commit", crashPlan{Point: "retry: committed", Nth: 1}},
-	{"work claimed, not begun", crashPlan{Point: "work: claimed", Nth: 2}},
+	{"job leased, not begun", crashPlan{Point: "job: leased", Nth: 2}},
 	{"call made, not settled", crashPlan{Point: "work: called", Nth: 2}},
 }
 

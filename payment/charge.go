@@ -11,7 +11,6 @@ import (
 	"github.com/google/uuid"
 
 	"pizzaflow/event"
-	"pizzaflow/internal/retry"
 	"pizzaflow/job"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
@@ -70,7 +69,7 @@ func (s *Service) call(ctx context.Context, c job.Job, p Payment, call Call, beg
 		a := s.ask(ctx, p, call)
 		next, step := p.Apply(a, moment.Now(), s.cfg.TTL)
 		if permitted = step == StepCharge && s.breaker.acquire(); !permitted {
-			c.Called()
+			c.CallDone()
 			return s.settle(ctx, c, p, next, step, a, moment.Now())
 		}
 		call, before = CallCharge, a
@@ -213,7 +212,7 @@ func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 		if p.expired(now, s.cfg.TTL) {
 			limit = lastRetry
 		}
-		return retry.Backoff(p.Calls, firstRetry, limit)
+		return job.Backoff(p.Calls, firstRetry, limit)
 	case StepFail, StepCheck:
 		return p.NextCheck(s.cfg.LateChecks)
 	case StepRest, StepComplete, StepRefund:
@@ -237,7 +236,7 @@ func longestPause(checks []time.Duration) string {
 // afterBreaker is how long a row that no call may be made for rests. The
 // waiting spreads out the longer it lasts.
 func (s *Service) afterBreaker(c job.Job) time.Duration {
-	return s.breaker.pause() + retry.Backoff(c.Attempt, firstRetry, 5*time.Second)
+	return s.breaker.pause() + job.Backoff(c.Attempt, firstRetry, 5*time.Second)
 }
 
 func (p Payment) completed() event.PaymentCompleted {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"pizzaflow/internal/retry"
 	"pizzaflow/job"
 	"pizzaflow/outbox"
 )
@@ -34,7 +33,7 @@ func (s *Service) refund(ctx context.Context, c job.Job) error {
 	return s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		pause := never
 		if a.Outcome != Refunded {
-			pause = retry.Backoff(c.Attempt, firstRetry, lastRefundRetry)
+			pause = job.Backoff(c.Attempt, firstRetry, lastRefundRetry)
 		}
 		if err := settleRefund(ctx, tx.Tx, s.db, c, a.Detail, pause); err != nil {
 			return err

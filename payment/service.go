@@ -87,10 +87,10 @@ func New(cfg Config) (*Service, error) {
 	s.loads = sqldb.NewGroup(s.db, s.loadAll)
 	s.begins = sqldb.NewGroup(s.db, s.beginAll)
 	s.settles = sqldb.NewGroup(s.db, s.settleAll)
-	work := job.Config{DB: s.db, Lease: cfg.Lease, Patience: cfg.patience, Alone: cfg.Alone, Log: cfg.Log}
-	work.Table, work.Limit, work.Do, work.Longest = "payments", cfg.Limit, unlessLost(s.charge), longestPause(cfg.LateChecks)
+	work := job.Config{DB: s.db, Lease: cfg.Lease, Timeout: cfg.patience, Exclusive: cfg.Alone, Log: cfg.Log}
+	work.Table, work.Limit, work.Do, work.LongestPause = "payments", cfg.Limit, unlessLost(s.charge), longestPause(cfg.LateChecks)
 	s.charges = job.New(work)
-	work.Table, work.Limit, work.Do, work.Longest = "refunds", 4, unlessLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
+	work.Table, work.Limit, work.Do, work.LongestPause = "refunds", 4, unlessLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
 	s.refunds = job.New(work)
 	return s, nil
 }

@@ -10,7 +10,6 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// jobs is a table of durable work with n rows due now.
 // Table makes the table jobs with n rows that are due, job-0 to job-(n-1).
 func Table(t testing.TB, db *sqldb.DB, n int) {
 	t.Helper()
@@ -30,10 +29,10 @@ func Table(t testing.TB, db *sqldb.DB, n int) {
 	}
 }
 
-// Settle notes in the table that a job is done, once more, and reports how many rows
-// that changed: 0 where the lease was lost.
-func Settle(ctx context.Context, db *sqldb.DB, c job.Job) (int64, error) {
-	res, err := db.ExecContext(ctx, `UPDATE jobs SET done = done + 1, due_at = NULL, lease_token = NULL WHERE id = $1 AND lease_token = $2`, c.ID, c.Token)
+// Settle counts in the table that a job is done, once more, and returns how many
+// rows that changed: 0 where the lease was lost.
+func Settle(ctx context.Context, db *sqldb.DB, j job.Job) (int64, error) {
+	res, err := db.ExecContext(ctx, `UPDATE jobs SET done = done + 1, due_at = NULL, lease_token = NULL WHERE id = $1 AND lease_token = $2`, j.ID, j.Token)
 	if err != nil {
 		return 0, err
 	}

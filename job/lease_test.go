@@ -16,17 +16,17 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// Do may settle a row so that it is due again before it returns. Who took it
-// then keeps it, although the end of the first call comes later.
+// Do may settle a row so that it is due again before Do returns. The second
+// lease keeps the row, although the end of the first call comes later.
 func TestRowTakenAgainBeforeTheCallEnded(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
 		var calls atomic.Int64
 		again, finish := make(chan struct{}), make(chan struct{})
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			switch calls.Add(1) {
 			case 1:
-				if _, err := db.ExecContext(ctx, `UPDATE jobs SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, sqldb.Now(), c.ID, c.Token); err != nil {
+				if _, err := db.ExecContext(ctx, `UPDATE jobs SET due_at = $1, lease_token = NULL WHERE id = $2 AND lease_token = $3`, sqldb.Now(), j.ID, j.Token); err != nil {
 					t.Error(err)
 				}
 				<-again
@@ -37,7 +37,7 @@ func TestRowTakenAgainBeforeTheCallEnded(t *testing.T) {
 			default:
 				t.Error("a third call while the second is under way")
 			}
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}}).Run)
 		<-again
@@ -47,18 +47,18 @@ func TestRowTakenAgainBeforeTheCallEnded(t *testing.T) {
 	})
 }
 
-// A lease that ran out before its transaction was committed is void, but what
-// was claimed meanwhile is held.
+// A lease that ran out before its transaction was committed is void, but the row
+// that was taken meanwhile is held.
 func TestLeaseThatRanOutBeforeItsCommit(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 0)
 		var calls atomic.Int64
 		taken, finish := make(chan struct{}, 10), make(chan struct{})
-		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 3, Lease: 200 * time.Millisecond, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			calls.Add(1)
 			taken <- struct{}{}
 			<-finish
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}})
 		testkit.Run(t, w.Run)
@@ -66,7 +66,7 @@ func TestLeaseThatRanOutBeforeItsCommit(t *testing.T) {
 		<-taken // it runs
 		err := outbox.New(db, "/test").Tx(t.Context(), func(tx *outbox.Tx) error {
 			l := w.Lease(1)
-			tx.AfterCommit(func() { <-taken }) // whatever takes its time
+			tx.AfterCommit(func() { <-taken }) // another function that takes its time
 			l.Begin(tx, "late", nil)
 			_, err := tx.Exec(`INSERT INTO jobs (id, due_at, lease_token, attempts) VALUES ('late', `+db.Later("$1")+`, $2, $3)`, l.DueIn.Microseconds(), l.Token, l.Attempts)
 			return err
@@ -83,13 +83,13 @@ func TestLeaseThatRanOutBeforeItsCommit(t *testing.T) {
 	})
 }
 
-// Rows that are handed over leave room for those that are due in the table.
+// Rows that are handed over leave capacity for rows that are due in the table.
 func TestRowsHandedOverStarveNoOthers(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 0)
-		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		w := job.New(job.Config{DB: db, Table: "jobs", Limit: 1, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			<-time.After(5 * time.Millisecond) // the call
-			_, err := jobtest.Settle(ctx, db, c)
+			_, err := jobtest.Settle(ctx, db, j)
 			return err
 		}})
 		testkit.Run(t, w.Run)
@@ -111,16 +111,16 @@ func TestRowsHandedOverStarveNoOthers(t *testing.T) {
 }
 
 // One row that somebody has locked keeps neither the leases of others from
-// being renewed, nor other rows from being inherited. (SQLite's one writer locks
+// being renewed, nor other rows from being taken over. (SQLite's one writer locks
 // everything.)
 func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	jobtest.Table(t, db, 3)
 	begun, finish := make(chan struct{}, 10), make(chan struct{})
-	w := job.New(job.Config{DB: db, Table: "jobs", Lease: time.Second, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+	w := job.New(job.Config{DB: db, Table: "jobs", Lease: time.Second, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 		begun <- struct{}{}
 		<-finish
-		_, err := jobtest.Settle(ctx, db, c)
+		_, err := jobtest.Settle(ctx, db, j)
 		return err
 	}})
 	testkit.Run(t, w.Run)
@@ -151,18 +151,18 @@ func TestLockedRowHoldsUpNoOthers(t *testing.T) {
 
 // A worker whose row another process took, failed at and let go, cannot settle
 // it any more, although the next to take it is of the same process.
-func TestStaleClaimSettlesNothing(t *testing.T) {
+func TestStaleLeaseSettlesNothing(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		jobtest.Table(t, db, 1)
 		began := [2]chan job.Job{make(chan job.Job, 1), make(chan job.Job, 1)}
 		resume := [2]chan struct{}{make(chan struct{}), make(chan struct{})}
 		settled := make(chan int64, 2)
 		var calls atomic.Int64
-		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, c job.Job) error {
+		testkit.Run(t, job.New(job.Config{DB: db, Table: "jobs", Lease: time.Minute, Log: slog.New(slog.DiscardHandler), Do: func(ctx context.Context, j job.Job) error {
 			n := calls.Add(1) - 1
-			began[n] <- c
+			began[n] <- j
 			<-resume[n]
-			done, err := jobtest.Settle(ctx, db, c)
+			done, err := jobtest.Settle(ctx, db, j)
 			settled <- done
 			return err
 		}}).Run)
@@ -172,12 +172,12 @@ func TestStaleClaimSettlesNothing(t *testing.T) {
 		}
 		second := <-began[1]
 		if first.Token == second.Token || second.Attempt != 3 {
-			t.Errorf("claims %+v and %+v", first, second)
+			t.Errorf("leases %+v and %+v", first, second)
 		}
 		for i, want := range []int64{0, 1} {
 			close(resume[i])
 			if n := <-settled; n != want {
-				t.Errorf("claim %d settled %d rows, want %d", i+1, n, want)
+				t.Errorf("lease %d settled %d rows, want %d", i+1, n, want)
 			}
 		}
 	})
