@@ -18,9 +18,9 @@ import (
 )
 
 const (
-	readTimeout  = 8 * time.Second        // of one question to the order API
-	placeTimeout = 20 * time.Second       // of placing an order, with everything tried again
-	busyWait     = 200 * time.Millisecond // before asking again for an order that is being placed
+	readTimeout  = 8 * time.Second        // of one read from the order API
+	placeTimeout = 20 * time.Second       // of placing an order, including all retries
+	busyWait     = 200 * time.Millisecond // before the retry of an order whose key is in progress
 	maxAnswer    = 4 << 20                // bytes of an answer of the order API
 )
 
@@ -76,14 +76,14 @@ const (
 	statusFailed  = "payment_failed"
 )
 
-// final tells whether the status can change no more.
-func final(status string) bool { return status == statusPaid || status == statusFailed }
+// isFinal reports whether an order keeps the status.
+func isFinal(status string) bool { return status == statusPaid || status == statusFailed }
 
-// readMenu asks for the menu. While the order API is away, the last menu that it
-// gave is still shown: what is ordered is priced when it is ordered.
+// readMenu reads the menu from the order API. While the order API is away it
+// returns the last menu that was read: an order is priced by the order service.
 func (s *Service) readMenu(r *http.Request, lang string) (menu, error) {
 	var m menu
-	err := s.get(r.Context(), r, "/api/v1/menu?lang="+lang, &m)
+	err := s.getJSON(r.Context(), r, "/api/v1/menu?lang="+lang, &m)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
@@ -101,22 +101,21 @@ func (s *Service) readOrder(ctx context.Context, r *http.Request, id string) (or
 		return order{}, web.NotFound("There is no such order.")
 	}
 	var o order
-	if err := s.get(ctx, r, "/api/v1/orders/"+id, &o); err != nil {
+	if err := s.getJSON(ctx, r, "/api/v1/orders/"+id, &o); err != nil {
 		return order{}, fmt.Errorf("read order: %w", err)
 	}
 	return o, nil
 }
 
-// place sends an order and returns its id. Once sent it is seen through, whether
-// or not the customer is still there; and while the same form is being worked on
-// by another request, its result is waited for.
-func (s *Service) place(r *http.Request, key string, body []byte) (string, error) {
+// placeOrder sends an order and returns its id. It goes on when the customer has
+// left. While another request with the same key is in progress (409) it retries.
+func (s *Service) placeOrder(r *http.Request, key string, body []byte) (string, error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), placeTimeout)
 	defer cancel()
 	header := http.Header{"Content-Type": {"application/json"}, "Idempotency-Key": {key}}
 	for {
-		a, err := s.call(ctx, r, http.MethodPost, "/api/v1/orders", header, body)
-		if p := problemIn(err); p != nil && p.Status == http.StatusConflict && retry.Sleep(ctx, busyWait) {
+		a, err := s.callOrderAPI(ctx, r, http.MethodPost, "/api/v1/orders", header, body)
+		if p := findProblem(err); p != nil && p.Status == http.StatusConflict && retry.Sleep(ctx, busyWait) {
 			continue
 		}
 		if err != nil {
@@ -133,20 +132,20 @@ func (s *Service) place(r *http.Request, key string, body []byte) (string, error
 	}
 }
 
-func (s *Service) get(ctx context.Context, r *http.Request, path string, v any) error {
+func (s *Service) getJSON(ctx context.Context, r *http.Request, path string, v any) error {
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
-	a, err := s.call(ctx, r, http.MethodGet, path, http.Header{}, nil)
+	a, err := s.callOrderAPI(ctx, r, http.MethodGet, path, http.Header{}, nil)
 	if err != nil {
 		return err
 	}
 	return json.Unmarshal(a.body.Bytes(), v)
 }
 
-// call asks the order API on behalf of a customer's request. An answer that is
-// not a success comes back as the *web.Problem that it is.
-func (s *Service) call(ctx context.Context, from *http.Request, method, path string, header http.Header, body []byte) (*answer, error) {
-	req, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(body)) //nolint:gosec // there is no host: a handler takes it
+// callOrderAPI calls the order API on behalf of the customer's request from. An
+// answer of 400 and above is returned as a *web.Problem.
+func (s *Service) callOrderAPI(ctx context.Context, from *http.Request, method, path string, header http.Header, body []byte) (*answer, error) {
+	req, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(body)) //nolint:gosec // the URL has no host: a handler serves it
 	if err != nil {
 		return nil, err
 	}
@@ -170,7 +169,8 @@ func (s *Service) call(ctx context.Context, from *http.Request, method, path str
 	return a, nil
 }
 
-// answer holds what a handler in this process answers.
+// An answer is a whole response: as an http.ResponseWriter it keeps what a handler
+// writes.
 type answer struct {
 	status   int
 	header   http.Header
@@ -198,7 +198,8 @@ func (a *answer) Write(b []byte) (int, error) {
 	return a.body.Write(b)
 }
 
-// problem reads the answer as a problem. A body that is none leaves the status.
+// problem decodes the answer as a problem. If the body is no problem, the result
+// has the status alone.
 func (a *answer) problem() *web.Problem {
 	p := &web.Problem{}
 	if err := json.Unmarshal(a.body.Bytes(), p); err != nil || p.Type == "" {
@@ -211,8 +212,8 @@ func (a *answer) problem() *web.Problem {
 	return p
 }
 
-// problemIn returns the problem in an error's chain, or nil.
-func problemIn(err error) *web.Problem {
+// findProblem returns the problem in an error's chain, or nil.
+func findProblem(err error) *web.Problem {
 	var p *web.Problem
 	errors.As(err, &p)
 	return p

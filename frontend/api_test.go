@@ -26,8 +26,8 @@ const (
 	fourCheese = "f769c178-640c-4ac3-97bb-0d7313e052b4"
 )
 
-// orderAPI is the order service on a database of its own. It can be away, and
-// busy with an order; it counts what it is asked.
+// orderAPI is the order service on a database of its own. It can be away or busy,
+// and it counts the reads of orders.
 type orderAPI struct {
 	t       testing.TB
 	db      *sqldb.DB
@@ -61,7 +61,7 @@ func (a *orderAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	a.service.ServeHTTP(w, r)
 }
 
-// refusal counts a request and returns what keeps it from the service, or nil.
+// refusal counts a request and returns the problem to refuse it with, or nil.
 func (a *orderAPI) refusal(r *http.Request) *web.Problem {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -87,15 +87,15 @@ func (a *orderAPI) set(change func()) {
 	change()
 }
 
-// asked tells how often an order was read.
-func (a *orderAPI) asked() int {
+// countReads returns how often an order was read.
+func (a *orderAPI) countReads() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.reads
 }
 
-// count tells how many orders are stored.
-func (a *orderAPI) count() (n int) {
+// countOrders returns how many orders are stored.
+func (a *orderAPI) countOrders() (n int) {
 	a.t.Helper()
 	if err := a.db.QueryRow(`SELECT COUNT(*) FROM orders`).Scan(&n); err != nil {
 		a.t.Fatal(err)
@@ -103,8 +103,8 @@ func (a *orderAPI) count() (n int) {
 	return n
 }
 
-// number is the number of the only order.
-func (a *orderAPI) number() (number string) {
+// onlyNumber returns the number of the only order.
+func (a *orderAPI) onlyNumber() (number string) {
 	a.t.Helper()
 	if err := a.db.QueryRow(`SELECT order_number FROM orders`).Scan(&number); err != nil {
 		a.t.Fatal(err)
@@ -112,8 +112,8 @@ func (a *orderAPI) number() (number string) {
 	return number
 }
 
-// advance gives an order its next step, as a payment event does. A status that
-// the service does not know stands in the history alone.
+// advance adds a step to an order, as a payment event does. A status that the
+// service does not know is added to the history alone.
 func (a *orderAPI) advance(id, status, reason string) {
 	a.t.Helper()
 	err := a.db.Tx(context.Background(), func(tx *sql.Tx) error {
@@ -131,7 +131,7 @@ func (a *orderAPI) advance(id, status, reason string) {
 	}
 }
 
-// menu is what the order service offers.
+// menu returns the pizzas of the order service's menu.
 func (a *orderAPI) menu() []pizza {
 	a.t.Helper()
 	rec := httptest.NewRecorder()
@@ -143,8 +143,8 @@ func (a *orderAPI) menu() []pizza {
 	return m.Pizzas
 }
 
-// put places an order by the API itself and returns its id.
-func (a *orderAPI) put(t testing.TB) string {
+// place places an order by the API itself and returns its id.
+func (a *orderAPI) place(t testing.TB) string {
 	t.Helper()
 	body := fmt.Sprintf(`{"customer_name":"Иван Иванов","customer_email":"ivan@example.com","customer_phone":"+7-900-123-45-67",
 		"items":[{"pizza_id":%q,"quantity":2,"size":"large"}],"delivery_address":"ул. Пушкина, д. 10","locale":"ru"}`, margherita)
@@ -159,9 +159,9 @@ func (a *orderAPI) put(t testing.TB) string {
 	return o.OrderID
 }
 
-// saying is the API with another word in all its answers, as an order service of
-// tomorrow may give them.
-func saying(api http.Handler, word, another string) http.Handler {
+// withWordReplaced returns api with a word replaced in all its answers: an order
+// service of a later version.
+func withWordReplaced(api http.Handler, word, another string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := httptest.NewRecorder()
 		api.ServeHTTP(rec, r)
@@ -170,8 +170,8 @@ func saying(api http.Handler, word, another string) http.Handler {
 	})
 }
 
-// nowhere is a broker that nobody tries to reach: Run is not called.
-var nowhere = []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1")}
+// noBroker is the address of a broker for tests that do not call Run.
+var noBroker = []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1")}
 
 func newService(t testing.TB, api http.Handler, kafka []kgo.Opt) *Service {
 	t.Helper()

@@ -17,10 +17,10 @@ import (
 //go:embed static
 var static embed.FS
 
-// assets are the files under /static/. Pages name them with the version in the
-// path (/static/v-<version>/app.css), where a browser may keep them for ever: a
-// script finds its modules under the same version. Without the version, or under
-// that of another release, a browser asks each time whether they changed.
+// assets are the files under /static/. Pages link to them with the version in the
+// path (/static/v-<version>/app.css), so that browsers may cache them for ever and
+// a script imports modules of its own version. Under a path without the version,
+// or with that of another release, browsers revalidate a file each time.
 type assets struct {
 	version string
 	files   map[string]asset
@@ -32,7 +32,7 @@ type asset struct {
 	body        []byte
 }
 
-// contentTypes of what is served, so that it does not depend on the machine.
+// contentTypes are ours, so that they do not depend on the machine's table.
 var contentTypes = map[string]string{
 	".css": "text/css; charset=utf-8",
 	".js":  "text/javascript; charset=utf-8",
@@ -83,16 +83,17 @@ func loadAssets() (*assets, error) {
 
 func pictureName(slug string) string { return "pizzas/" + slug + ".svg" }
 
-// url is where a page finds a file.
-func (a *assets) url(name string) string { return "/static/v-" + a.version + "/" + name }
+// versionedURL is the path under which pages link to a file.
+func (a *assets) versionedURL(name string) string { return "/static/v-" + a.version + "/" + name }
 
-// picture is where a page finds a pizza's picture, given its image on the menu.
-// Pictures come from us alone, so one from elsewhere gives way to a drawn one.
-func (a *assets) picture(image string) string {
+// pictureURL is the path of a pizza's picture, given its image on the menu. The
+// content security policy allows our own host only, so an image of another host
+// is replaced by a drawn pizza.
+func (a *assets) pictureURL(image string) string {
 	name, ours := strings.CutPrefix(image, "/static/")
 	switch {
 	case ours && a.files[name].body != nil:
-		return a.url(name)
+		return a.versionedURL(name)
 	case strings.HasPrefix(image, "/") && !strings.HasPrefix(image, "//") && !strings.HasPrefix(image, `/\`):
 		return image
 	}
@@ -115,7 +116,7 @@ func (s *Service) handleGetStatic(w http.ResponseWriter, r *http.Request) {
 		file = newAsset(name, drawPizza(slug))
 	}
 	if !ok {
-		s.handleUnknown(w, r)
+		s.handleNotFound(w, r)
 		return
 	}
 	h := w.Header()

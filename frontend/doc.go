@@ -1,6 +1,6 @@
 // Package frontend is what a customer sees: the shop, the checkout and the
-// tracker, in Russian and in English, drawn on the server from embedded
-// templates, with own scripts, styles and pictures and nothing from other hosts.
+// tracker, in Russian and in English, rendered on the server from embedded
+// templates, with scripts, styles and pictures of our own and none of other hosts.
 //
 // Routes:
 //
@@ -18,19 +18,19 @@
 //
 //	customer_name, customer_email, customer_phone, delivery_address, comment
 //	locale             the language of the page, and so of the order: ru or en
-//	idempotency_key    made anew for every form that is drawn; a second click sends it again
+//	idempotency_key    new in every form that is rendered; a second click sends it again
 //	quantity_<id>      how many of the pizza with this id; empty or 0 is none
 //	size_<id>          small, medium or large
 //
-// quantity_<id> and size_<id> may repeat: the first of one goes with the first of
-// the other. That is how one pizza is ordered in two sizes.
+// quantity_<id> and size_<id> may repeat, so that one pizza can be ordered in two
+// sizes: the first quantity belongs to the first size, and so on.
 //
 // What it promises: ordering works without JavaScript; a form sent twice is one
-// order; what was typed is kept when it is refused; a tracker shows every step
-// once, in order, also after its connection broke, and sees a change within
-// seconds even while Kafka is away.
+// order; a refused form is shown again as it was typed; a tracker shows every step
+// once and in order, also after its connection broke, and shows a change within
+// seconds also while Kafka is away.
 //
 // It owns no table and emits no event. Each replica reads order-events and
-// payment-events from their end, without a group, as a hint that an order changed;
-// what changed is read from the order API.
+// payment-events from their end, without a group. A record is a hint that an order
+// changed; the order itself is read from the order API.
 package frontend

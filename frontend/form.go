@@ -13,39 +13,40 @@ import (
 	"pizzaflow/web"
 )
 
-// A form is what a customer typed, as it was typed.
+// A form has the fields of the shop's form as the customer typed them.
 type form struct {
 	values map[string]string // by the name of the field
-	lines  []line            // what is ordered
+	lines  []line            // the pizzas ordered
 	locale string
 	key    string // the idempotency key
 }
 
-// A line is one pizza in one size. Quantity is what stood in the field.
+// A line is one pizza in one size. Quantity is the text of its field.
 type line struct {
 	PizzaID  string `json:"id"`
 	Size     string `json:"size"`
 	Quantity string `json:"quantity"`
 }
 
-// formFields are the texts of a form, in the order in which they are asked for.
+// formFields are the names of the text fields, in the order of the page.
 var formFields = []string{"customer_name", "customer_phone", "customer_email", "delivery_address", "comment"}
 
-// newForm is an empty form with a key of its own.
+// newForm returns an empty form with a new idempotency key.
 func newForm(lang string) form {
 	return form{values: map[string]string{}, locale: lang, key: uuid.NewString()}
 }
 
-// readForm reads what was posted. The same fields always give the same form.
+// readForm reads the posted fields. The same fields always give the same form:
+// the order API compares the bodies of a key.
 func readForm(posted url.Values, lang string) form {
 	f := newForm(lang)
 	for _, name := range formFields {
 		f.values[name] = posted.Get(name)
 	}
-	if l := posted.Get("locale"); spoken(l) {
+	if l := posted.Get("locale"); isSupported(l) {
 		f.locale = l
 	}
-	if key := posted.Get("idempotency_key"); validKey(key) {
+	if key := posted.Get("idempotency_key"); isValidKey(key) {
 		f.key = key
 	}
 	for name, quantities := range posted {
@@ -68,14 +69,15 @@ func readForm(posted url.Values, lang string) form {
 	return f
 }
 
-// validKey tells whether the order API takes the key.
-func validKey(key string) bool {
+// isValidKey reports whether the order API accepts the idempotency key.
+func isValidKey(key string) bool {
 	return key != "" && len(key) <= 255 && !strings.ContainsFunc(key, func(c rune) bool { return c < '!' || c > '~' || c == ',' })
 }
 
-// body is the form as the order API wants it. A quantity that is not a number is
-// sent as 0, which is refused there together with whatever else is wrong.
-func (f form) body() ([]byte, error) {
+// encodeOrder encodes the form as the body of POST /api/v1/orders. A quantity that
+// is not a number is sent as 0: the order API refuses it together with the other
+// faults of the form.
+func (f form) encodeOrder() ([]byte, error) {
 	type item struct {
 		PizzaID  string `json:"pizza_id"`
 		Quantity int    `json:"quantity"`
@@ -112,19 +114,19 @@ func (f form) body() ([]byte, error) {
 	return b, nil
 }
 
-// A fault is what is wrong with one field, in the customer's language.
+// A fault is the error of one field, in the customer's language.
 type fault struct {
 	Field string // the name of the field, "items", or the id of a pizza
 	Text  string
 }
 
-// faults finds the field and the words for everything that the order API found
-// wrong. pizzas names the pizzas.
-func (w *words) faults(f form, errs []web.FieldError, pizzas map[string]string) []fault {
+// translateFaults turns the field errors of the order API into faults of the form.
+// pizzas has the names of the pizzas by id.
+func (w *translations) translateFaults(f form, errs []web.FieldError, pizzas map[string]string) []fault {
 	var all []fault
 	for _, e := range errs {
-		field, part := f.fieldOf(e.Pointer)
-		text := w.say(f.locale, nil, "fault."+part+"."+e.Code, "fault."+e.Code, "fault.other")
+		field, part := f.fieldAt(e.Pointer)
+		text := w.translate(f.locale, nil, "fault."+part+"."+e.Code, "fault."+e.Code, "fault.other")
 		if name := pizzas[field]; name != "" {
 			text = name + ": " + text
 		}
@@ -132,14 +134,14 @@ func (w *words) faults(f form, errs []web.FieldError, pizzas map[string]string) 
 			all = append(all, fault{field, text})
 		}
 	}
-	rank := func(x fault) int { return slices.Index(formFields, x.Field) } // what is ordered comes first
+	rank := func(x fault) int { return slices.Index(formFields, x.Field) } // faults of the pizzas come first
 	slices.SortStableFunc(all, func(a, b fault) int { return rank(a) - rank(b) })
 	return all
 }
 
-// fieldOf finds the field that a pointer into the body means: "#/items/0/size" is
-// the size of the pizza that stands first. part names what the words are for.
-func (f form) fieldOf(pointer string) (field, part string) {
+// fieldAt returns the field of the form that a pointer into the body means, and the
+// part of the text's id: "#/items/0/size" is the size of the first line's pizza.
+func (f form) fieldAt(pointer string) (field, part string) {
 	parts := strings.Split(strings.TrimPrefix(pointer, "#/"), "/")
 	if slices.Contains(formFields, parts[0]) {
 		return parts[0], parts[0]

@@ -14,7 +14,7 @@ import (
 	"pizzaflow/web"
 )
 
-// shopView is what the shop's page shows.
+// shopView is the data of the shop's page.
 type shopView struct {
 	page
 	Currency string
@@ -38,21 +38,21 @@ type sizeView struct {
 
 type formView struct {
 	form
-	Trouble string // what is wrong with the form as a whole
-	Faults  []fault
-	Lines   string // the lines as JSON, for the script
+	Error  string // the error of the form as a whole; "" if there is none
+	Faults []fault
+	Lines  string // the lines as JSON, for shop.js
 }
 
-// Value is what was typed into a field.
+// Value is the text of a field as it was typed.
 func (f formView) Value(field string) string { return f.values[field] }
 
 // Key is the form's idempotency key.
 func (f formView) Key() string { return f.key }
 
-// Refused tells whether the form was sent and comes back.
-func (f formView) Refused() bool { return f.Trouble != "" || len(f.Faults) > 0 }
+// Refused reports whether the order of the form was refused.
+func (f formView) Refused() bool { return f.Error != "" || len(f.Faults) > 0 }
 
-// Fault is what is wrong with a field, "" if nothing.
+// Fault is the text of a field's fault, "" if it has none.
 func (f formView) Fault(field string) string {
 	for _, x := range f.Faults {
 		if x.Field == field {
@@ -63,41 +63,42 @@ func (f formView) Fault(field string) string {
 }
 
 func (s *Service) handleGetShop(w http.ResponseWriter, r *http.Request) {
-	lang := s.language(w, r)
-	s.showShop(w, r, http.StatusOK, formView{form: newForm(lang)})
+	lang := s.chooseLanguage(w, r)
+	s.renderShop(w, r, http.StatusOK, formView{form: newForm(lang)})
 }
 
-// handleGetOrders is where a browser comes that loads a refused form's address.
+// handleGetOrders redirects to the shop: a browser that reloads the page of a
+// refused form asks for /orders.
 func (s *Service) handleGetOrders(w http.ResponseWriter, r *http.Request) {
-	s.language(w, r)
+	s.chooseLanguage(w, r)
 	http.Redirect(w, r, "/", http.StatusSeeOther)
 }
 
-func (s *Service) showShop(w http.ResponseWriter, r *http.Request, status int, f formView) {
+func (s *Service) renderShop(w http.ResponseWriter, r *http.Request, status int, f formView) {
 	m, err := s.readMenu(r, f.locale)
 	if err != nil {
-		s.showTrouble(w, r, f.locale, err)
+		s.renderError(w, r, f.locale, err)
 		return
 	}
-	v := shopView{page: s.page(f.locale, "/"), Currency: m.Currency, Form: f}
+	v := shopView{page: s.newPage(f.locale, "/"), Currency: m.Currency, Form: f}
 	v.Title = v.T("shop.title")
 	if f.Refused() {
 		v.Title = v.T("checkout.refused_title")
 	}
 	lines, err := json.Marshal(append([]line{}, f.lines...))
 	if err != nil {
-		s.showTrouble(w, r, f.locale, err)
+		s.renderError(w, r, f.locale, err)
 		return
 	}
 	v.Form.Lines = string(lines)
 	for _, p := range m.Pizzas {
 		v.Pizzas = append(v.Pizzas, s.viewPizza(p, f))
 	}
-	s.show(w, r, status, "shop", v)
+	s.renderPage(w, r, status, "shop", v)
 }
 
 func (s *Service) viewPizza(p pizza, f formView) pizzaView {
-	v := pizzaView{pizza: p, Picture: s.assets.picture(p.Image), Fault: f.Fault(p.ID)}
+	v := pizzaView{pizza: p, Picture: s.assets.pictureURL(p.Image), Fault: f.Fault(p.ID)}
 	chosen := "medium"
 	for _, l := range f.lines {
 		if l.PizzaID == p.ID {
@@ -117,12 +118,12 @@ func (s *Service) viewPizza(p pizza, f formView) pizzaView {
 	return v
 }
 
-// handlePostOrder places the order of a form, and sends the browser on to its
-// tracker. Whatever goes wrong, the form comes back as it was typed.
+// handlePostOrder places the order of a form and redirects to its tracker. If the
+// order is refused, the form is shown again as it was typed.
 func (s *Service) handlePostOrder(w http.ResponseWriter, r *http.Request) {
-	lang := s.language(w, r)
+	lang := s.chooseLanguage(w, r)
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/x-www-form-urlencoded" {
-		s.showTrouble(w, r, lang, &web.Problem{Status: http.StatusUnsupportedMediaType})
+		s.renderError(w, r, lang, &web.Problem{Status: http.StatusUnsupportedMediaType})
 		return
 	}
 	r.Body = http.MaxBytesReader(w, r.Body, web.MaxBody)
@@ -131,46 +132,47 @@ func (s *Service) handlePostOrder(w http.ResponseWriter, r *http.Request) {
 		if _, tooLarge := errors.AsType[*http.MaxBytesError](err); tooLarge {
 			status = http.StatusRequestEntityTooLarge
 		}
-		s.showTrouble(w, r, lang, &web.Problem{Status: status})
+		s.renderError(w, r, lang, &web.Problem{Status: status})
 		return
 	}
 	f := readForm(r.PostForm, lang)
-	body, err := f.body()
+	body, err := f.encodeOrder()
 	if err != nil {
-		s.showTrouble(w, r, f.locale, err)
+		s.renderError(w, r, f.locale, err)
 		return
 	}
-	id, err := s.place(r, f.key, body)
+	id, err := s.placeOrder(r, f.key, body)
 	if err != nil {
-		s.refuse(w, r, f, err)
+		s.renderRefusedForm(w, r, f, err)
 		return
 	}
 	http.Redirect(w, r, "/orders/"+url.PathEscape(id), http.StatusSeeOther)
 }
 
-// refuse shows the form again with what is wrong.
-func (s *Service) refuse(w http.ResponseWriter, r *http.Request, f form, err error) {
-	p := s.problem(r, err)
-	v := formView{form: f, Faults: s.words.faults(f, p.Errors, s.pizzaNames(r, f.locale))}
+// renderRefusedForm shows the form again, with the faults that the order API found.
+func (s *Service) renderRefusedForm(w http.ResponseWriter, r *http.Request, f form, err error) {
+	p := s.problemOf(r, err)
+	v := formView{form: f, Faults: s.texts.translateFaults(f, p.Errors, s.readPizzaNames(r, f.locale))}
 	slug := strings.TrimPrefix(p.Type, web.ProblemBase)
 	switch {
 	case slug == "idempotency-key-reused":
-		v.key = newForm(f.locale).key // an order stands behind the old one; another needs its own
-		v.Trouble = s.words.say(f.locale, nil, "trouble.sent_before")
+		v.key = newForm(f.locale).key // the old key belongs to an order already; another order needs another key
+		v.Error = s.texts.translate(f.locale, nil, "form_error.sent_before")
 	case len(v.Faults) > 0:
-		v.Trouble = s.words.say(f.locale, nil, "trouble.fields")
+		v.Error = s.texts.translate(f.locale, nil, "form_error.fields")
 	default:
-		v.Trouble = s.words.say(f.locale, nil, "trouble."+strconv.Itoa(p.Status), "trouble.order")
+		v.Error = s.texts.translate(f.locale, nil, "form_error."+strconv.Itoa(p.Status), "form_error.order")
 	}
-	retryAfter(w, p)
-	s.showShop(w, r, p.Status, v)
+	setRetryAfter(w, p)
+	s.renderShop(w, r, p.Status, v)
 }
 
-// pizzaNames is what the pizzas are called, if it can be known.
-func (s *Service) pizzaNames(r *http.Request, lang string) map[string]string {
+// readPizzaNames returns the names of the pizzas by id, nil while the menu cannot
+// be read.
+func (s *Service) readPizzaNames(r *http.Request, lang string) map[string]string {
 	m, err := s.readMenu(r, lang)
 	if err != nil {
-		return nil // showing the form again needs the menu as well, and says so
+		return nil // renderShop needs the menu as well and shows the error
 	}
 	names := map[string]string{}
 	for _, p := range m.Pizzas {
@@ -179,53 +181,53 @@ func (s *Service) pizzaNames(r *http.Request, lang string) map[string]string {
 	return names
 }
 
-// trackerView is what the tracker's page shows.
+// trackerView is the data of the tracker's page.
 type trackerView struct {
 	page
 	Order order
 	Steps []stageView
 }
 
-// A stageView is one stage of an order's way, passed or yet to come.
+// A stageView is one stage of the tracker, reached or not.
 type stageView struct {
-	Name  string // of its texts
+	Name  string // in the ids of its texts
 	State string // done, now, failed or next
-	At    string // RFC 3339; empty when not reached
-	Clock string // the same for people without a script
+	At    string // RFC 3339; empty while not reached
+	Clock string // the same as shown without JavaScript
 }
 
-// Final tells whether the order's way is at its end.
-func (v trackerView) Final() bool { return final(v.Order.Status) }
+// Final reports whether the order keeps its status.
+func (v trackerView) Final() bool { return isFinal(v.Order.Status) }
 
-// Failed tells whether the order was not paid.
+// Failed reports whether the payment failed.
 func (v trackerView) Failed() bool { return v.Order.Status == statusFailed }
 
-// Headline says where the order stands, in one sentence.
+// Headline is the order's status as a sentence.
 func (v trackerView) Headline() string {
-	return v.words.say(v.Lang, nil, "status."+v.Order.Status, "status.other")
+	return v.texts.translate(v.Lang, nil, "status."+v.Order.Status, "status.other")
 }
 
-// Reason says why the payment failed.
+// Reason is the reason of a failed payment as a sentence.
 func (v trackerView) Reason() string {
-	return v.words.say(v.Lang, nil, "reason."+v.Order.FailureReason, "reason.other")
+	return v.texts.translate(v.Lang, nil, "reason."+v.Order.FailureReason, "reason.other")
 }
 
 func (s *Service) handleGetTracker(w http.ResponseWriter, r *http.Request) {
-	lang := s.language(w, r)
+	lang := s.chooseLanguage(w, r)
 	id := r.PathValue("id")
 	o, err := s.readOrder(r.Context(), r, id)
 	if err != nil {
-		s.showTrouble(w, r, lang, err)
+		s.renderError(w, r, lang, err)
 		return
 	}
-	v := trackerView{page: s.page(lang, "/orders/"+url.PathEscape(id)), Order: o, Steps: stages(o)}
+	v := trackerView{page: s.newPage(lang, "/orders/"+url.PathEscape(id)), Order: o, Steps: orderStages(o)}
 	v.Title = v.T("tracker.title", "Number", o.OrderNumber, "Status", v.Headline())
-	s.show(w, r, http.StatusOK, "tracker", v)
+	s.renderPage(w, r, http.StatusOK, "tracker", v)
 }
 
-// stages says how far the order has come: placed, payment, kitchen. Only what has
-// been recorded is shown as done.
-func stages(o order) []stageView {
+// orderStages returns the stages placed, payment and kitchen with their states. A
+// stage is done only if the order's history has its step.
+func orderStages(o order) []stageView {
 	at := map[string]stageView{}
 	for _, h := range o.History {
 		if _, seen := at[h.Status]; !seen {
@@ -249,32 +251,32 @@ func stages(o order) []stageView {
 	return []stageView{placed, {Name: "payment", State: "now"}, {Name: "kitchen", State: "next"}}
 }
 
-// handleUnknown is the page for addresses where nothing is.
-func (s *Service) handleUnknown(w http.ResponseWriter, r *http.Request) {
-	s.showTrouble(w, r, s.language(w, r), web.NotFound("There is nothing at this address."))
+// handleNotFound answers requests for unknown paths.
+func (s *Service) handleNotFound(w http.ResponseWriter, r *http.Request) {
+	s.renderError(w, r, s.chooseLanguage(w, r), web.NotFound("There is nothing at this address."))
 }
 
-// troubleView is what the page shows that stands in for another.
-type troubleView struct {
+// errorView is the data of the error page.
+type errorView struct {
 	page
 	Heading, Text string
 }
 
-// showTrouble answers with a page that says what is wrong.
-func (s *Service) showTrouble(w http.ResponseWriter, r *http.Request, lang string, err error) {
-	p := s.problem(r, err)
-	v := troubleView{page: s.page(lang, "/")}
+// renderError answers with the error page for the problem in err.
+func (s *Service) renderError(w http.ResponseWriter, r *http.Request, lang string, err error) {
+	p := s.problemOf(r, err)
+	v := errorView{page: s.newPage(lang, "/")}
 	kind := strconv.Itoa(p.Status)
-	v.Heading = s.words.say(lang, nil, "page."+kind+".title", "page.500.title")
-	v.Text = s.words.say(lang, nil, "page."+kind+".text", "page.500.text")
+	v.Heading = s.texts.translate(lang, nil, "page."+kind+".title", "page.500.title")
+	v.Text = s.texts.translate(lang, nil, "page."+kind+".text", "page.500.text")
 	v.Title = v.Heading
-	retryAfter(w, p)
-	s.show(w, r, p.Status, "trouble", v)
+	setRetryAfter(w, p)
+	s.renderPage(w, r, p.Status, "error", v)
 }
 
-// problem is the problem in err; any other error is our fault and logged.
-func (s *Service) problem(r *http.Request, err error) *web.Problem {
-	if p := problemIn(err); p != nil && p.Status >= 400 {
+// problemOf returns the problem in err. Any other error is logged and becomes 503.
+func (s *Service) problemOf(r *http.Request, err error) *web.Problem {
+	if p := findProblem(err); p != nil && p.Status >= 400 {
 		return p
 	}
 	if r.Context().Err() == nil {
@@ -283,7 +285,7 @@ func (s *Service) problem(r *http.Request, err error) *web.Problem {
 	return &web.Problem{Status: http.StatusServiceUnavailable}
 }
 
-func retryAfter(w http.ResponseWriter, p *web.Problem) {
+func setRetryAfter(w http.ResponseWriter, p *web.Problem) {
 	if p.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(p.RetryAfter.Seconds()))))
 	}

@@ -19,7 +19,7 @@ import (
 	"pizzaflow/web"
 )
 
-// site serves the pages as they are served for real.
+// site serves the pages behind web.Handler, as a process does.
 func site(t testing.TB, s *Service) *httptest.Server {
 	t.Helper()
 	server := httptest.NewServer(web.Handler(s.Handler(), web.HandlerConfig{}))
@@ -37,7 +37,7 @@ func fetch(t testing.TB, server *httptest.Server, path string) (*http.Response, 
 	return resp, bodyOf(t, resp)
 }
 
-func send(t testing.TB, server *httptest.Server, form url.Values) (*http.Response, string) {
+func postForm(t testing.TB, server *httptest.Server, form url.Values) (*http.Response, string) {
 	t.Helper()
 	resp, err := server.Client().PostForm(server.URL+"/orders", form)
 	if err != nil {
@@ -67,14 +67,14 @@ func goodForm() url.Values {
 
 func TestOrderWithoutScript(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
-	resp, _ := send(t, server, goodForm())
+	server := site(t, newService(t, api, noBroker))
+	resp, _ := postForm(t, server, goodForm())
 	to := resp.Header.Get("Location")
-	if resp.StatusCode != http.StatusSeeOther || !strings.HasPrefix(to, "/orders/") || api.count() != 1 {
-		t.Fatalf("%s, Location %q, %d orders", resp.Status, to, api.count())
+	if resp.StatusCode != http.StatusSeeOther || !strings.HasPrefix(to, "/orders/") || api.countOrders() != 1 {
+		t.Fatalf("%s, Location %q, %d orders", resp.Status, to, api.countOrders())
 	}
 	resp, page := fetch(t, server, to)
-	for _, want := range []string{api.number(), "1\u00a0200,00\u00a0₽", "Маргарита", "ул. Пушкина, д. 10", "i***@example.com", `http-equiv="refresh"`, "Ждём подтверждения оплаты"} {
+	for _, want := range []string{api.onlyNumber(), "1\u00a0200,00\u00a0₽", "Маргарита", "ул. Пушкина, д. 10", "i***@example.com", `http-equiv="refresh"`, "Ждём подтверждения оплаты"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("tracker lacks %q", want)
 		}
@@ -86,7 +86,7 @@ func TestOrderWithoutScript(t *testing.T) {
 
 func TestTracker(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	for _, tc := range []struct {
 		status, reason string
 		want           map[string][]string
@@ -96,7 +96,7 @@ func TestTracker(t *testing.T) {
 		{statusFailed, "card_declined", map[string][]string{"ru": {"Банк отклонил платёж"}, "en": {"The bank declined"}}},
 		{statusFailed, "something_new", map[string][]string{"ru": {"Платёж не прошёл"}, "en": {"did not go through"}}},
 	} {
-		id := api.put(t)
+		id := api.place(t)
 		api.advance(id, tc.status, tc.reason)
 		for lang, wants := range tc.want {
 			resp, page := fetch(t, server, "/orders/"+id+"?lang="+lang)
@@ -108,18 +108,18 @@ func TestTracker(t *testing.T) {
 					t.Errorf("%s in %s lacks %q", tc.status, lang, want)
 				}
 			}
-			if refreshes := strings.Contains(page, `http-equiv="refresh"`); refreshes == final(tc.status) {
+			if refreshes := strings.Contains(page, `http-equiv="refresh"`); refreshes == isFinal(tc.status) {
 				t.Errorf("%s: refreshes %v", tc.status, refreshes)
 			}
 		}
 	}
 }
 
-// TestTrackerOfTomorrow: the order service knows a status that the pages do not.
-func TestTrackerOfTomorrow(t *testing.T) {
+// TestTrackerOfAnUnknownStatus: a later order service has a status that the pages do not know.
+func TestTrackerOfAnUnknownStatus(t *testing.T) {
 	api := newOrderAPI(t)
-	id := api.put(t)
-	server := site(t, newService(t, saying(api, `"pending"`, `"baking"`), nowhere))
+	id := api.place(t)
+	server := site(t, newService(t, withWordReplaced(api, `"pending"`, `"baking"`), noBroker))
 	for lang, want := range map[string]string{"ru": "Заказ в работе", "en": "The order is under way"} {
 		if resp, page := fetch(t, server, "/orders/"+id+"?lang="+lang); resp.StatusCode != http.StatusOK || !strings.Contains(page, want) || !strings.Contains(page, `http-equiv="refresh"`) {
 			t.Errorf("%s: %s lacks %q", lang, resp.Status, want)
@@ -130,7 +130,7 @@ func TestTrackerOfTomorrow(t *testing.T) {
 // TestSoldOut: a pizza that is not available is shown and cannot be chosen.
 func TestSoldOut(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, saying(api, `"available":true`, `"available":false`), nowhere))
+	server := site(t, newService(t, withWordReplaced(api, `"available":true`, `"available":false`), noBroker))
 	_, page := fetch(t, server, "/?lang=en")
 	if n := strings.Count(page, "card--off"); n != len(api.menu()) || strings.Contains(page, `name="quantity_`) {
 		t.Errorf("%d of %d pizzas are shown as sold out", n, len(api.menu()))
@@ -139,7 +139,7 @@ func TestSoldOut(t *testing.T) {
 
 func TestFormErrorsKeepWhatWasTyped(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	form := goodForm()
 	form.Set("customer_name", `"><script>alert(1)</script>`)
 	form.Set("customer_email", "nonsense")
@@ -152,7 +152,7 @@ func TestFormErrorsKeepWhatWasTyped(t *testing.T) {
 		"en": {"Your order is not placed yet", "Enter an address such as ivan@example.com.", "Tell us where to bring it.", "Pepperoni: Enter a whole number from 1 to 100."},
 	} {
 		form.Set("locale", lang)
-		resp, page := send(t, server, form)
+		resp, page := postForm(t, server, form)
 		if resp.StatusCode != http.StatusUnprocessableEntity {
 			t.Fatal(resp.Status)
 		}
@@ -170,8 +170,8 @@ func TestFormErrorsKeepWhatWasTyped(t *testing.T) {
 			t.Errorf("%s: the size is kept %d times", lang, n)
 		}
 	}
-	if api.count() != 0 {
-		t.Errorf("%d orders", api.count())
+	if api.countOrders() != 0 {
+		t.Errorf("%d orders", api.countOrders())
 	}
 }
 
@@ -180,9 +180,9 @@ func TestQuantities(t *testing.T) {
 		api := newOrderAPI(t)
 		form := goodForm()
 		form.Set("quantity_"+margherita, quantity)
-		resp, page := send(t, site(t, newService(t, api, nowhere)), form)
-		if resp.StatusCode != want || api.count() != map[int]int{303: 1, 422: 0}[want] {
-			t.Errorf("%q: %s, %d orders, want %d", quantity, resp.Status, api.count(), want)
+		resp, page := postForm(t, site(t, newService(t, api, noBroker)), form)
+		if resp.StatusCode != want || api.countOrders() != map[int]int{303: 1, 422: 0}[want] {
+			t.Errorf("%q: %s, %d orders, want %d", quantity, resp.Status, api.countOrders(), want)
 		}
 		if strings.Trim(quantity, "0") == "" && !strings.Contains(page, "Добавьте хотя бы одну пиццу.") {
 			t.Errorf("%q: nobody says that nothing was ordered", quantity)
@@ -192,11 +192,11 @@ func TestQuantities(t *testing.T) {
 
 func TestOnePizzaInTwoSizes(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	form := goodForm()
 	form["quantity_"+margherita] = []string{"1", "3"}
 	form["size_"+margherita] = []string{"small", "large"}
-	resp, _ := send(t, server, form)
+	resp, _ := postForm(t, server, form)
 	_, page := fetch(t, server, resp.Header.Get("Location"))
 	for _, want := range []string{"Маленькая · 1 × 400,00\u00a0₽", "Большая · 3 × 600,00\u00a0₽", "2\u00a0200,00\u00a0₽"} {
 		if !strings.Contains(page, want) {
@@ -208,8 +208,8 @@ func TestOnePizzaInTwoSizes(t *testing.T) {
 // TestDoubleClick sends one form many times at once.
 func TestDoubleClick(t *testing.T) {
 	api := newOrderAPI(t)
-	api.busy = 3 // the first is under way when the others come
-	server := site(t, newService(t, api, nowhere))
+	api.busy = 3 // as if the first were in progress when the others come
+	server := site(t, newService(t, api, noBroker))
 	form := goodForm()
 	to := make([]string, 8)
 	var wg sync.WaitGroup
@@ -230,14 +230,14 @@ func TestDoubleClick(t *testing.T) {
 			t.Fatalf("sent to %q", to)
 		}
 	}
-	if api.count() != 1 {
-		t.Errorf("%d orders", api.count())
+	if api.countOrders() != 1 {
+		t.Errorf("%d orders", api.countOrders())
 	}
 }
 
 func TestIdempotencyKeys(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	key := regexp.MustCompile(`name="idempotency_key" value="([^"]+)"`)
 	_, one := fetch(t, server, "/")
 	_, two := fetch(t, server, "/")
@@ -248,7 +248,7 @@ func TestIdempotencyKeys(t *testing.T) {
 	for _, bad := range []string{"", "пробел", "with space", "a,b", strings.Repeat("x", 256)} {
 		form := goodForm()
 		form.Set("idempotency_key", bad)
-		if resp, _ := send(t, server, form); resp.StatusCode != http.StatusSeeOther {
+		if resp, _ := postForm(t, server, form); resp.StatusCode != http.StatusSeeOther {
 			t.Errorf("key %q: %s", bad, resp.Status)
 		}
 		if got := api.headers[len(api.headers)-1].Get("Idempotency-Key"); uuid.Validate(got) != nil {
@@ -257,9 +257,9 @@ func TestIdempotencyKeys(t *testing.T) {
 	}
 
 	form := goodForm()
-	send(t, server, form)
+	postForm(t, server, form)
 	form.Set("comment", "another")
-	resp, page := send(t, server, form)
+	resp, page := postForm(t, server, form)
 	if resp.StatusCode != http.StatusUnprocessableEntity || !strings.Contains(page, "Заказ из этой формы уже принят") {
 		t.Fatalf("a changed form that was sent before: %s", resp.Status)
 	}
@@ -268,16 +268,16 @@ func TestIdempotencyKeys(t *testing.T) {
 		t.Fatal("the form still has the key of the order that it made")
 	}
 	form.Set("idempotency_key", fresh[1])
-	if resp, _ := send(t, server, form); resp.StatusCode != http.StatusSeeOther {
+	if resp, _ := postForm(t, server, form); resp.StatusCode != http.StatusSeeOther {
 		t.Errorf("second order: %s", resp.Status)
 	}
 }
 
 func TestOrderAPIAway(t *testing.T) {
 	api := newOrderAPI(t)
-	s := newService(t, api, nowhere)
+	s := newService(t, api, noBroker)
 	server := site(t, s)
-	id := api.put(t)
+	id := api.place(t)
 	api.set(func() { api.away = true })
 	for _, path := range []string{"/", "/orders/" + id} {
 		resp, page := fetch(t, server, path)
@@ -292,7 +292,7 @@ func TestOrderAPIAway(t *testing.T) {
 		t.Errorf("shop: %s", resp.Status)
 	}
 	form := goodForm()
-	resp, page := send(t, server, form)
+	resp, page := postForm(t, server, form)
 	if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
 		t.Errorf("order: %s", resp.Status)
 	}
@@ -302,14 +302,14 @@ func TestOrderAPIAway(t *testing.T) {
 		}
 	}
 	api.set(func() { api.away = false })
-	if resp, _ := send(t, server, form); resp.StatusCode != http.StatusSeeOther {
+	if resp, _ := postForm(t, server, form); resp.StatusCode != http.StatusSeeOther {
 		t.Errorf("the same form again: %s", resp.Status)
 	}
 }
 
 func TestBadForms(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	for _, tc := range []struct {
 		name, kind, body string
 		want             int
@@ -330,14 +330,14 @@ func TestBadForms(t *testing.T) {
 			t.Errorf("%s: %s, want %d", tc.name, resp.Status, tc.want)
 		}
 	}
-	if api.count() != 0 {
-		t.Errorf("%d orders", api.count())
+	if api.countOrders() != 0 {
+		t.Errorf("%d orders", api.countOrders())
 	}
 }
 
 func TestRoutes(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	for _, tc := range []struct {
 		method, path string
 		want         int
@@ -374,14 +374,14 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-// TestPagesObeyTheirPolicy: a page's policy is default-src 'self', so whatever is
-// inline or from elsewhere would not work.
+// TestPagesObeyTheirPolicy: the policy of a page is default-src 'self', so scripts,
+// styles and pictures that are inline or of another host would not load.
 func TestPagesObeyTheirPolicy(t *testing.T) {
 	api := newOrderAPI(t)
-	server := site(t, newService(t, api, nowhere))
+	server := site(t, newService(t, api, noBroker))
 	var pages []string
 	add := func(_ *http.Response, page string) { pages = append(pages, page) }
-	ids := []string{api.put(t), api.put(t), api.put(t)}
+	ids := []string{api.place(t), api.place(t), api.place(t)}
 	api.advance(ids[1], statusPaid, "")
 	api.advance(ids[2], statusFailed, "declined")
 	for _, lang := range languages {
@@ -390,7 +390,7 @@ func TestPagesObeyTheirPolicy(t *testing.T) {
 		for _, id := range ids {
 			add(fetch(t, server, "/orders/"+id+"?lang="+lang))
 		}
-		add(send(t, server, url.Values{"locale": {lang}, "quantity_" + margherita: {"-1"}}))
+		add(postForm(t, server, url.Values{"locale": {lang}, "quantity_" + margherita: {"-1"}}))
 	}
 	tag := regexp.MustCompile(`<[a-zA-Z][^>]*>`)
 	attribute := regexp.MustCompile(`\s([a-zA-Z-]+)="([^"]*)"`)
@@ -436,14 +436,14 @@ func TestPagesObeyTheirPolicy(t *testing.T) {
 }
 
 func TestStatic(t *testing.T) {
-	s := newService(t, newOrderAPI(t), nowhere)
+	s := newService(t, newOrderAPI(t), noBroker)
 	server := site(t, s)
 	for path, want := range map[string][2]string{
-		s.assets.url("app.css"):         {"text/css; charset=utf-8", "public, max-age=31536000, immutable"},
-		"/static/shop.js":               {"text/javascript; charset=utf-8", "no-cache"},
-		"/static/v-0123/tracker.js":     {"text/javascript; charset=utf-8", "no-cache"},
-		"/static/pizzas/margherita.svg": {"image/svg+xml; charset=utf-8", "no-cache"},
-		"/static/pizzas/unheard-of.svg": {"image/svg+xml; charset=utf-8", "no-cache"},
+		s.assets.versionedURL("app.css"): {"text/css; charset=utf-8", "public, max-age=31536000, immutable"},
+		"/static/shop.js":                {"text/javascript; charset=utf-8", "no-cache"},
+		"/static/v-0123/tracker.js":      {"text/javascript; charset=utf-8", "no-cache"},
+		"/static/pizzas/margherita.svg":  {"image/svg+xml; charset=utf-8", "no-cache"},
+		"/static/pizzas/unheard-of.svg":  {"image/svg+xml; charset=utf-8", "no-cache"},
 	} {
 		resp, body := fetch(t, server, path)
 		if resp.StatusCode != 200 || body == "" || resp.Header.Get("Content-Type") != want[0] || resp.Header.Get("Cache-Control") != want[1] {
@@ -465,8 +465,8 @@ func TestStatic(t *testing.T) {
 	}
 }
 
-// TestPictures draws every pizza: well-formed, self-contained, each its own, the
-// same each time.
+// TestPictures draws every pizza: well-formed XML without references to other files,
+// unlike every other pizza, and the same at each call.
 func TestPictures(t *testing.T) {
 	seen := map[string]string{}
 	slugs := []string{"no-recipe", "no-recipe-2"}

@@ -24,26 +24,29 @@ import (
 )
 
 const (
-	dialTimeout   = 2 * time.Second
-	readTry       = 3 * time.Second  // of one try to read at one address
-	writeTry      = 8 * time.Second  // of one try to write at one address
-	remoteTimeout = 20 * time.Second // of one request at all addresses
-	restTime      = 5 * time.Second  // for which an address that did not answer is asked last
+	dialTimeout     = 2 * time.Second
+	readTryTimeout  = 3 * time.Second  // of one GET or HEAD at one address
+	writeTryTimeout = 8 * time.Second  // of one request of another method at one address
+	remoteTimeout   = 20 * time.Second // of one request at all addresses
+	cooldown        = 5 * time.Second  // how long an address that did not answer is tried last
 )
 
-// errNotAnswered marks an answer that says that the address cannot serve now.
-var errNotAnswered = errors.New("not answered")
+// errUnavailable is the error of an answer 502, 503 or 504.
+var errUnavailable = errors.New("unavailable")
 
-// Remote returns the order API of processes elsewhere, which are all equal. A
-// request goes to one address after the other until one answers; 502, 503 and 504
-// are no answer as long as there is another address. An order that came without an
-// Idempotency-Key is given one before the first try, so that what an address has
-// taken without our hearing of it is not placed a second time by the next. When
-// none answers, the answer is 503 with Retry-After.
+// Remote returns a proxy to the order API of other processes, which are equal
+// replicas. A request goes to one address after the other until one answers; 502,
+// 503 and 504 are no answer as long as there is another address. An order without
+// an Idempotency-Key is given one before the first try: if a replica stored the
+// order and its answer was lost, the next replica does not store it again. When no
+// replica answers, the proxy answers 503 with Retry-After.
 //
-// An address is http://host[:port] or https://host[:port]. Bodies have at most
-// 64 KiB, answers 4 MiB. Redirects are passed on, not followed. The addresses are
-// reached by dial, nil means the net package.
+// An address is http://host[:port] or https://host[:port]. A request body has at
+// most 64 KiB, an answer 4 MiB. Redirects are passed on, not followed. dial opens
+// the connections; nil means the net package.
+//
+// It is no httputil.ReverseProxy because an answer is read whole before it counts,
+// and headers pass as TestRemoteKeepsHeadersAsTheyAre says.
 func Remote(urls []string, dial func(ctx context.Context, network, address string) (net.Conn, error), log *slog.Logger) (http.Handler, error) {
 	if len(urls) == 0 {
 		return nil, errors.New("order API: no address")
@@ -58,7 +61,7 @@ func Remote(urls []string, dial func(ctx context.Context, network, address strin
 		Transport: &http.Transport{
 			DialContext:           dial,
 			TLSHandshakeTimeout:   dialTimeout,
-			ResponseHeaderTimeout: writeTry,
+			ResponseHeaderTimeout: writeTryTimeout,
 			MaxIdleConnsPerHost:   64,
 			IdleConnTimeout:       45 * time.Second, // less than the 60 s that the other side waits
 			DisableCompression:    true,
@@ -84,11 +87,11 @@ type remote struct {
 
 // replica is one address.
 type replica struct {
-	base *url.URL
-	rest atomic.Pointer[time.Time] // until when it is asked last, by the monotonic clock; nil when not
+	base      *url.URL
+	coolUntil atomic.Pointer[time.Time] // the end of its cooldown, by the monotonic clock; nil without one
 }
 
-// ServeHTTP passes a request on.
+// ServeHTTP passes the request on and answers with what the replica answered.
 func (m *remote) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, web.MaxBody))
 	if err != nil {
@@ -99,7 +102,7 @@ func (m *remote) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	header := r.Header.Clone()
-	for _, name := range append(hopByHop(header), aboutUs...) {
+	for _, name := range append(hopByHopHeaders(header), browserHeaders...) {
 		header.Del(name)
 	}
 	ownKey := r.Method == http.MethodPost && len(header.Values("Idempotency-Key")) == 0
@@ -108,23 +111,23 @@ func (m *remote) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), remoteTimeout)
 	defer cancel()
-	a, err := m.ask(ctx, r, header, body)
+	a, err := m.sendToAny(ctx, r, header, body)
 	for ownKey && err == nil && a.status == http.StatusConflict && retry.Sleep(ctx, busyWait) {
-		a, err = m.ask(ctx, r, header, body) // our own first try is still being worked on
+		a, err = m.sendToAny(ctx, r, header, body) // a replica still works on our first try
 	}
 	switch {
 	case err == nil:
 		a.copyTo(w, r)
 	case errors.Is(r.Context().Err(), context.Canceled):
-		web.Error(w, r, m.log, err) // the client left, or we are being stopped
+		web.Error(w, r, m.log, err) // the client left, or this process stops
 	default:
 		web.Error(w, r, m.log, web.Unavailable("The order service does not answer at the moment.").Because(err))
 	}
 }
 
-// copyTo answers a request with what another process answered.
+// copyTo writes the answer of a replica to the client.
 func (a *answer) copyTo(w http.ResponseWriter, r *http.Request) {
-	for _, name := range hopByHop(a.header) {
+	for _, name := range hopByHopHeaders(a.header) {
 		a.header.Del(name)
 	}
 	maps.Copy(w.Header(), a.header)
@@ -132,26 +135,27 @@ func (a *answer) copyTo(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Length", strconv.Itoa(a.body.Len()))
 	}
 	w.WriteHeader(a.status)
-	_, _ = w.Write(a.body.Bytes()) //nolint:gosec // the order API's own words; the only error is a client that is gone
+	_, _ = w.Write(a.body.Bytes()) //nolint:gosec // the body is the order API's; the only error is a client that is gone
 }
 
-// ask tries the addresses in turn. The last refusal is better than no answer.
-func (m *remote) ask(ctx context.Context, r *http.Request, header http.Header, body []byte) (*answer, error) {
+// sendToAny tries the addresses in turn and returns the first answer. When every
+// address failed it returns the last 502, 503 or 504, if there was one.
+func (m *remote) sendToAny(ctx context.Context, r *http.Request, header http.Header, body []byte) (*answer, error) {
 	var refused *answer
 	var errs []error
-	for _, to := range m.inTurn() {
-		a, err := m.try(ctx, to, r, header, body)
+	for _, to := range m.replicasInTurn() {
+		a, err := m.sendTo(ctx, to, r, header, body)
 		if err == nil {
-			to.rest.Store(nil)
+			to.coolUntil.Store(nil)
 			return a, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %w", to.base, err))
 		if errors.Is(r.Context().Err(), context.Canceled) {
-			return nil, errors.Join(errs...) // that says nothing of the address
+			return nil, errors.Join(errs...) // the client left: the address is not at fault
 		}
-		until := time.Now().Add(restTime)
-		to.rest.Store(&until)
-		if errors.Is(err, errNotAnswered) {
+		until := time.Now().Add(cooldown)
+		to.coolUntil.Store(&until)
+		if errors.Is(err, errUnavailable) {
 			refused = a
 		}
 		if ctx.Err() != nil {
@@ -164,32 +168,33 @@ func (m *remote) ask(ctx context.Context, r *http.Request, header http.Header, b
 	return nil, errors.Join(errs...)
 }
 
-// inTurn is every address, beginning with another one each time; those that did
-// not answer a moment ago come last.
-func (m *remote) inTurn() []*replica {
+// replicasInTurn lists all replicas, each time beginning with the next one;
+// replicas in their cooldown come last.
+func (m *remote) replicasInTurn() []*replica {
 	n := uint64(len(m.replicas))
 	first := m.next.Add(1) % n
 	all := append(slices.Clone(m.replicas[first:]), m.replicas[:first]...)
 	now := time.Now()
-	resting := func(r *replica) int {
-		if until := r.rest.Load(); until != nil && now.Before(*until) {
+	cooling := func(r *replica) int {
+		if until := r.coolUntil.Load(); until != nil && now.Before(*until) {
 			return 1
 		}
 		return 0
 	}
-	slices.SortStableFunc(all, func(a, b *replica) int { return resting(a) - resting(b) })
+	slices.SortStableFunc(all, func(a, b *replica) int { return cooling(a) - cooling(b) })
 	return all
 }
 
-// try asks one address and reads its whole answer: half of one is none.
-func (m *remote) try(ctx context.Context, to *replica, r *http.Request, header http.Header, body []byte) (*answer, error) {
-	limit := writeTry
+// sendTo sends the request to one replica and reads its whole answer. An answer
+// that breaks off is an error.
+func (m *remote) sendTo(ctx context.Context, to *replica, r *http.Request, header http.Header, body []byte) (*answer, error) {
+	limit := writeTryTimeout
 	if r.Method == http.MethodGet || r.Method == http.MethodHead {
-		limit = readTry
+		limit = readTryTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	target := *to.base // whatever the request's URL is, only its path and query go there
+	target := *to.base // only the path and the query of the request are passed on, never a host
 	target.Path, target.RawPath, target.RawQuery = r.URL.Path, r.URL.RawPath, r.URL.RawQuery
 	req, err := http.NewRequestWithContext(ctx, r.Method, target.String(), bytes.NewReader(body))
 	if err != nil {
@@ -210,18 +215,18 @@ func (m *remote) try(ctx context.Context, to *replica, r *http.Request, header h
 	}
 	switch resp.StatusCode {
 	case http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return a, fmt.Errorf("%w: status %d", errNotAnswered, resp.StatusCode)
+		return a, fmt.Errorf("%w: status %d", errUnavailable, resp.StatusCode)
 	}
 	return a, nil
 }
 
-// aboutUs are headers that a browser sends about the frontend's own address. What
-// they protect from was checked there, and they mean nothing at another one.
-var aboutUs = []string{"Cookie", "Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"}
+// browserHeaders are about the origin that the browser sees. The frontend has
+// checked them; at the address of a replica they mean nothing.
+var browserHeaders = []string{"Cookie", "Origin", "Referer", "Sec-Fetch-Site", "Sec-Fetch-Mode", "Sec-Fetch-Dest"}
 
-// hopByHop lists the headers that are about one connection only, and so not
-// passed on.
-func hopByHop(h http.Header) []string {
+// hopByHopHeaders lists the headers of h that are about one connection only and
+// must not be passed on (RFC 9110, 7.6.1).
+func hopByHopHeaders(h http.Header) []string {
 	names := []string{
 		"Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "Proxy-Connection",
 		"Te", "Trailer", "Transfer-Encoding", "Upgrade", "Accept-Encoding", "Expect",

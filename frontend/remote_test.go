@@ -19,8 +19,8 @@ import (
 
 var discard = slog.New(slog.DiscardHandler)
 
-// silent returns an address where nothing listens.
-func silent(t testing.TB) string {
+// unusedURL returns the URL of a port on which nothing listens.
+func unusedURL(t testing.TB) string {
 	t.Helper()
 	server := httptest.NewServer(nil)
 	server.Close()
@@ -56,8 +56,8 @@ func askRemote(h http.Handler, method, path, body string, header ...string) *htt
 var goodOrder = fmt.Sprintf(`{"customer_name":"И","customer_email":"a@b.example","customer_phone":"+79001234567","delivery_address":"x","locale":"ru",
 	"items":[{"pizza_id":%q,"quantity":2,"size":"large"}]}`, margherita)
 
-// TestLostAnswers: an address takes the order and is gone before its answer
-// arrives whole. The next one must see the same key, or the order is placed twice.
+// TestLostAnswers: a replica stores the order and its answer is lost. The next
+// replica must see the same key, or the order is placed twice.
 func TestLostAnswers(t *testing.T) {
 	for name, lose := range map[string]func(w http.ResponseWriter){
 		"no answer": func(w http.ResponseWriter) {},
@@ -88,8 +88,8 @@ func TestLostAnswers(t *testing.T) {
 			})
 			h := newRemote(t, serve(t, unlucky), serve(t, unlucky))
 			w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json")
-			if w.Code != http.StatusCreated || api.count() != 1 {
-				t.Fatalf("%d %s, %d orders", w.Code, w.Body, api.count())
+			if w.Code != http.StatusCreated || api.countOrders() != 1 {
+				t.Fatalf("%d %s, %d orders", w.Code, w.Body, api.countOrders())
 			}
 			a, b := api.headers[0].Get("Idempotency-Key"), api.headers[len(api.headers)-1].Get("Idempotency-Key")
 			if len(api.headers) < 2 || a != b || uuid.Validate(a) != nil {
@@ -101,16 +101,16 @@ func TestLostAnswers(t *testing.T) {
 
 func TestRemoteFindsWhoAnswers(t *testing.T) {
 	api := newOrderAPI(t)
-	id := api.put(t)
-	h := newRemote(t, silent(t), serve(t, api), silent(t))
+	id := api.place(t)
+	h := newRemote(t, unusedURL(t), serve(t, api), unusedURL(t))
 	for range 6 {
 		if w := askRemote(h, "GET", "/api/v1/orders/"+id, ""); w.Code != http.StatusOK || !strings.Contains(w.Body.String(), id) {
 			t.Fatalf("%d %s", w.Code, w.Body)
 		}
 	}
 	// The whole shop works on it.
-	server := site(t, newService(t, h, nowhere))
-	resp, _ := send(t, server, goodForm())
+	server := site(t, newService(t, h, noBroker))
+	resp, _ := postForm(t, server, goodForm())
 	if resp.StatusCode != http.StatusSeeOther {
 		t.Fatal(resp.Status)
 	}
@@ -120,14 +120,14 @@ func TestRemoteFindsWhoAnswers(t *testing.T) {
 }
 
 func TestRemoteWithoutAnybody(t *testing.T) {
-	h := newRemote(t, silent(t), silent(t))
+	h := newRemote(t, unusedURL(t), unusedURL(t))
 	w := askRemote(h, "POST", "/api/v1/orders", goodOrder, "Content-Type", "application/json")
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" || !strings.HasPrefix(w.Header().Get("Content-Type"), "application/problem+json") {
 		t.Errorf("%d %v %s", w.Code, w.Header(), w.Body)
 	}
 	api := newOrderAPI(t)
 	api.away = true
-	h = newRemote(t, serve(t, api), silent(t), serve(t, api))
+	h = newRemote(t, serve(t, api), unusedURL(t), serve(t, api))
 	if w := askRemote(h, "GET", "/api/v1/menu", ""); w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") != "5" || !strings.Contains(w.Body.String(), "The database is away.") {
 		t.Errorf("everybody refuses: %d %v %s", w.Code, w.Header(), w.Body)
 	}
@@ -240,8 +240,8 @@ func TestRemoteKeepsHeadersAsTheyAre(t *testing.T) {
 	}
 }
 
-// TestRemoteWaitsForItsOwnTry: a try that we gave up is still being worked on, and
-// the client never chose a key that it could come back with.
+// TestRemoteWaitsForItsOwnTry: a replica still works on a try that timed out, and the
+// client has no key with which it could repeat the request.
 func TestRemoteWaitsForItsOwnTry(t *testing.T) {
 	api := newOrderAPI(t)
 	api.busy = 2

@@ -12,17 +12,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// maxStreams is how many trackers may be open at once in one process.
+// maxStreams is the limit of open trackers in one process.
 const maxStreams = 10_000
 
-// Config is what a Service is made of.
+// Config configures a [Service].
 type Config struct {
 	// API serves /api/v1/…, /openapi.json, /docs/ and /asyncapi.yaml: the order
 	// service of this process, or a [Remote].
 	API http.Handler
-	// Kafka says how to reach the brokers.
+	// Kafka are the options of the client that reads the topics.
 	Kafka []kgo.Opt
-	// PublicURL is where customers find the shop. If it is https, the language
+	// PublicURL is the shop's address for customers. If it is https, the language
 	// cookie is sent over https only.
 	PublicURL string
 	// Log may be nil.
@@ -31,24 +31,24 @@ type Config struct {
 	Metrics prometheus.Registerer
 }
 
-// A Service serves the shop. Any number of them may run side by side.
+// A Service serves the shop. Any number of replicas may run.
 type Service struct {
 	api    http.Handler
 	kafka  []kgo.Opt
 	log    *slog.Logger
 	secure bool // cookies over https only
 
-	words  *words
+	texts  *translations
 	assets *assets
 	pages  pages
 	hub    *hub
 	pulse  pulse
 
 	mu    sync.Mutex
-	menus map[string]menu // the last one read, by language
+	menus map[string]menu // the last menu read, by language
 }
 
-// New returns a service that does not run yet, and registers its metrics.
+// New returns a service and registers its metrics. Run makes it follow the topics.
 func New(cfg Config) (*Service, error) {
 	if cfg.API == nil || len(cfg.Kafka) == 0 {
 		return nil, errors.New("frontend: API and Kafka must be set")
@@ -61,7 +61,7 @@ func New(cfg Config) (*Service, error) {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	var err error
-	if s.words, err = loadWords(); err != nil {
+	if s.texts, err = loadTranslations(); err != nil {
 		return nil, fmt.Errorf("frontend: %w", err)
 	}
 	if s.assets, err = loadAssets(); err != nil {
@@ -82,11 +82,11 @@ func (s *Service) register(reg prometheus.Registerer) error {
 	return errors.Join(
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pizza_frontend_streams", Help: "Trackers that are being sent an order's steps.",
-		}, func() float64 { return float64(s.hub.streams()) })),
+		}, func() float64 { return float64(s.hub.countStreams()) })),
 		reg.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "pizza_frontend_tailing", Help: "1 while Kafka tells which orders changed; while 0, open trackers ask every few seconds.",
 		}, func() float64 {
-			if s.pulse.alive() {
+			if s.pulse.isAlive() {
 				return 1
 			}
 			return 0
@@ -94,8 +94,9 @@ func (s *Service) register(reg prometheus.Registerer) error {
 	)
 }
 
-// Handler returns the pages and what is passed to the order API. Security
-// headers, limits and logs are web.Handler's, around it.
+// Handler returns the handler of the pages, which passes the order API's routes to
+// Config.API. The caller wraps it in web.Handler, which has the security headers,
+// the limits and the access log.
 func (s *Service) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", s.handleGetShop)
@@ -109,18 +110,18 @@ func (s *Service) Handler() http.Handler {
 	for _, pattern := range []string{"/api/", "/openapi.json", "/docs/", "/asyncapi.yaml"} {
 		mux.Handle(pattern, s.api)
 	}
-	mux.Handle("/orders/{id}", allow("GET, HEAD"))
-	mux.Handle("/orders", allow("GET, HEAD, POST"))
-	mux.Handle("/{$}", allow("GET, HEAD"))
-	mux.HandleFunc("/", s.handleUnknown)
+	mux.Handle("/orders/{id}", methodNotAllowed("GET, HEAD"))
+	mux.Handle("/orders", methodNotAllowed("GET, HEAD, POST"))
+	mux.Handle("/{$}", methodNotAllowed("GET, HEAD"))
+	mux.HandleFunc("/", s.handleNotFound)
 	return mux
 }
 
-// allow answers the methods that a page does not take. Without it they would
-// end at the page for unknown addresses.
-func allow(methods string) http.Handler {
+// methodNotAllowed answers 405. Without it a method that a page does not have would
+// match the pattern "/" and be answered 404.
+func methodNotAllowed(allowed string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Allow", methods)
+		w.Header().Set("Allow", allowed)
 		http.Error(w, http.StatusText(http.StatusMethodNotAllowed), http.StatusMethodNotAllowed)
 	})
 }

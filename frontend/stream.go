@@ -14,14 +14,14 @@ import (
 )
 
 const (
-	tick         = 3 * time.Second  // between looks at the clock
+	tick         = 3 * time.Second  // between two checks of the times below
 	heartbeat    = 15 * time.Second // between comments on a quiet stream, and between re-reads in case a hint was lost
-	impatience   = 2 * time.Second  // between re-reads while Kafka is away
-	lingering    = time.Minute      // for which a stream stays after the final step
+	pollInterval = 2 * time.Second  // between re-reads while Kafka is away
+	lingerTime   = time.Minute      // how long a stream stays open after the final step
 	writeTimeout = 10 * time.Second // of one write to one client
 )
 
-// A hub knows which orders are being watched, and wakes their streams.
+// A hub has the watched orders and wakes their streams.
 type hub struct {
 	limit int
 
@@ -30,28 +30,29 @@ type hub struct {
 	orders map[string]*watch
 }
 
-// A watch is what all streams of one order share: they are woken together and
-// read the order once for all. No stream has a queue: what a slow client has
-// missed is in the order's history when it is ready to go on.
+// A watch is shared by all streams of one order: a hint wakes all of them, and one
+// of them reads the order for all. A stream has no queue: a slow client finds the
+// steps that it missed in the order's history.
 type watch struct {
 	id string
 
 	// Guarded by the hub's mutex.
 	streams int
-	hints   int64         // how often the order was said to have changed
+	hints   int64         // how many hints there were
 	changed chan struct{} // closed with the next hint
-	asked   time.Time     // when the order was last read, or tried to be
+	readAt  time.Time     // when the last read of the order began
 
-	// Guarded by turn, which one stream at a time holds.
-	turn  chan struct{}
-	known int64 // the hints that were there before order was read; -1 at first
-	order order
+	// Guarded by readLock, a mutex that a context can interrupt.
+	readLock  chan struct{}
+	hintsRead int64 // hints before the read of order; -1 before the first read
+	order     order
 }
 
 func newHub(limit int) *hub { return &hub{limit: limit, orders: map[string]*watch{}} }
 
-// join adds a stream to the order's watch; nil when there are too many.
-func (h *hub) join(id string) *watch {
+// subscribe adds a stream to the order's watch. It returns nil at the limit of
+// streams.
+func (h *hub) subscribe(id string) *watch {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.open >= h.limit {
@@ -59,7 +60,7 @@ func (h *hub) join(id string) *watch {
 	}
 	w := h.orders[id]
 	if w == nil {
-		w = &watch{id: id, changed: make(chan struct{}), turn: make(chan struct{}, 1), known: -1}
+		w = &watch{id: id, changed: make(chan struct{}), readLock: make(chan struct{}, 1), hintsRead: -1}
 		h.orders[id] = w
 	}
 	w.streams++
@@ -67,7 +68,7 @@ func (h *hub) join(id string) *watch {
 	return w
 }
 
-func (h *hub) leave(w *watch) {
+func (h *hub) unsubscribe(w *watch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.open--
@@ -76,13 +77,13 @@ func (h *hub) leave(w *watch) {
 	}
 }
 
-func (h *hub) streams() int {
+func (h *hub) countStreams() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.open
 }
 
-// hint says that an order may have changed.
+// hint wakes the streams of an order that may have changed.
 func (h *hub) hint(id string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -91,12 +92,12 @@ func (h *hub) hint(id string) {
 	}
 }
 
-// refresh gives the hint by itself if the order has not been read for age.
-func (h *hub) refresh(w *watch, age time.Duration) {
+// hintIfOlder wakes the streams of an order that was not read for age.
+func (h *hub) hintIfOlder(w *watch, age time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if time.Since(w.asked) >= age {
-		w.asked = time.Now()
+	if time.Since(w.readAt) >= age {
+		w.readAt = time.Now()
 		w.wake()
 	}
 }
@@ -107,40 +108,40 @@ func (w *watch) wake() {
 	w.changed = make(chan struct{})
 }
 
-// look returns the hints so far and what the next one closes. Whoever looks first
-// and then reads misses nothing.
-func (h *hub) look(w *watch) (hints int64, changed <-chan struct{}) {
+// hintState returns the number of hints and the channel that the next hint closes.
+// A stream that calls hintState before it reads the order misses no change.
+func (h *hub) hintState(w *watch) (hints int64, changed <-chan struct{}) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return w.hints, w.changed
 }
 
-// read returns the order as it is after the given number of hints. If another
-// stream has read it since, that is it.
-func (h *hub) read(ctx context.Context, w *watch, hints int64, read func() (order, error)) (order, error) {
+// readOrder returns the order as it was after that many hints or later: the copy of
+// another stream, or what read returns.
+func (h *hub) readOrder(ctx context.Context, w *watch, hints int64, read func() (order, error)) (order, error) {
 	select {
-	case w.turn <- struct{}{}:
+	case w.readLock <- struct{}{}:
 	case <-ctx.Done():
 		return order{}, ctx.Err()
 	}
-	defer func() { <-w.turn }()
-	if w.known >= hints {
+	defer func() { <-w.readLock }()
+	if w.hintsRead >= hints {
 		return w.order, nil
 	}
 	h.mu.Lock()
 	now := w.hints
-	w.asked = time.Now()
+	w.readAt = time.Now()
 	h.mu.Unlock()
 	o, err := read()
 	if err != nil {
 		return order{}, err
 	}
-	w.known, w.order = now, o
+	w.hintsRead, w.order = now, o
 	return o, nil
 }
 
-// handleGetEvents sends the steps of an order above Last-Event-ID, and every
-// further one when it comes.
+// handleGetEvents streams the steps of an order whose versions are above
+// Last-Event-ID, and each further step when it is taken.
 func (s *Service) handleGetEvents(w http.ResponseWriter, r *http.Request) {
 	last, ok := lastEventID(r)
 	if !ok {
@@ -148,24 +149,25 @@ func (s *Service) handleGetEvents(w http.ResponseWriter, r *http.Request) {
 			"Last-Event-ID is malformed", "Send the id of the last event that was received, a version, or none."))
 		return
 	}
-	watched := s.hub.join(r.PathValue("id"))
+	watched := s.hub.subscribe(r.PathValue("id"))
 	if watched == nil {
 		web.Error(w, r, s.log, web.Unavailable("Too many orders are being watched at the moment."))
 		return
 	}
-	defer s.hub.leave(watched)
+	defer s.hub.unsubscribe(watched)
 	st := &stream{w: w, rc: http.NewResponseController(w), last: last}
-	if err := s.follow(r, watched, st); err != nil {
+	if err := s.streamSteps(r, watched, st); err != nil {
 		switch {
-		case !st.begun:
+		case !st.started:
 			web.Error(w, r, s.log, err)
 		case r.Context().Err() == nil:
-			s.log.Debug("stream broke off", "order_id", watched.id, "error", err.Error())
+			s.log.Debug("stream broken", "order_id", watched.id, "error", err.Error())
 		}
 	}
 }
 
-// lastEventID reads the version that the client has; 0 when it does not say.
+// lastEventID reads Last-Event-ID, the last version that the client has; 0 without
+// the header.
 func lastEventID(r *http.Request) (int64, bool) {
 	values := r.Header.Values("Last-Event-ID")
 	if len(values) == 0 {
@@ -175,24 +177,25 @@ func lastEventID(r *http.Request) (int64, bool) {
 	return n, len(values) == 1 && err == nil && n >= 0
 }
 
-// follow sends steps until the client leaves, or a while after the final one.
-func (s *Service) follow(r *http.Request, w *watch, st *stream) error {
+// streamSteps sends steps until the client leaves, or until lingerTime after the
+// final step.
+func (s *Service) streamSteps(r *http.Request, w *watch, st *stream) error {
 	ctx := r.Context()
 	clock := time.NewTicker(tick)
 	defer clock.Stop()
 	read := func() (order, error) { return s.readOrder(ctx, r, w.id) }
 	var ended time.Time // when the final step was sent
 	for {
-		hints, changed := s.hub.look(w)
-		o, err := s.hub.read(ctx, w, hints, read)
+		hints, changed := s.hub.hintState(w)
+		o, err := s.hub.readOrder(ctx, w, hints, read)
 		switch {
-		case err != nil && !st.begun:
-			return err // there is no such order, or nobody who knows
+		case err != nil && !st.started:
+			return err // still answered with a status: 404, or 503 while the order API is away
 		case err == nil:
-			if err := st.send(o); err != nil {
+			if err := st.sendSteps(o); err != nil {
 				return err
 			}
-			if final(o.Status) && ended.IsZero() {
+			if isFinal(o.Status) && ended.IsZero() {
 				ended = time.Now()
 			}
 		}
@@ -201,45 +204,46 @@ func (s *Service) follow(r *http.Request, w *watch, st *stream) error {
 			return ctx.Err()
 		case <-changed:
 		case <-clock.C:
-			if err := st.beat(); err != nil {
+			if err := st.sendHeartbeat(); err != nil {
 				return err
 			}
 			switch {
 			case ended.IsZero():
-				s.hub.refresh(w, s.patience())
-			case time.Since(ended) >= lingering:
+				s.hub.hintIfOlder(w, s.rereadInterval())
+			case time.Since(ended) >= lingerTime:
 				return nil
 			}
 		}
 	}
 }
 
-// patience is how long an order may go without being read again.
-func (s *Service) patience() time.Duration {
-	if s.pulse.alive() {
+// rereadInterval is how long an order may go without a read.
+func (s *Service) rereadInterval() time.Duration {
+	if s.pulse.isAlive() {
 		return heartbeat - tick/2 // ticks are not exact
 	}
-	return impatience
+	return pollInterval
 }
 
-// A stream is one client that is being sent an order's steps.
+// A stream sends the steps of an order to one client.
 type stream struct {
-	w     http.ResponseWriter
-	rc    *http.ResponseController
-	begun bool
-	last  int64     // the version sent last
-	spoke time.Time // when something was sent last
+	w         http.ResponseWriter
+	rc        *http.ResponseController
+	started   bool
+	last      int64 // the last version sent
+	lastWrite time.Time
 }
 
-// send sends the order's steps above the last one sent. It begins the stream.
-func (st *stream) send(o order) error {
+// sendSteps sends the steps of the order that were not sent yet. The first call
+// sends the headers, too.
+func (st *stream) sendSteps(o order) error {
 	var b []byte
-	if !st.begun {
+	if !st.started {
 		h := st.w.Header()
 		h.Set("Content-Type", "text/event-stream; charset=utf-8")
 		h.Set("Cache-Control", "no-store")
 		h.Set("X-Accel-Buffering", "no")
-		st.begun = true
+		st.started = true
 		if err := st.rc.SetReadDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
 			return fmt.Errorf("open stream: %w", err)
 		}
@@ -265,9 +269,9 @@ type stepView struct {
 	step
 }
 
-// beat keeps a quiet connection from being taken for a dead one.
-func (st *stream) beat() error {
-	if time.Since(st.spoke) < heartbeat-tick/2 {
+// sendHeartbeat sends a comment on a quiet stream, so that no proxy closes it.
+func (st *stream) sendHeartbeat() error {
+	if time.Since(st.lastWrite) < heartbeat-tick/2 {
 		return nil
 	}
 	return st.write([]byte(":\n\n"))
@@ -277,8 +281,8 @@ func (st *stream) write(b []byte) error {
 	if len(b) == 0 {
 		return nil
 	}
-	st.spoke = time.Now()
-	if err := st.rc.SetWriteDeadline(st.spoke.Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	st.lastWrite = time.Now()
+	if err := st.rc.SetWriteDeadline(st.lastWrite.Add(writeTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return fmt.Errorf("write to stream: %w", err)
 	}
 	if _, err := st.w.Write(b); err != nil {

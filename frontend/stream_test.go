@@ -17,10 +17,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// patience of the tests themselves, with a broker and a race detector on a busy machine.
+// deadline of every wait, for a broker and the race detector on a busy machine.
 const deadline = 30 * time.Second
 
-type sent struct {
+type streamEvent struct {
 	ID   int64
 	Data struct {
 		OrderID string `json:"order_id"`
@@ -28,8 +28,8 @@ type sent struct {
 	}
 }
 
-// listen opens an event stream and passes on what comes, until the test ends.
-func listen(t testing.TB, server *httptest.Server, id, last string) (*http.Response, <-chan sent) {
+// openStream opens an event stream and passes on its events until the test ends.
+func openStream(t testing.TB, server *httptest.Server, id, last string) (*http.Response, <-chan streamEvent) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, server.URL+"/api/v1/orders/"+id+"/events", nil)
@@ -43,11 +43,11 @@ func listen(t testing.TB, server *httptest.Server, id, last string) (*http.Respo
 	if err != nil {
 		t.Fatal(err)
 	}
-	events, done := make(chan sent, 100), make(chan struct{})
+	events, done := make(chan streamEvent, 100), make(chan struct{})
 	go func() {
 		defer close(done)
 		defer close(events)
-		var e sent
+		var e streamEvent
 		for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
 			name, value, _ := strings.Cut(lines.Text(), ": ")
 			switch name {
@@ -60,7 +60,7 @@ func listen(t testing.TB, server *httptest.Server, id, last string) (*http.Respo
 					t.Errorf("data %q: %v", value, err)
 				}
 				events <- e
-				e = sent{}
+				e = streamEvent{}
 			case "event":
 				t.Errorf("event: %q, want the default", value)
 			}
@@ -74,7 +74,7 @@ func listen(t testing.TB, server *httptest.Server, id, last string) (*http.Respo
 	return resp, events
 }
 
-func next(t testing.TB, events <-chan sent) sent {
+func nextEvent(t testing.TB, events <-chan streamEvent) streamEvent {
 	t.Helper()
 	select {
 	case e, open := <-events:
@@ -85,7 +85,7 @@ func next(t testing.TB, events <-chan sent) sent {
 	case <-time.After(deadline):
 		t.Fatal("nothing came")
 	}
-	return sent{}
+	return streamEvent{}
 }
 
 // eventually polls a condition.
@@ -102,11 +102,11 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func TestStreamBeginsWithHistory(t *testing.T) {
 	api := newOrderAPI(t)
-	s := newService(t, api, nowhere)
+	s := newService(t, api, noBroker)
 	server := site(t, s)
-	id := api.put(t)
+	id := api.place(t)
 	api.advance(id, statusPaid, "")
-	resp, events := listen(t, server, id, "")
+	resp, events := openStream(t, server, id, "")
 	for header, want := range map[string]string{"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-store", "X-Accel-Buffering": "no"} {
 		if got := resp.Header.Get(header); got != want {
 			t.Errorf("%s: %q", header, got)
@@ -117,25 +117,25 @@ func TestStreamBeginsWithHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, status := range []string{statusPending, statusPaid} {
-		e := next(t, events)
+		e := nextEvent(t, events)
 		if e.ID != int64(i+1) || e.Data.Version != e.ID || e.Data.OrderID != id || e.Data.Status != status || !e.Data.At.Equal(o.History[i].At) {
 			t.Errorf("event %d: %+v", i, e)
 		}
 	}
-	_, events = listen(t, server, id, "1")
-	if e := next(t, events); e.ID != 2 {
+	_, events = openStream(t, server, id, "1")
+	if e := nextEvent(t, events); e.ID != 2 {
 		t.Errorf("resumed after 1 with %d", e.ID)
 	}
 }
 
 func TestStreamRefusals(t *testing.T) {
 	api := newOrderAPI(t)
-	s := newService(t, api, nowhere)
+	s := newService(t, api, noBroker)
 	server := site(t, s)
-	id := api.put(t)
+	id := api.place(t)
 	check := func(id, last string, want int) {
 		t.Helper()
-		resp, _ := listen(t, server, id, last)
+		resp, _ := openStream(t, server, id, last)
 		if resp.StatusCode != want || !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/problem+json") {
 			t.Errorf("%s after %q: %s %s, want %d", id, last, resp.Status, resp.Header.Get("Content-Type"), want)
 		}
@@ -150,13 +150,13 @@ func TestStreamRefusals(t *testing.T) {
 	api.set(func() { api.away = false })
 
 	s.hub.limit = 2
-	var streams []<-chan sent
+	var streams []<-chan streamEvent
 	for range 2 {
-		_, events := listen(t, server, id, "")
+		_, events := openStream(t, server, id, "")
 		streams = append(streams, events)
 	}
 	for _, events := range streams {
-		next(t, events)
+		nextEvent(t, events)
 	}
 	check(id, "", http.StatusServiceUnavailable)
 }
@@ -164,14 +164,14 @@ func TestStreamRefusals(t *testing.T) {
 func TestStreamsAreCountedAndForgotten(t *testing.T) {
 	api := newOrderAPI(t)
 	reg := prometheus.NewRegistry()
-	s, err := New(Config{API: api, Kafka: nowhere, Metrics: reg})
+	s, err := New(Config{API: api, Kafka: noBroker, Metrics: reg})
 	if err != nil {
 		t.Fatal(err)
 	}
 	server := site(t, s)
-	id := api.put(t)
-	_, events := listen(t, server, id, "")
-	next(t, events)
+	id := api.place(t)
+	_, events := openStream(t, server, id, "")
+	nextEvent(t, events)
 	want := "# HELP pizza_frontend_streams Trackers that are being sent an order's steps.\n# TYPE pizza_frontend_streams gauge\npizza_frontend_streams 1\n"
 	if err := testutil.GatherAndCompare(reg, strings.NewReader(want), "pizza_frontend_streams"); err != nil {
 		t.Error(err)
@@ -184,13 +184,13 @@ func TestStreamsAreCountedAndForgotten(t *testing.T) {
 	})
 }
 
-// TestNothingIsMissed changes orders while streams are being opened, each change
-// with one hint and no second chance: the clock stands still for the streams.
+// TestNothingIsMissed changes orders while streams are being opened. Each change has
+// one hint, and no stream lives until the first tick, which would find a lost one.
 func TestNothingIsMissed(t *testing.T) {
 	api := newOrderAPI(t)
-	s := newService(t, api, nowhere)
+	s := newService(t, api, noBroker)
 	for range 300 {
-		id := api.put(t)
+		id := api.place(t)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			api.advance(id, "baking", "")
@@ -200,7 +200,7 @@ func TestNothingIsMissed(t *testing.T) {
 		})
 		for range 4 {
 			wg.Go(func() {
-				ctx, cancel := context.WithTimeout(context.Background(), tick/2) // no tick comes to help
+				ctx, cancel := context.WithTimeout(context.Background(), tick/2)
 				defer cancel()
 				w := &recorder{header: http.Header{}, full: func(body string) bool { return strings.Contains(body, `"status":"paid"`) }, done: cancel}
 				s.Handler().ServeHTTP(w, httptest.NewRequestWithContext(ctx, http.MethodGet, "/api/v1/orders/"+id+"/events", nil))
@@ -213,7 +213,7 @@ func TestNothingIsMissed(t *testing.T) {
 	}
 }
 
-// A recorder takes an answer and calls done when it is full.
+// A recorder records an answer and calls done when full reports true of it.
 type recorder struct {
 	header http.Header
 	full   func(body string) bool
@@ -243,14 +243,14 @@ func (w *recorder) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestOneReadForAll: however many watch an order, a change is one question to the
-// order API.
+// TestOneReadForAll: a change of an order is one read from the order API, however
+// many streams watch the order.
 func TestOneReadForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := newOrderAPI(t)
-		s := newService(t, api, nowhere)
-		s.pulse.OnBrokerE2E(kgoMeta, 1, kgoAnswer) // Kafka is there, so nobody asks by himself
-		id := api.put(t)
+		s := newService(t, api, noBroker)
+		s.pulse.OnBrokerE2E(kgoMeta, 1, kgoAnswer) // Kafka answers, so no stream polls
+		id := api.place(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		streams := make([]*recorder, 50)
@@ -264,7 +264,7 @@ func TestOneReadForAll(t *testing.T) {
 		api.advance(id, statusPaid, "")
 		s.hub.hint(id)
 		synctest.Wait()
-		if n := api.asked(); n != 2 {
+		if n := api.countReads(); n != 2 {
 			t.Errorf("%d reads, want one for the first and one for the change", n)
 		}
 		for _, st := range streams {
@@ -277,12 +277,12 @@ func TestOneReadForAll(t *testing.T) {
 	})
 }
 
-// TestClockOfAStream runs two streams for minutes of virtual time.
+// TestClockOfAStream runs a stream for minutes of virtual time.
 func TestClockOfAStream(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		api := newOrderAPI(t)
-		s := newService(t, api, nowhere)
-		id := api.put(t)
+		s := newService(t, api, noBroker)
+		id := api.place(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		w := &recorder{header: http.Header{}}
@@ -302,7 +302,7 @@ func TestClockOfAStream(t *testing.T) {
 			}
 		}
 		// Kafka is away: the order is read again every few seconds.
-		if n := api.asked(); n < 15 || n > 30 {
+		if n := api.countReads(); n < 15 || n > 30 {
 			t.Errorf("%d reads in a minute without Kafka", n)
 		}
 		api.set(func() { api.away = true })
@@ -313,9 +313,9 @@ func TestClockOfAStream(t *testing.T) {
 		if w.count("data:") != 2 {
 			t.Errorf("a change that nobody told of:\n%s", w.body)
 		}
-		reads := api.asked()
-		pass(lingering / 2)
-		if api.asked() != reads {
+		reads := api.countReads()
+		pass(lingerTime / 2)
+		if api.countReads() != reads {
 			t.Error("a finished order is read again")
 		}
 		select {
@@ -323,7 +323,7 @@ func TestClockOfAStream(t *testing.T) {
 			t.Error("ended too early for a client to see the last step")
 		default:
 		}
-		pass(lingering/2 + 2*tick)
+		pass(lingerTime/2 + 2*tick)
 		select {
 		case <-ended:
 		default:

@@ -14,35 +14,35 @@ import (
 )
 
 const (
-	fetchWait  = time.Second   // a broker with nothing to say answers after this long
-	silence    = 4 * fetchWait // after which it is taken to be away
-	fetchBytes = 4 << 20       // of one answer
+	fetchWait    = time.Second   // after which a broker answers a fetch without records
+	pulseTimeout = 4 * fetchWait // without an answer, after which Kafka counts as away
+	fetchBytes   = 4 << 20       // of one answer
 )
 
-// Run follows the topics from their end until ctx ends, and wakes the trackers of
-// the orders that are spoken of. While Kafka is away, trackers read by themselves.
+// Run reads the topics from their end until ctx ends, and hints at the orders that
+// the records name. While Kafka is away, the streams poll the order API.
 func (s *Service) Run(ctx context.Context) error {
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
-		err := s.tail(ctx)
-		s.pulse.stop()
+		err := s.tailTopics(ctx)
+		s.pulse.reset()
 		if err == nil || ctx.Err() != nil {
 			return nil
 		}
 		if time.Since(began) > time.Minute {
 			attempt = 1
 		}
-		s.log.Warn("topics not followed, beginning again", "error", err.Error())
+		s.log.Warn("reading the topics failed, retrying", "error", err.Error())
 		if !retry.Sleep(ctx, retry.Backoff(attempt, time.Second, 10*time.Second)) {
 			return nil
 		}
 	}
 }
 
-// tail follows the topics without a group: every replica sees every record. What
-// the client does not cure by itself (a topic that was deleted and made again) is
-// returned.
-func (s *Service) tail(ctx context.Context) error {
+// tailTopics reads the topics without a group, so that every replica sees every
+// record. It returns errors that the client does not recover from, such as a topic
+// that was deleted and created again.
+func (s *Service) tailTopics(ctx context.Context) error {
 	opts := append([]kgo.Opt{}, s.kafka...)
 	client, err := kgo.NewClient(append(opts,
 		kgo.ConsumeTopics(event.Topics()...),
@@ -52,7 +52,7 @@ func (s *Service) tail(ctx context.Context) error {
 		kgo.WithHooks(&s.pulse),
 	)...)
 	if err != nil {
-		return fmt.Errorf("follow topics: %w", err)
+		return fmt.Errorf("tail topics: %w", err)
 	}
 	defer client.Close()
 	for {
@@ -61,19 +61,19 @@ func (s *Service) tail(ctx context.Context) error {
 			return nil
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
-			if id := orderOf(r); id != "" {
+			if id := orderIDOf(r); id != "" {
 				s.hub.hint(id)
 			}
 		})
 		if errs := fetches.Errors(); len(errs) > 0 {
-			return fmt.Errorf("follow %s: %w", errs[0].Topic, errs[0].Err)
+			return fmt.Errorf("tail %s: %w", errs[0].Topic, errs[0].Err)
 		}
 	}
 }
 
-// orderOf tells which order a record is about, "" if none. It is a hint only, so
-// nothing is checked.
-func orderOf(r *kgo.Record) string {
+// orderIDOf returns the order that a record is about, "" if it names none. The id is
+// not checked: it is a hint.
+func orderIDOf(r *kgo.Record) string {
 	if r.Topic == event.OrderTopic {
 		return string(r.Key)
 	}
@@ -86,8 +86,8 @@ func orderOf(r *kgo.Record) string {
 	return payment.OrderID
 }
 
-// A pulse beats with every answer to a fetch. A broker answers even when it has
-// nothing to say, so silence means that it is away.
+// A pulse is the time of the last answer to a fetch. A broker answers fetches also
+// without records, so no answer for pulseTimeout means that Kafka is away.
 type pulse struct{ last atomic.Pointer[time.Time] }
 
 // OnBrokerE2E is called by the Kafka client after every request.
@@ -99,9 +99,9 @@ func (p *pulse) OnBrokerE2E(_ kgo.BrokerMetadata, key int16, e kgo.BrokerE2E) {
 	}
 }
 
-func (p *pulse) stop() { p.last.Store(nil) }
+func (p *pulse) reset() { p.last.Store(nil) }
 
-func (p *pulse) alive() bool {
+func (p *pulse) isAlive() bool {
 	last := p.last.Load()
-	return last != nil && time.Since(*last) < silence
+	return last != nil && time.Since(*last) < pulseTimeout
 }

@@ -25,8 +25,8 @@ var (
 
 var topics = []kafka.Topic{{Name: event.OrderTopic, Partitions: 3, Replicas: 1}, {Name: event.PaymentTopic, Partitions: 3, Replicas: 1}}
 
-// run follows the topics until the test ends.
-func run(t testing.TB, s *Service) {
+// startTailing reads the topics until the test ends.
+func startTailing(t testing.TB, s *Service) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -48,8 +48,8 @@ func options(t testing.TB, c kafka.Config) []kgo.Opt {
 	return opts
 }
 
-// tell produces an event as a service does.
-func tell(t testing.TB, opts []kgo.Opt, topic, eventType, aggregate string, data any) {
+// produceEvent produces an event as a service does.
+func produceEvent(t testing.TB, opts []kgo.Opt, topic, eventType, aggregate string, data any) {
 	t.Helper()
 	client, err := kgo.NewClient(opts...)
 	if err != nil {
@@ -73,17 +73,17 @@ func TestChangesArePushed(t *testing.T) {
 	api := newOrderAPI(t)
 	config := kafkatest.Start(t, topics...)
 	opts := options(t, config)
-	tell(t, opts, event.OrderTopic, "OrderCreated", "an order of long ago", map[string]string{})
+	produceEvent(t, opts, event.OrderTopic, "OrderCreated", "an order of long ago", map[string]string{})
 	s := newService(t, api, opts)
-	run(t, s)
+	startTailing(t, s)
 	server := site(t, s)
-	eventually(t, "the topics are followed", s.pulse.alive)
+	eventually(t, "the topics are followed", s.pulse.isAlive)
 
-	paid, failed := api.put(t), api.put(t)
-	_, first := listen(t, server, paid, "")
-	_, second := listen(t, server, failed, "1")
-	next(t, first)
-	// Records that say nothing of use are passed over.
+	paid, failed := api.place(t), api.place(t)
+	_, first := openStream(t, server, paid, "")
+	_, second := openStream(t, server, failed, "1")
+	nextEvent(t, first)
+	// Records that name no order are skipped.
 	for _, junk := range []string{`{`, `null`, `{"event_data":7}`, `{"event_data":{"order_id":null}}`} {
 		client, err := kgo.NewClient(opts...)
 		if err != nil {
@@ -96,13 +96,13 @@ func TestChangesArePushed(t *testing.T) {
 	}
 	began := time.Now()
 	api.advance(paid, statusPaid, "")
-	tell(t, opts, event.OrderTopic, "OrderPaid", paid, event.OrderPaid{OrderID: paid})
-	if e := next(t, first); e.ID != 2 || e.Data.Status != statusPaid {
+	produceEvent(t, opts, event.OrderTopic, "OrderPaid", paid, event.OrderPaid{OrderID: paid})
+	if e := nextEvent(t, first); e.ID != 2 || e.Data.Status != statusPaid {
 		t.Errorf("pushed %+v", e)
 	}
 	api.advance(failed, statusFailed, "declined")
-	tell(t, opts, event.PaymentTopic, "PaymentFailed", uuid.NewString(), event.PaymentFailed{OrderID: failed})
-	if e := next(t, second); e.ID != 2 || e.Data.Status != statusFailed {
+	produceEvent(t, opts, event.PaymentTopic, "PaymentFailed", uuid.NewString(), event.PaymentFailed{OrderID: failed})
+	if e := nextEvent(t, second); e.ID != 2 || e.Data.Status != statusFailed {
 		t.Errorf("pushed %+v", e)
 	}
 	if took := time.Since(began); took > heartbeat-tick {
@@ -110,9 +110,8 @@ func TestChangesArePushed(t *testing.T) {
 	}
 }
 
-// TestKafkaGoesAndComesBack: while the broker is away, changes are found by
-// reading again; when it is back, it is followed again, also when it has lost
-// everything.
+// TestKafkaGoesAndComesBack: while the broker is away, changes are found by polling;
+// when it is back, its topics are read again, also if it has lost all its data.
 func TestKafkaGoesAndComesBack(t *testing.T) {
 	dir := t.TempDir()
 	start := func(name, listen string) *embedded.Broker {
@@ -132,24 +131,24 @@ func TestKafkaGoesAndComesBack(t *testing.T) {
 	opts := options(t, kafka.Config{Brokers: []string{address}})
 	api := newOrderAPI(t)
 	s := newService(t, api, opts)
-	run(t, s)
+	startTailing(t, s)
 	server := site(t, s)
-	eventually(t, "the topics are followed", s.pulse.alive)
-	id := api.put(t)
-	_, events := listen(t, server, id, "")
-	next(t, events)
+	eventually(t, "the topics are followed", s.pulse.isAlive)
+	id := api.place(t)
+	_, events := openStream(t, server, id, "")
+	nextEvent(t, events)
 
 	if err := broker.Close(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the silence is noticed", func() bool { return !s.pulse.alive() })
+	eventually(t, "the silence is noticed", func() bool { return !s.pulse.isAlive() })
 	api.advance(id, "baking", "")
-	if e := next(t, events); e.ID != 2 {
+	if e := nextEvent(t, events); e.ID != 2 {
 		t.Errorf("without Kafka: %+v", e)
 	}
 
 	start("two", address) // another broker: other topics of the same names
-	eventually(t, "the topics are followed again", s.pulse.alive)
+	eventually(t, "the topics are followed again", s.pulse.isAlive)
 	hints := func() int64 {
 		s.hub.mu.Lock()
 		defer s.hub.mu.Unlock()
@@ -157,28 +156,28 @@ func TestKafkaGoesAndComesBack(t *testing.T) {
 	}
 	before := hints()
 	eventually(t, "records wake the stream again", func() bool {
-		tell(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
-		return s.pulse.alive() && hints() > before+5 // more than come from reading again meanwhile
+		produceEvent(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
+		return s.pulse.isAlive() && hints() > before+5 // more hints than polling gives meanwhile
 	})
 	api.advance(id, statusPaid, "")
-	tell(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
-	if e := next(t, events); e.ID != 3 || e.Data.Status != statusPaid {
+	produceEvent(t, opts, event.OrderTopic, "OrderPaid", id, event.OrderPaid{OrderID: id})
+	if e := nextEvent(t, events); e.ID != 3 || e.Data.Status != statusPaid {
 		t.Errorf("with Kafka again: %+v", e)
 	}
 }
 
-// TestStreamsOutliveTheirServersTimeouts is here for the pages' own sake: a stream
-// must not inherit what limits an ordinary answer.
+// TestStreamsOutliveTheirServersTimeouts: the time-outs of the server, which limit
+// ordinary answers, do not end a stream.
 func TestStreamsOutliveTheirServersTimeouts(t *testing.T) {
 	api := newOrderAPI(t)
-	s := newService(t, api, nowhere)
+	s := newService(t, api, noBroker)
 	server := httptest.NewUnstartedServer(s.Handler())
 	server.Config.ReadTimeout, server.Config.WriteTimeout = 200*time.Millisecond, 200*time.Millisecond
 	server.Start()
 	t.Cleanup(server.Close)
-	id := api.put(t)
-	_, events := listen(t, server, id, "")
-	next(t, events)
+	id := api.place(t)
+	_, events := openStream(t, server, id, "")
+	nextEvent(t, events)
 	select {
 	case e, open := <-events:
 		t.Fatalf("after the time-outs: %+v, open %v", e, open)
@@ -186,7 +185,7 @@ func TestStreamsOutliveTheirServersTimeouts(t *testing.T) {
 	}
 	api.advance(id, statusPaid, "")
 	s.hub.hint(id)
-	if e := next(t, events); e.ID != 2 {
+	if e := nextEvent(t, events); e.ID != 2 {
 		t.Errorf("%+v", e)
 	}
 }

@@ -1,9 +1,8 @@
 package frontend
 
-// toppings holds one small drawing for each topping, around the point (0, 0),
-// in units of the pizza's picture (240 × 240). Presentation attributes only:
-// a strict content security policy forbids style attributes when a picture is
-// opened on its own.
+// toppings has an SVG drawing for each topping, around the point (0, 0), in units
+// of the pizza's picture (240 × 240). They use presentation attributes, because the
+// content security policy forbids style attributes when a picture is opened alone.
 var toppings = map[string]string{
 	"pepperoni": `<circle r="14" fill="#8f1d14"/><circle r="12.6" fill="#c8341f"/><circle cx="-2" cy="-2" r="9.5" fill="#d9482c"/>` +
 		`<g fill="#f0a37f"><circle cx="-5" cy="-3" r="1.6"/><circle cx="3" cy="-6" r="1.2"/><circle cx="5" cy="3" r="1.7"/><circle cx="-2" cy="5" r="1.3"/><circle cx="1" cy="0" r="1"/></g>` +

@@ -1,12 +1,12 @@
-// The tracker. The server tells that the order took a step; the page is then asked for again and its living part
-// replaced, so that there is one place that knows what a status looks like in every language.
+// The tracker. At each step of the order it fetches the page again and replaces the live part, so that only the
+// server's template knows how a status looks in each language.
 const KEY = "pizzaflow.basket";
 const tracker = document.querySelector("[data-tracker]");
-const one = (name, root = tracker) => root.querySelector(`[data-${name}]`);
+const find = (name, root = tracker) => root.querySelector(`[data-${name}]`);
 let version = Number(tracker.dataset.version);
 let final = tracker.dataset.final === "true";
 
-// The order that this browser has just sent is placed: its basket is done with.
+// The order that this browser has just sent is placed: empty its basket.
 try {
   if (sessionStorage.getItem(KEY) === "sent") {
     sessionStorage.removeItem(KEY);
@@ -25,47 +25,47 @@ function localTimes() {
 }
 localTimes();
 
-let newest = version; // that we were told of
-let working = false;
+let newest = version; // the highest version that the stream has sent
+let refreshing = false;
 async function refresh() {
-  if (working) return;
-  working = true;
+  if (refreshing) return;
+  refreshing = true;
   for (let pause = 500; version < newest; pause = Math.min(2 * pause, 8000)) {
     try {
       const answer = await fetch(location.pathname + location.search, { headers: { Accept: "text/html" } });
       if (!answer.ok) throw new Error(answer.statusText);
-      take(new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-tracker]"));
-    } catch { /* away for a moment: again below */ }
+      replaceLive(new DOMParser().parseFromString(await answer.text(), "text/html").querySelector("[data-tracker]"));
+    } catch { /* the server is away: the loop retries */ }
     if (version < newest) await new Promise((done) => setTimeout(done, pause));
   }
-  working = false;
+  refreshing = false;
 }
 
-function take(fresh) {
+function replaceLive(fresh) {
   if (!fresh || Number(fresh.dataset.version) <= version) return;
   version = Number(fresh.dataset.version);
   final = fresh.dataset.final === "true";
-  one("live").replaceChildren(...one("live", fresh).childNodes);
-  one("link").textContent = one("link", fresh).textContent;
-  one("say").textContent = one("headline").textContent;
-  document.title = `${one("headline").textContent} · ${tracker.querySelector(".number").textContent} · Pizzaflow`;
+  find("live").replaceChildren(...find("live", fresh).childNodes);
+  find("link").textContent = find("link", fresh).textContent;
+  find("say").textContent = find("headline").textContent;
+  document.title = `${find("headline").textContent} · ${tracker.querySelector(".number").textContent} · Pizzaflow`;
   localTimes();
   if (final) source?.close();
 }
 
-// A browser reconnects by itself after a broken connection, but not after an answer that is an error.
+// An EventSource reconnects by itself after a broken connection, but not after an answer that is an error.
 let source;
-function listen() {
+function openStream() {
   source = new EventSource(`/api/v1/orders/${encodeURIComponent(tracker.dataset.order)}/events`);
-  source.addEventListener("open", () => { if (!final) one("link").textContent = one("link").dataset.linked; });
+  source.addEventListener("open", () => { if (!final) find("link").textContent = find("link").dataset.linked; });
   source.addEventListener("message", ({ data }) => {
     newest = Math.max(newest, JSON.parse(data).version);
     refresh();
   });
   source.addEventListener("error", () => {
     if (final) return;
-    one("link").textContent = one("link").dataset.lost;
-    if (source.readyState === EventSource.CLOSED) setTimeout(listen, 3000 + Math.random() * 2000);
+    find("link").textContent = find("link").dataset.lost;
+    if (source.readyState === EventSource.CLOSED) setTimeout(openStream, 3000 + Math.random() * 2000);
   });
 }
-if (!final) listen();
+if (!final) openStream();

@@ -44,7 +44,7 @@ func TestCataloguesAgree(t *testing.T) {
 	}
 }
 
-// TestEveryTextIsThere finds the ids that templates and code ask for.
+// TestEveryTextIsThere looks for the texts whose ids templates and code use.
 func TestEveryTextIsThere(t *testing.T) {
 	texts := catalogue(t, "ru")
 	whole := regexp.MustCompile(`\.T "([a-z_.0-9]+)"`)
@@ -70,7 +70,7 @@ func TestEveryTextIsThere(t *testing.T) {
 		}
 	}
 	for _, status := range []string{statusPending, statusPaid, statusFailed, "other"} {
-		for _, st := range stages(order{Status: status}) {
+		for _, st := range orderStages(order{Status: status}) {
 			for _, id := range []string{"stage." + st.Name, "stage." + st.Name + "_text", "state." + st.State, "status." + status} {
 				if texts[id] == "" {
 					t.Errorf("the tracker asks for %s", id)
@@ -81,7 +81,7 @@ func TestEveryTextIsThere(t *testing.T) {
 }
 
 func TestLanguage(t *testing.T) {
-	s := newService(t, newOrderAPI(t), nowhere)
+	s := newService(t, newOrderAPI(t), noBroker)
 	for _, tc := range []struct {
 		name, query, cookie, accept string
 		want                        string

@@ -14,21 +14,21 @@ import (
 //go:embed locales/*.json
 var locales embed.FS
 
-// languages we speak; the first is for those who speak neither.
+// languages of the shop; the first is the default.
 var languages = []string{"ru", "en"}
 
 const languageCookie = "lang"
 
-// words are the texts in every language.
-type words struct {
+// translations are the texts of the pages in every language.
+type translations struct {
 	localizers map[string]*i18n.Localizer
 	matcher    language.Matcher
 }
 
-func loadWords() (*words, error) {
+func loadTranslations() (*translations, error) {
 	bundle := i18n.NewBundle(language.Russian)
 	bundle.RegisterUnmarshalFunc("json", json.Unmarshal)
-	w := &words{localizers: map[string]*i18n.Localizer{}}
+	w := &translations{localizers: map[string]*i18n.Localizer{}}
 	var tags []language.Tag
 	for _, lang := range languages {
 		if _, err := bundle.LoadMessageFileFS(locales, "locales/"+lang+".json"); err != nil {
@@ -41,8 +41,8 @@ func loadWords() (*words, error) {
 	return w, nil
 }
 
-// say returns the first of the texts that exists, filled with data, or "".
-func (w *words) say(lang string, data map[string]any, ids ...string) string {
+// translate returns the first text of ids that exists, filled with data, or "".
+func (w *translations) translate(lang string, data map[string]any, ids ...string) string {
 	for _, id := range ids {
 		text, err := w.localizers[lang].Localize(&i18n.LocalizeConfig{MessageID: id, TemplateData: data})
 		if err == nil {
@@ -52,21 +52,21 @@ func (w *words) say(lang string, data map[string]any, ids ...string) string {
 	return ""
 }
 
-// language is the one that the request asks for: by ?lang=, which is remembered,
-// by the cookie, or by Accept-Language.
-func (s *Service) language(w http.ResponseWriter, r *http.Request) string {
-	if asked := r.URL.Query().Get("lang"); spoken(asked) {
+// chooseLanguage returns the language that the request asks for by ?lang=, by the
+// cookie or by Accept-Language. It stores the choice of ?lang= in the cookie.
+func (s *Service) chooseLanguage(w http.ResponseWriter, r *http.Request) string {
+	if asked := r.URL.Query().Get("lang"); isSupported(asked) {
 		http.SetCookie(w, &http.Cookie{ //nolint:gosec // Secure wherever the shop is served over https
 			Name: languageCookie, Value: asked, Path: "/", MaxAge: 365 * 24 * 3600,
 			HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: s.secure,
 		})
 		return asked
 	}
-	if c, err := r.Cookie(languageCookie); err == nil && spoken(c.Value) {
+	if c, err := r.Cookie(languageCookie); err == nil && isSupported(c.Value) {
 		return c.Value
 	}
-	_, i := language.MatchStrings(s.words.matcher, r.Header.Get("Accept-Language"))
+	_, i := language.MatchStrings(s.texts.matcher, r.Header.Get("Accept-Language"))
 	return languages[i]
 }
 
-func spoken(lang string) bool { return slices.Contains(languages, lang) }
+func isSupported(lang string) bool { return slices.Contains(languages, lang) }
