@@ -111,7 +111,8 @@ func TestGroupOfEachKind(t *testing.T) {
 		}
 
 		requests := []struct{ key, number, body string }{
-			{"", "333-3330", sample}, // its transaction waits, and the others for that
+			{"", "333-3330", sample}, // two transactions wait for the table, and the other requests for those
+			{"", "333-3336", sample},
 			{"twice", "333-3331", sample},
 			{"", "222-2222", sample},
 			{"taken", "333-3332", sample},
@@ -160,9 +161,9 @@ func TestGroupOfEachKind(t *testing.T) {
 		for i, r := range replies {
 			want, replayed := http.StatusCreated, ""
 			switch i {
-			case 3, 5:
+			case 4, 6:
 				replayed = "true"
-			case 8:
+			case 9:
 				want = http.StatusUnprocessableEntity
 			}
 			if r.StatusCode != want || r.Header.Get("Idempotent-Replayed") != replayed {
@@ -172,13 +173,13 @@ func TestGroupOfEachKind(t *testing.T) {
 				f.wantStored(r)
 			}
 		}
-		if !bytes.Equal(replies[3].body, taken.body) || !bytes.Equal(replies[5].body, replies[1].body) {
+		if !bytes.Equal(replies[4].body, taken.body) || !bytes.Equal(replies[6].body, replies[2].body) {
 			t.Error("a key has two answers")
 		}
 		if redrawn := int(draws.Load()) - len(requests); redrawn != 3 {
 			t.Errorf("%d numbers were drawn again, want 3", redrawn)
 		}
-		f.wantWhole(2 + 7)
+		f.wantWhole(2 + 8)
 	}, schemas...)
 }
 
