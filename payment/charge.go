@@ -16,108 +16,107 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// The pauses before an unanswered payment is asked for again, each twice the
-// one before. The first are short, because most lost answers are known to the
-// provider already. They grow further only when nobody waits any more.
+// The pauses before the provider is asked for an unanswered payment again, each
+// twice the one before. The first are short, because the provider mostly has the
+// charge already whose answer was lost. They exceed waitingRetry only after the TTL,
+// when no customer waits any more.
 const (
 	firstRetry   = 200 * time.Millisecond
 	waitingRetry = 10 * time.Second // until the TTL
 	lastRetry    = 30 * time.Second
 )
 
-// interrupted is what is known of an attempt that a crash broke off.
+// interrupted is the answer of an attempt that a crash broke off.
 var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 
-// charge brings a claimed payment one step further: it asks the provider, with
-// the attempt on record before and no transaction open, and settles what was
-// learned. A lookup that finds nothing leads to a charge at once: the older
-// its answer, the less it is worth.
-func (s *Service) charge(ctx context.Context, c job.Job) error {
-	p, begun := c.Data.(Payment) // its first attempt was recorded with it
+// charge makes the next attempt for the payment of a job.
+func (s *Service) charge(ctx context.Context, j job.Job) error {
+	p, begun := j.Data.(Payment) // onOrderCreated has recorded the first attempt
 	moment, call := sqldb.Heard(sqldb.Now()), CallCharge
 	if !begun {
-		f, err := s.loads.Do(ctx, c)
-		if err = errors.Join(err, f.err); err != nil {
+		r, err := s.reads.Do(ctx, j)
+		if err = errors.Join(err, r.err); err != nil {
 			return err
 		}
-		p, moment = f.payment, f.moment
+		p, moment = r.payment, r.moment
 		call = p.Next(moment.Now(), s.cfg.TTL)
 	}
-	if !s.breaker.acquire() {
-		return postponeWork(ctx, s.db, "payments", c, s.afterBreaker(c))
+	if !s.circuit.tryAcquire() {
+		return postpone(ctx, s.db, "payments", j, s.circuitPause(j))
 	}
-	return s.call(ctx, c, p, call, begun, moment)
+	return s.makeAttempts(ctx, j, p, call, begun, moment)
 }
 
-// call makes the call, for which there is a permit, and a charge after it where
-// that is what the answer leads to, and settles what was learned.
-func (s *Service) call(ctx context.Context, c job.Job, p Payment, call Call, begun bool, moment sqldb.Moment) error {
+// makeAttempts records the attempt unless it is begun, calls the provider with no
+// transaction open, and records what the answer led to. The caller has taken a
+// permit for the call. When a lookup finds no charge, it charges at once: the
+// older the answer to a lookup, the less it is worth.
+func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call Call, begun bool, moment sqldb.Moment) error {
 	before, permitted := interrupted, true
 	defer func() {
 		if permitted { // and not used
-			s.breaker.release()
+			s.circuit.release()
 		}
 	}()
 	for {
 		if !begun {
 			var err error
-			if p, err = s.begin(ctx, c, p, call, before, moment.Now()); err != nil {
+			if p, err = s.recordAttempt(ctx, j, p, call, before, moment.Now()); err != nil {
 				return err
 			}
 		}
 		begun, permitted = false, false
-		a := s.ask(ctx, p, call)
+		a := s.callProvider(ctx, p, call)
 		next, step := p.Apply(a, moment.Now(), s.cfg.TTL)
-		if permitted = step == StepCharge && s.breaker.acquire(); !permitted {
-			c.CallDone()
-			return s.settle(ctx, c, p, next, step, a, moment.Now())
+		if permitted = step == StepCharge && s.circuit.tryAcquire(); !permitted {
+			j.CallDone()
+			return s.recordAnswer(ctx, update{job: j, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, moment.Now())})
 		}
 		call, before = CallCharge, a
 	}
 }
 
-// loadAll reads many claimed payments. Where the clock was seen to be set
-// forward, they are as old as they would be without that.
-func (s *Service) loadAll(ctx context.Context, claims []job.Job) ([]found, error) {
+// readPayments reads the payments of many jobs. Where the database's clock was seen to
+// be set forward, the payments get the age they would have without that.
+func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]reading, error) {
 	asked := time.Now()
-	all, err := claimedPayments(ctx, s.db, claims)
+	all, err := selectLeased(ctx, s.db, jobs)
 	for i := range all {
 		if all[i].err != nil {
 			continue
 		}
-		ahead, p := s.noteClock(all[i].moment.Now(), asked), &all[i].payment
-		p.CreatedAt = p.CreatedAt.Add(ahead(p.CreatedAt))
+		clock, p := s.observeClock(all[i].moment.Now(), asked), &all[i].payment
+		p.CreatedAt = p.CreatedAt.Add(clock.Ahead(p.CreatedAt))
 		if !p.ChargedAt.IsZero() {
-			p.ChargedAt = p.ChargedAt.Add(ahead(p.ChargedAt))
+			p.ChargedAt = p.ChargedAt.Add(clock.Ahead(p.ChargedAt))
 		}
 	}
 	return all, err
 }
 
-// noteClock notes a reading of the database's clock, and returns what tells how
-// far it was set forward since a time.
-func (s *Service) noteClock(said, asked time.Time) (ahead func(time.Time) time.Duration) {
+// observeClock shows a reading of the database's clock to the watch, and returns the
+// watch as it is then.
+func (s *Service) observeClock(read, asked time.Time) sqldb.ClockWatch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clock.Steady(said, asked, time.Second)
-	noted := s.clock
-	return noted.Ahead
+	s.clock.Steady(read, asked, time.Second)
+	return s.clock
 }
 
-// begin commits that the call is about to be made.
-func (s *Service) begin(ctx context.Context, c job.Job, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
+// recordAttempt commits, with others, that the call is about to be made.
+func (s *Service) recordAttempt(ctx context.Context, j job.Job, p Payment, call Call, before Answer, now time.Time) (Payment, error) {
 	next := p.Begin(call, now)
-	lost, err := s.begins.Do(ctx, attempt{claim: c, from: p.Status, next: next, call: call, before: before})
+	lost, err := s.attempts.Do(ctx, attempt{job: j, from: p.Status, next: next, call: call, before: before})
 	return next, errors.Join(err, lost)
 }
 
-// beginAll commits many at once. The result of each is errLeaseLost or nil.
-func (s *Service) beginAll(ctx context.Context, all []attempt) (results []error, err error) {
+// storeAttempts stores many attempts. The result of each is errLeaseLost or nil.
+func (s *Service) storeAttempts(ctx context.Context, all []attempt) (results []error, err error) {
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
-		won, err := beginAttempts(ctx, tx, s.db, all)
+		held, err := beginAttempts(ctx, tx, s.db, all)
 		results = make([]error, len(all))
 		for i, a := range all {
-			if !won[a.next.ID] {
+			if !held[a.next.ID] {
 				results[i] = errLeaseLost
 			}
 		}
@@ -126,85 +125,87 @@ func (s *Service) beginAll(ctx context.Context, all []attempt) (results []error,
 	return results, err
 }
 
-// ask makes the call, for which there is a permit. Lookups get half of the time.
-func (s *Service) ask(ctx context.Context, p Payment, call Call) Answer {
+// callProvider makes the call, for which a permit was taken. A lookup gets half of
+// the time that a charge gets.
+func (s *Service) callProvider(ctx context.Context, p Payment, call Call) Answer {
 	timeout, fn := s.cfg.Timeout, s.cfg.Provider.Charge
 	if call == CallLookup {
 		timeout, fn = timeout/2, s.cfg.Provider.Lookup
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	return p.Believe(call, s.breaker.call(ctx, func() Answer { return fn(ctx, p.charge()) }))
+	return p.Believe(call, s.circuit.call(ctx, func() Answer { return fn(ctx, p.request()) }))
 }
 
-// charge is p as the provider is asked for it.
-func (p Payment) charge() Charge {
+// request is the charge that the provider is asked for.
+func (p Payment) request() Charge {
 	return Charge{Key: p.ID, OrderID: p.OrderID, Amount: p.Amount, Currency: p.Currency, CustomerEmail: p.CustomerEmail}
 }
 
-// A settlement is what an answer led to: the payment, the end of the attempt,
-// and the event or the refund.
-type settlement struct {
-	claim      job.Job
-	from, next Payment
-	step       Step
-	answer     Answer
-	pause      time.Duration // before the payment is taken again, or never
-}
-
-// settle commits what an answer led to. The lease token and the status fence
-// it, so that of two workers on one payment only one can.
-func (s *Service) settle(ctx context.Context, c job.Job, p, next Payment, step Step, a Answer, now time.Time) error {
-	lost, err := s.settles.Do(ctx, settlement{
-		claim: c, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, now),
-	})
+// recordAnswer commits, with others, what an answer led to. The lease token and
+// the status are the fence: of two workers on one payment only one can commit.
+func (s *Service) recordAnswer(ctx context.Context, u update) error {
+	lost, err := s.updates.Do(ctx, u)
 	if err = errors.Join(err, lost); err != nil {
 		return err
 	}
-	s.tell(ctx, p, next, step, a)
+	s.countUpdate(u)
+	s.logUpdate(ctx, u)
 	return nil
 }
 
-// settleAll commits many at once. The result of each is errLeaseLost or nil.
-func (s *Service) settleAll(ctx context.Context, all []settlement) (results []error, err error) {
+// storeUpdates stores many updates. The result of each is errLeaseLost or nil.
+func (s *Service) storeUpdates(ctx context.Context, all []update) (results []error, err error) {
 	err = s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		won, err := settlePayments(ctx, tx.Tx, s.db, all)
+		held, err := updatePayments(ctx, tx.Tx, s.db, all)
 		if err != nil {
 			return err
 		}
 		results = make([]error, len(all))
-		ended := make([]ending, 0, len(all))
-		for i, t := range all {
-			if !won[t.next.ID] {
+		ends := make([]attemptEnd, 0, len(all))
+		for i, u := range all {
+			if !held[u.next.ID] {
 				results[i] = errLeaseLost
 				continue
 			}
-			ended = append(ended, ending{t.next.ID, t.answer})
-			if err := s.follow(ctx, tx, t); err != nil {
+			ends = append(ends, attemptEnd{u.next.ID, u.answer})
+			if err := s.takeStep(ctx, tx, u); err != nil {
 				return err
 			}
 		}
-		return endAttempts(ctx, tx.Tx, s.db, ended)
+		return endAttempts(ctx, tx.Tx, s.db, ends)
 	})
 	return results, err
 }
 
-// follow adds what a settled payment leads to.
-func (s *Service) follow(ctx context.Context, tx *outbox.Tx, t settlement) error {
-	tx.Cause(t.from.CausationID, t.from.Traceparent)
-	switch t.step {
+// takeStep adds the event or the refund that the step of an update asks for.
+func (s *Service) takeStep(ctx context.Context, tx *outbox.Tx, u update) error {
+	tx.Cause(u.from.CausationID, u.from.Traceparent)
+	switch u.step {
 	case StepComplete:
-		tx.Add(t.next.Version, t.next.completed())
+		tx.Add(u.next.Version, u.next.completed())
 	case StepFail:
-		tx.Add(t.next.Version, t.next.failed())
+		tx.Add(u.next.Version, u.next.failed())
 	case StepRefund:
-		return s.orderRefund(ctx, tx, t.next, t.answer)
+		return s.addRefund(ctx, tx, u.next, u.answer)
 	case StepRest, StepRetry, StepCharge, StepCheck:
 	}
 	return nil
 }
 
-// pause is how long the payment rests before it is taken again, or never.
+// addRefund adds the refund of a captured charge.
+func (s *Service) addRefund(ctx context.Context, tx *outbox.Tx, p Payment, a Answer) error {
+	id, err := uuid.NewV7()
+	if err != nil {
+		return fmt.Errorf("add refund: %w", err)
+	}
+	tx.AfterCommit(s.refunds.Wake)
+	return insertRefund(ctx, tx.Tx, refund{
+		ID: id.String(), PaymentID: p.ID, TransactionID: a.TransactionID, Amount: a.Amount - a.Refunded, Currency: a.Currency,
+	})
+}
+
+// pause is how long it takes until the payment is due again, or never.
 func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 	switch step {
 	case StepRetry, StepCharge:
@@ -220,7 +221,7 @@ func (s *Service) pause(p Payment, step Step, now time.Time) time.Duration {
 	return never
 }
 
-// longestPause is the longest pause before a payment is taken again, for
+// longestPause is the longest pause before a payment is due again, for
 // job.Config.
 func longestPause(checks []time.Duration) string {
 	var b strings.Builder
@@ -233,10 +234,11 @@ func longestPause(checks []time.Duration) string {
 	return b.String()
 }
 
-// afterBreaker is how long a row that no call may be made for rests. The
-// waiting spreads out the longer it lasts.
-func (s *Service) afterBreaker(c job.Job) time.Duration {
-	return s.breaker.pause() + job.Backoff(c.Attempt, firstRetry, 5*time.Second)
+// circuitPause is the pause before a row is due again that the circuit gave no permit
+// for. The more often the row was taken, the longer the pause, so that the rows
+// spread out.
+func (s *Service) circuitPause(j job.Job) time.Duration {
+	return s.circuit.pause() + job.Backoff(j.Attempt, firstRetry, 5*time.Second)
 }
 
 func (p Payment) completed() event.PaymentCompleted {
@@ -253,39 +255,37 @@ func (p Payment) failed() event.PaymentFailed {
 	}
 }
 
-// orderRefund writes down that what was captured is to be given back.
-func (s *Service) orderRefund(ctx context.Context, tx *outbox.Tx, p Payment, a Answer) error {
-	id, err := uuid.NewV7()
-	if err != nil {
-		return fmt.Errorf("order refund: %w", err)
+// countUpdate counts the result of a payment, when the update is one.
+func (s *Service) countUpdate(u update) {
+	var result string
+	switch {
+	case u.step == StepComplete:
+		result = resultCompleted
+	case u.step == StepFail && u.next.ErrorCode == CodeProviderUnavailable:
+		result = resultUnavailable
+	case u.step == StepFail:
+		result = resultDeclined
+	case u.step == StepRetry && u.from.Status == Processing:
+		result = resultUnknown
+	case u.step == StepRefund:
+		result = resultLate
+	default:
+		return
 	}
-	tx.AfterCommit(s.refunds.Wake)
-	return insertRefund(ctx, tx.Tx, refund{
-		ID: id.String(), PaymentID: p.ID, TransactionID: a.TransactionID, Amount: a.Amount - a.Refunded, Currency: a.Currency,
-	})
+	s.metrics.payments.WithLabelValues(result).Inc()
 }
 
-// tell counts and logs what was settled.
-func (s *Service) tell(ctx context.Context, p, next Payment, step Step, a Answer) {
-	log := s.log.With("payment_id", p.ID, "order_id", p.OrderID, "attempt", next.Calls)
-	switch step {
+// logUpdate logs an update.
+func (s *Service) logUpdate(ctx context.Context, u update) {
+	log := s.log.With("payment_id", u.next.ID, "order_id", u.next.OrderID, "attempt", u.next.Calls)
+	switch u.step {
 	case StepComplete:
-		s.results.WithLabelValues(resultCompleted).Inc()
 		log.InfoContext(ctx, "payment completed")
 	case StepFail:
-		result := resultDeclined
-		if next.ErrorCode == CodeProviderUnavailable {
-			result = resultUnavailable
-		}
-		s.results.WithLabelValues(result).Inc()
-		log.InfoContext(ctx, "payment failed", "error_code", next.ErrorCode)
+		log.InfoContext(ctx, "payment failed", "error_code", u.next.ErrorCode)
 	case StepRetry:
-		if p.Status == Processing {
-			s.results.WithLabelValues(resultUnknown).Inc()
-		}
-		log.WarnContext(ctx, "payment outcome unknown", "detail", a.Detail)
+		log.WarnContext(ctx, "payment outcome unknown", "detail", u.answer.Detail)
 	case StepRefund:
-		s.results.WithLabelValues(resultLate).Inc()
 		log.WarnContext(ctx, "payment captured after it failed: refunding")
 	case StepRest, StepCharge, StepCheck:
 	}

@@ -9,16 +9,16 @@ import (
 	"github.com/failsafe-go/failsafe-go/circuitbreaker"
 )
 
-// A breaker keeps calls from a provider that does not answer. It opens when
-// four of five calls of the last ten seconds, at least twenty, were
-// unanswered; after two seconds three calls are let through, and it closes when all
-// of them are answered.
-type breaker struct {
-	circuit circuitbreaker.CircuitBreaker[any]
+// A circuit keeps calls from a provider that does not answer. It opens when four of
+// five calls of the last ten seconds were unanswered, and there were at least twenty
+// calls; after two seconds it is half-open and three calls are made, and it closes
+// when all three are answered.
+type circuit struct {
+	policy circuitbreaker.CircuitBreaker[any]
 }
 
-func newBreaker(log *slog.Logger) breaker {
-	return breaker{circuitbreaker.NewBuilder[any]().
+func newCircuit(log *slog.Logger) circuit {
+	return circuit{circuitbreaker.NewBuilder[any]().
 		WithFailureRateThreshold(0.8, 20, 10*time.Second).
 		WithSuccessThreshold(3).
 		WithDelay(2 * time.Second).WithJitterFactor(0.2).
@@ -28,17 +28,18 @@ func newBreaker(log *slog.Logger) breaker {
 		Build()}
 }
 
-// acquire reports whether a call may be made. After it, either call has to make
-// it or release has to be called, whatever happens in between: a half-open
-// circuit has few permits, and without any it would stay as it is for good.
-func (b breaker) acquire() bool { return b.circuit.TryAcquirePermit() }
+// tryAcquire takes the permit for a call, and reports whether there was one. A
+// permit that was taken has to be used by call or given back by release, whatever
+// happens in between: a half-open circuit has three permits, and without any it
+// would stay half-open for ever.
+func (c circuit) tryAcquire() bool { return c.policy.TryAcquirePermit() }
 
-// call makes a call for which there is a permit, and takes note of how it went.
-// One that panics was not answered, nor was one that still runs when its ctx
-// ends, although no provider should.
-func (b breaker) call(ctx context.Context, fn func() Answer) (a Answer) {
+// call makes a call that a permit was taken for, and records its outcome. A call
+// that panics counts as unanswered, and so does a call that still runs when its ctx
+// ends, although no provider should run on.
+func (c circuit) call(ctx context.Context, fn func() Answer) (a Answer) {
 	var once sync.Once
-	record := func(a Answer) { once.Do(func() { b.record(a) }) }
+	record := func(a Answer) { once.Do(func() { c.record(a) }) }
 	a = Answer{Outcome: Unanswered}
 	stop := context.AfterFunc(ctx, func() { record(Answer{Outcome: Unanswered}) })
 	defer func() {
@@ -48,25 +49,25 @@ func (b breaker) call(ctx context.Context, fn func() Answer) (a Answer) {
 	return fn()
 }
 
-// record takes note of how a call went.
-func (b breaker) record(a Answer) {
+// record counts a call as answered or not.
+func (c circuit) record(a Answer) {
 	if a.Outcome == Unanswered {
-		b.circuit.RecordFailure()
+		c.policy.RecordFailure()
 	} else {
-		b.circuit.RecordSuccess()
+		c.policy.RecordSuccess()
 	}
 }
 
-// release gives back a permit that was not used. Only a half-open circuit
-// counts its permits, and it has none to give back except by a result.
-func (b breaker) release() {
-	if b.circuit.IsHalfOpen() {
-		b.circuit.RecordFailure()
+// release gives back a permit that was not used. Only a half-open circuit counts its
+// permits, and it takes them back by results alone, so the call counts as failed.
+func (c circuit) release() {
+	if c.policy.IsHalfOpen() {
+		c.policy.RecordFailure()
 	}
 }
 
-// closed reports whether nothing speaks against a call.
-func (b breaker) closed() bool { return b.circuit.IsClosed() }
+// closed reports whether every call is made.
+func (c circuit) closed() bool { return c.policy.IsClosed() }
 
-// pause is how long no call will be let through for certain.
-func (b breaker) pause() time.Duration { return b.circuit.RemainingDelay() }
+// pause is how long there will be no permit for certain.
+func (c circuit) pause() time.Duration { return c.policy.RemainingDelay() }

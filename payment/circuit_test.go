@@ -26,12 +26,12 @@ func TestPermitsComeBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				b, over := newBreaker(slog.New(slog.DiscardHandler)), make(chan struct{})
+				c, over := newCircuit(slog.New(slog.DiscardHandler)), make(chan struct{})
 				defer close(over)
 				for round := range 3 {
-					b.circuit.HalfOpen()
+					c.policy.HalfOpen()
 					for range 3 { // before the first call, whose failure opens the circuit again
-						if !b.acquire() {
+						if !c.tryAcquire() {
 							t.Fatalf("round %d: no permit", round)
 						}
 					}
@@ -40,36 +40,36 @@ func TestPermitsComeBack(t *testing.T) {
 							defer func() { _ = recover() }()
 							ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 							defer cancel()
-							b.call(ctx, func() Answer { return provider(ctx, over) })
+							c.call(ctx, func() Answer { return provider(ctx, over) })
 						}()
 					}
 					time.Sleep(2 * time.Second) // virtual
-					if !b.circuit.IsOpen() {
-						t.Fatalf("round %d: the circuit is %s after three calls without an answer", round, b.circuit.State())
+					if !c.policy.IsOpen() {
+						t.Fatalf("round %d: the circuit is %s after three calls without an answer", round, c.policy.State())
 					}
 					time.Sleep(time.Minute)
 				}
 				for range 3 {
-					if !b.acquire() || b.call(t.Context(), captured).Outcome != Captured {
+					if !c.tryAcquire() || c.call(t.Context(), captured).Outcome != Captured {
 						t.Fatal("no call is made when the provider is well again")
 					}
 				}
-				if !b.closed() {
-					t.Errorf("the circuit is %s after three answers", b.circuit.State())
+				if !c.closed() {
+					t.Errorf("the circuit is %s after three answers", c.policy.State())
 				}
 			})
 		})
 	}
 }
 
-func TestBreaker(t *testing.T) {
+func TestCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := newBreaker(slog.New(slog.DiscardHandler))
+		c := newCircuit(slog.New(slog.DiscardHandler))
 		call := func(o Outcome) bool {
-			if !b.acquire() {
+			if !c.tryAcquire() {
 				return false
 			}
-			b.record(Answer{Outcome: o})
+			c.record(Answer{Outcome: o})
 			return true
 		}
 		for i := range 30 { // a third of the calls fail: that is no outage
@@ -86,25 +86,25 @@ func TestBreaker(t *testing.T) {
 		if call(Captured) {
 			t.Fatal("closed after 20 calls without an answer")
 		}
-		<-time.After(b.pause())
+		<-time.After(c.pause())
 		if !call(Absent) || !call(Unanswered) || call(Captured) {
 			t.Fatal("a call without an answer does not open it again")
 		}
-		<-time.After(b.pause())
-		if !b.acquire() {
+		<-time.After(c.pause())
+		if !c.tryAcquire() {
 			t.Fatal("no call is let through")
 		}
-		b.release()
+		c.release()
 		if call(Captured) {
 			t.Fatal("a permit that was not used counts as an answer")
 		}
-		<-time.After(b.pause())
+		<-time.After(c.pause())
 		for range 3 {
 			if !call(Captured) {
 				t.Fatal("no call is let through")
 			}
 		}
-		if !b.circuit.IsClosed() || !call(Unanswered) {
+		if !c.policy.IsClosed() || !call(Unanswered) {
 			t.Fatal("open after three answers")
 		}
 	})
@@ -146,11 +146,11 @@ func TestCircuitSurvivesPanics(t *testing.T) {
 	s := newService(t, db, panicky{b.provider(), left}, unhurried)
 	run(t, s)
 	closed := func() bool {
-		return testutil.ToFloat64(circuitGauge(s.breaker, circuitbreaker.ClosedState)) == 1
+		return testutil.ToFloat64(circuitGauge(s.circuit, circuitbreaker.ClosedState)) == 1
 	}
 	o := order("")
 	left.Store(3)
-	s.breaker.circuit.HalfOpen()
+	s.circuit.policy.HalfOpen()
 	accept(t, s, o)
 	awaitFinal(t, db, o)
 	r := audit(t, db, b, o)
@@ -159,7 +159,7 @@ func TestCircuitSurvivesPanics(t *testing.T) {
 	}
 
 	left.Store(3)
-	s.breaker.circuit.HalfOpen()
+	s.circuit.policy.HalfOpen()
 	if closed() {
 		t.Error("a half-open circuit is told as closed")
 	}
@@ -177,11 +177,11 @@ func TestCircuitSurvivesPanics(t *testing.T) {
 		return ""
 	})
 	for range 3 { // answers that close it
-		if s.breaker.acquire() {
-			s.breaker.call(t.Context(), captured)
+		if s.circuit.tryAcquire() {
+			s.circuit.call(t.Context(), captured)
 		}
 	}
 	if !closed() {
-		t.Errorf("the circuit is %s after the answers", s.breaker.circuit.State())
+		t.Errorf("the circuit is %s after the answers", s.circuit.policy.State())
 	}
 }

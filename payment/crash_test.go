@@ -132,25 +132,25 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 		o := order("")
 		accept(t, s, o)
 		r := readRow(t, db, o.OrderID)
-		claim := job.Job{ID: r.ID, Token: "ours", Attempt: 1}
-		if err := s.charge(t.Context(), claim); !errors.Is(err, errLeaseLost) {
+		lost := job.Job{ID: r.ID, Token: "ours", Attempt: 1}
+		if err := s.charge(t.Context(), lost); !errors.Is(err, errLeaseLost) {
 			t.Errorf("charge without a lease: %v", err)
 		}
 		if len(b.ledger(o.OrderID)) != 0 {
 			t.Error("charged without a lease")
 		}
 		exec(`UPDATE payments SET lease_token = 'ours'`)
-		if err := s.charge(t.Context(), claim); !errors.Is(err, errLeaseLost) {
+		if err := s.charge(t.Context(), lost); !errors.Is(err, errLeaseLost) {
 			t.Errorf("settle without the lease: %v", err)
 		}
 		r = readRow(t, db, o.OrderID)
-		if _, err := s.begin(t.Context(), claim, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, errLeaseLost) {
+		if _, err := s.recordAttempt(t.Context(), lost, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, errLeaseLost) {
 			t.Errorf("begin without the lease: %v", err)
 		}
 		if r := readRow(t, db, o.OrderID); r.Status != Processing || !r.leased || history(t, db, r.ID) != "charge open" || countRows(t, db, "outbox_events") != 0 {
 			t.Errorf("%s after %s, %d events", r.Status, history(t, db, r.ID), countRows(t, db, "outbox_events"))
 		}
-		if err := postponeWork(t.Context(), db, "payments", claim, time.Second); !errors.Is(err, errLeaseLost) {
+		if err := postpone(t.Context(), db, "payments", lost, time.Second); !errors.Is(err, errLeaseLost) {
 			t.Errorf("postpone without the lease: %v", err)
 		}
 
@@ -269,7 +269,7 @@ func TestProviderDownThenUp(t *testing.T) {
 			accept(t, s, orders[i])
 		}
 		eventually(t, func() string {
-			if s.breaker.circuit.IsClosed() {
+			if s.circuit.policy.IsClosed() {
 				return "the circuit never opened"
 			}
 			return ""
@@ -303,7 +303,7 @@ func TestOpenCircuitIsNoAttempt(t *testing.T) {
 			box.ServeHTTP(w, r)
 		})
 		s := newService(t, db, b.provider(), patient)
-		s.breaker.circuit.Open()
+		s.circuit.policy.Open()
 		run(t, s)
 		o := order("")
 		accept(t, s, o)
@@ -315,7 +315,7 @@ func TestOpenCircuitIsNoAttempt(t *testing.T) {
 		})
 		r := readRow(t, db, o.OrderID)
 		story, n := history(t, db, r.ID), calls.Load()
-		if s.breaker.circuit.IsOpen() && (r.Status != Pending || story != "" || n != 0) { // and was all the time
+		if s.circuit.policy.IsOpen() && (r.Status != Pending || story != "" || n != 0) { // and was all the time
 			t.Errorf("%s after %q and %d calls", r.Status, story, n)
 		}
 		awaitFinal(t, db, o)

@@ -2,88 +2,113 @@ package payment
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"pizzaflow/event"
-	"pizzaflow/job"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestOneOfAGroupLostItsLease: of payments that are begun and settled in one
-// transaction, the one that is another's by now is left alone, and the others
-// are stored with their attempts and events.
-func TestOneOfAGroupLostItsLease(t *testing.T) {
+// A barrier holds calls at the bank until open is closed.
+type barrier struct {
+	arrived, answered atomic.Int32
+	open              chan struct{}
+}
+
+func (b *barrier) serve(w http.ResponseWriter, r *http.Request, box http.Handler) {
+	b.arrived.Add(1)
+	<-b.open
+	box.ServeHTTP(w, r)
+	b.answered.Add(1)
+}
+
+// TestLeasesLostInAGroup: of payments whose attempts are stored together, or whose
+// answers are, a payment that is another's by now is left alone, and the others are
+// stored with their attempts and events.
+func TestLeasesLostInAGroup(t *testing.T) {
 	t.Parallel()
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		b := openBank(t)
+		lookups, charges := &barrier{open: make(chan struct{})}, &barrier{open: make(chan struct{})}
+		b.setFront(func(w http.ResponseWriter, r *http.Request, box http.Handler) {
+			if r.Method == http.MethodGet {
+				lookups.serve(w, r, box)
+			} else {
+				charges.serve(w, r, box)
+			}
+		})
 		s := newService(t, db, b.provider(), patient)
-		const n, stolen, moved = 5, 1, 3
-		begins, settles := make([]attempt, n), make([]settlement, n)
-		rows := make([]row, n)
+		const n, uncharged, stolen, moved = 8, 1, 3, 5
+		orders, rows := make([]event.OrderCreated, n), make([]row, n)
 		for i := range n {
-			o := order("")
-			accept(t, s, o)
-			rows[i] = readRow(t, db, o.OrderID)
-			c := job.Job{ID: rows[i].ID, Token: fmt.Sprint("ours-", i), Attempt: 1}
-			if _, err := db.ExecContext(t.Context(), `UPDATE payments SET lease_token = $1 WHERE id = $2`, c.Token, c.ID); err != nil {
+			orders[i] = order("")
+			accept(t, s, orders[i])
+			rows[i] = readRow(t, db, orders[i].OrderID)
+		}
+		for _, statement := range []string{ // as a crash leaves them that broke off the charges
+			`UPDATE payments SET status = 'processing', calls = 1`,
+			`INSERT INTO payment_attempts (payment_id, attempt, kind, started_at) SELECT id, 1, 'charge', created_at FROM payments`,
+		} {
+			if _, err := db.ExecContext(t.Context(), statement); err != nil {
 				t.Fatal(err)
 			}
-			p := rows[i].Payment
-			begins[i] = attempt{claim: c, from: p.Status, next: p.Begin(CallCharge, sqldb.Now()), call: CallCharge, before: interrupted}
-			a := Answer{Outcome: Captured, TransactionID: fmt.Sprint("ch_", i), Amount: p.Amount, Currency: p.Currency}
-			next, step := begins[i].next.Apply(a, sqldb.Now(), time.Hour)
-			settles[i] = settlement{claim: c, from: begins[i].next, next: next, step: step, answer: a}
 		}
-		begins[stolen].claim.Token = "theirs"
-		results, err := s.beginAll(t.Context(), begins)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantLost(t, results, stolen)
-		settles[moved].from.Status = Unknown // it is not what we believe it is
-		results, err = s.settleAll(t.Context(), settles)
-		if err != nil {
-			t.Fatal(err)
-		}
-		wantLost(t, results, stolen, moved) // what was not begun is not processing
-		for i, r := range rows {
-			now := readRow(t, db, r.OrderID)
-			want, events, story := Completed, 1, "charge captured"
-			switch i {
-			case stolen:
-				want, events, story = Pending, 0, ""
-			case moved:
-				want, events, story = Processing, 0, "charge open"
+		// pass lets n calls pass together, and makes a change before they are recorded.
+		pass := func(what string, calls *barrier, n int32, changes ...string) {
+			t.Helper()
+			await := func(count *atomic.Int32) {
+				t.Helper()
+				eventually(t, func() string {
+					if got := count.Load(); got < n {
+						return fmt.Sprintf("%d %s, want %d", got, what, n)
+					}
+					return ""
+				})
 			}
-			if now.Status != want || now.leased != (want != Completed) || history(t, db, r.ID) != story {
-				t.Errorf("payment %d is %s after %q, leased %v; want %s after %q", i, now.Status, history(t, db, r.ID), now.leased, want, story)
+			await(&calls.arrived)
+			release := sqltest.Hold(t, db, "payments", changes...)
+			close(calls.open)
+			await(&calls.answered)
+			release()
+		}
+		steal := func(i int) string {
+			return `UPDATE payments SET lease_token = 'theirs' WHERE id = '` + rows[i].ID + `'`
+		}
+		run(t, s)
+		pass("lookups", lookups, n, steal(uncharged))
+		pass("charges", charges, n-1, steal(stolen), `UPDATE payments SET status = 'unknown' WHERE id = '`+rows[moved].ID+`'`)
+		for i, o := range orders {
+			if i != uncharged && i != stolen && i != moved {
+				awaitFinal(t, db, o)
+			}
+		}
+		for i, o := range orders {
+			want, taken, events, story := Completed, 1, 1, "charge unknown, lookup absent, charge captured"
+			switch i {
+			case uncharged:
+				want, taken, events, story = Unknown, 0, 0, "charge unknown, lookup open"
+			case stolen:
+				want, events, story = Processing, 0, "charge unknown, lookup absent, charge open"
+			case moved:
+				want, events, story = Unknown, 0, "charge unknown, lookup absent, charge open"
+			}
+			r := readRow(t, db, o.OrderID)
+			if r.Status != want || r.leased != (want != Completed) || history(t, db, r.ID) != story {
+				t.Errorf("payment %d is %s after %q, leased %v; want %s after %q", i, r.Status, history(t, db, r.ID), r.leased, want, story)
 			}
 			if got := countRows(t, db, "outbox_events WHERE aggregate_id = '"+r.ID+"'"); got != events {
 				t.Errorf("payment %d has %d events, want %d", i, got, events)
 			}
-			if want == Completed && now.TransactionID != fmt.Sprint("ch_", i) {
-				t.Errorf("payment %d got the transaction id %s", i, now.TransactionID)
+			charged := b.ledger(o.OrderID)
+			if len(charged) != taken || want == Completed && r.TransactionID != charged[0].ID {
+				t.Errorf("payment %d has the transaction id %q, the ledger %+v", i, r.TransactionID, charged)
 			}
 		}
 	}, schemas...)
-}
-
-func wantLost(t *testing.T, results []error, lost ...int) {
-	t.Helper()
-	want := map[int]bool{}
-	for _, i := range lost {
-		want[i] = true
-	}
-	for i, err := range results {
-		if errors.Is(err, errLeaseLost) != want[i] || err != nil && !want[i] {
-			t.Errorf("the result of %d is %v", i, err)
-		}
-	}
 }
 
 // TestDatabaseCutOffUnderLoad cuts every connection to the database again and

@@ -19,25 +19,25 @@ const (
 	resultCompleted   = "completed"
 	resultDeclined    = "declined"
 	resultUnknown     = "unknown"              // a charge without a believable answer
-	resultUnavailable = "provider_unavailable" // failed without one
+	resultUnavailable = "provider_unavailable" // failed without a believable answer
 	resultLate        = "late_capture"         // captured although it had failed
 	resultRefunded    = "refunded"
 )
 
-// metrics are the figures that the service tells about itself.
+// metrics are the service's own.
 type metrics struct {
-	results    *prometheus.CounterVec
+	payments   *prometheus.CounterVec
 	unanswered *measure.Measure[map[Status]tally] // payments in the database
 }
 
-// A tally is of rows that were counted.
+// A tally is a count of rows.
 type tally struct {
 	rows   int64
-	oldest time.Time    // when the first of them was made; zero without any
-	clock  sqldb.Moment // that of the database
+	oldest time.Time    // when the first of them was created; zero without any
+	clock  sqldb.Moment // the database's
 }
 
-// age is that of the oldest row, in seconds; 0 without one.
+// age is the age of the oldest row in seconds, 0 without one.
 func (t tally) age() float64 {
 	if t.rows == 0 {
 		return 0
@@ -45,9 +45,9 @@ func (t tally) age() float64 {
 	return max(0, t.clock.Now().Sub(t.oldest).Seconds())
 }
 
-func newMetrics(reg prometheus.Registerer, db *sqldb.DB, b breaker, log *slog.Logger) (metrics, error) {
+func newMetrics(reg prometheus.Registerer, db *sqldb.DB, c circuit, log *slog.Logger) (metrics, error) {
 	m := metrics{
-		results: prometheus.NewCounterVec(prometheus.CounterOpts{
+		payments: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pizza_payments_total",
 			Help: "Payments by what came of them. A payment can be unknown first and something else later.",
 		}, []string{"result"}),
@@ -57,26 +57,26 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, b breaker, log *slog.Lo
 		}),
 	}
 	for _, r := range []string{resultCompleted, resultDeclined, resultUnknown, resultUnavailable, resultLate, resultRefunded} {
-		m.results.WithLabelValues(r)
+		m.payments.WithLabelValues(r)
 	}
 	if reg == nil {
 		return m, nil
 	}
-	errs := []error{reg.Register(m.results), reg.Register(m.unansweredGauges())}
+	errs := []error{reg.Register(m.payments), reg.Register(m.unansweredGauges())}
 	for _, state := range []circuitbreaker.State{circuitbreaker.ClosedState, circuitbreaker.HalfOpenState, circuitbreaker.OpenState} {
-		errs = append(errs, reg.Register(circuitGauge(b, state)))
+		errs = append(errs, reg.Register(circuitGauge(c, state)))
 	}
 	return m, errors.Join(errs...)
 }
 
-// circuitGauge tells whether the circuit before the provider is in the state.
-func circuitGauge(b breaker, state circuitbreaker.State) prometheus.Collector {
+// circuitGauge is 1 while the circuit before the provider is in the state, else 0.
+func circuitGauge(c circuit, state circuitbreaker.State) prometheus.Collector {
 	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name:        "pizza_payment_circuit",
 		Help:        "1 for the state of the circuit before the payment provider: closed (every call is made), open (none is), half_open (a few are).",
 		ConstLabels: prometheus.Labels{"state": strings.ReplaceAll(state.String(), "-", "_")},
 	}, func() float64 {
-		if b.circuit.State() == state {
+		if c.policy.State() == state {
 			return 1
 		}
 		return 0

@@ -13,50 +13,50 @@ type Status string
 
 // The statuses.
 const (
-	Pending    Status = "pending"    // nothing was asked of the provider yet
-	Processing Status = "processing" // a charge was begun, and what came of it is not recorded
+	Pending    Status = "pending"    // no call was begun yet
+	Processing Status = "processing" // a charge was begun, and its outcome is not recorded
 	Unknown    Status = "unknown"    // a charge was made, and whether it took the money is not known
 	Completed  Status = "completed"  // the money was taken
-	Failed     Status = "failed"     // the order was told that no money is taken
+	Failed     Status = "failed"     // PaymentFailed was emitted: no money is taken
 )
 
 // Codes of a failure that the provider does not name itself.
 const (
 	CodeDeclined            = "declined"             // refused without a reason
-	CodeProviderUnavailable = "provider_unavailable" // no charge came about before the TTL, nor after it
+	CodeProviderUnavailable = "provider_unavailable" // no charge was made before the TTL, nor once after it
 )
 
-// A Call is what the provider is asked for a payment.
+// A Call is a kind of call to the provider for a payment.
 type Call string
 
 // The calls.
 const (
 	CallCharge Call = "charge" // take the money
-	CallLookup Call = "lookup" // say what became of the charge
+	CallLookup Call = "lookup" // look up what became of the charge
 )
 
-// An Outcome is what a call to the provider came to.
+// An Outcome is how a call to the provider ended.
 type Outcome string
 
-// The outcomes. Everything that is not a believable answer is Unanswered:
-// time-outs, cut connections, server errors, nonsense.
+// The outcomes. A call without a believable answer is Unanswered: time-outs, cut
+// connections, server errors, nonsense.
 const (
 	Captured   Outcome = "captured" // the money was taken
-	Declined   Outcome = "declined" // for ever, for this key
-	Absent     Outcome = "absent"   // a lookup's: there is no charge under this key
+	Declined   Outcome = "declined" // no money is ever taken under this key
+	Absent     Outcome = "absent"   // of a lookup: there is no charge under this key
 	Unanswered Outcome = "unknown"
-	Refunded   Outcome = "refunded" // a refund's: the money is on its way back
-	Refused    Outcome = "refused"  // a refund's: the provider will not do it
+	Refunded   Outcome = "refunded" // of a refund: the money is on its way back
+	Refused    Outcome = "refused"  // of a refund: the provider does not refund the charge
 )
 
-// An Answer is what the provider said, or that it did not.
+// An Answer is what the provider answered to a call, or Unanswered.
 type Answer struct {
 	Outcome       Outcome
 	TransactionID string      // the provider's id of the charge
 	Amount        event.Money // what was captured
 	Currency      string
-	Refunded      event.Money // how much of it went back already
-	Code          string      // why it was declined
+	Refunded      event.Money // how much of it was refunded already
+	Code          string      // why the charge was declined
 	Detail        string      // what was wrong with the answer, for operators; without personal data
 }
 
@@ -67,40 +67,40 @@ type Payment struct {
 	Amount        event.Money
 	Currency      string
 	CustomerEmail string
-	CausationID   string // the event that asked for the payment
+	CausationID   string // the id of the OrderCreated
 	Traceparent   string // of that event, "" without one
 	Status        Status
 	TransactionID string
 	ErrorCode     string
 	Version       int64 // events emitted so far
 	Calls         int   // calls begun so far, the number of the last attempt
-	Checks        int   // lookups after the failure that found nothing
+	Checks        int   // lookups after the failure that found no charge
 	CreatedAt     time.Time
-	ChargedAt     time.Time // when the last charge was begun, zero when none was
-	CompletedAt   time.Time // when it became final
+	ChargedAt     time.Time // when the last charge was begun, zero without one
+	CompletedAt   time.Time // when the payment became final
 }
 
-// A Step is what an answer leads to.
+// A Step is what has to be done after an answer.
 type Step int
 
 // The steps.
 const (
-	StepRest     Step = iota // nothing is left to do
+	StepRest     Step = iota // nothing
 	StepRetry                // ask again after a pause
-	StepCharge               // the provider has nothing: charge now, under the same key
-	StepComplete             // tell that the money was taken
-	StepFail                 // tell that no money is taken
-	StepCheck                // still nothing after the failure: look again at the next set time
-	StepRefund               // money was taken after the failure was told: give it back
+	StepCharge               // the provider has no charge: charge now, under the same key
+	StepComplete             // emit that the money was taken
+	StepFail                 // emit that no money is taken
+	StepCheck                // still no charge after the failure: look it up again at the next of the late checks
+	StepRefund               // the money was taken after the failure was emitted: refund it
 )
 
-// keysLast is how long a provider is relied on to know the key of a charge: one
-// that asks for it again later may take the money a second time. Usual is a day.
+// keysLast is how long a provider is relied on to know the key of a charge: under a
+// key it has forgotten it may take the money a second time. Providers usually keep
+// keys for a day.
 const keysLast = 23 * time.Hour
 
-// Next is the call to make for p now. A charge without a lookup before it is
-// only for a payment for which nothing was tried; one that waited longer than
-// ttl is looked up first, whatever is known of it.
+// Next is the call to make for p now: a charge when there was no attempt yet, and
+// else a lookup. A payment that has waited longer than ttl is looked up in any case.
 func (p Payment) Next(now time.Time, ttl time.Duration) Call {
 	if p.Status == Pending && !p.expired(now, ttl) {
 		return CallCharge
@@ -120,8 +120,8 @@ func (p Payment) Begin(c Call, now time.Time) Payment {
 	return p
 }
 
-// Believe is a as it can be relied on: whatever does not fit the call and the
-// payment is no answer.
+// Believe is the answer a, or Unanswered when a does not fit the call and the
+// payment.
 func (p Payment) Believe(c Call, a Answer) Answer {
 	doubt := func(format string, args ...any) Answer {
 		return Answer{Outcome: Unanswered, Detail: fmt.Sprintf(format, args...)}
@@ -137,7 +137,7 @@ func (p Payment) Believe(c Call, a Answer) Answer {
 		if a.TransactionID == "" {
 			return doubt("captured without an id")
 		}
-		// money found after a failure goes back, however much it is
+		// money found after a failure is refunded, however much it is
 		if p.Status != Failed && (a.Amount != p.Amount || a.Currency != p.Currency) {
 			return doubt("captured %s %q, asked for %s %s", a.Amount, a.Currency, p.Amount, p.Currency)
 		}
@@ -146,8 +146,8 @@ func (p Payment) Believe(c Call, a Answer) Answer {
 	return doubt("%q is no answer to a %s", a.Outcome, c)
 }
 
-// Apply is p after a believable answer, and what follows from it. A final
-// status absorbs everything.
+// Apply is p after a believable answer, and the step that follows. A final status
+// stays as it is.
 func (p Payment) Apply(a Answer, now time.Time, ttl time.Duration) (Payment, Step) {
 	switch {
 	case p.Status == Failed && p.ErrorCode == CodeProviderUnavailable:
@@ -175,7 +175,7 @@ func (p Payment) Apply(a Answer, now time.Time, ttl time.Duration) (Payment, Ste
 	return p, StepRetry
 }
 
-// applyLate looks at what was found after the failure was told.
+// applyLate is Apply for a payment that failed without an answer.
 func (p Payment) applyLate(a Answer) (Payment, Step) {
 	switch a.Outcome {
 	case Captured:
@@ -184,7 +184,7 @@ func (p Payment) applyLate(a Answer) (Payment, Step) {
 			return p, StepRest
 		}
 		return p, StepRefund
-	case Declined: // settles the key: no money can come under it any more
+	case Declined: // no money can be taken under the key any more
 		return p, StepRest
 	case Absent:
 		p.Checks++
@@ -193,12 +193,12 @@ func (p Payment) applyLate(a Answer) (Payment, Step) {
 	return p, StepRetry
 }
 
-// never is the pause before what is not done again.
+// never is the pause before a row that is not due again.
 const never time.Duration = -1
 
-// NextCheck is the pause before a failed payment is looked up again, or never
-// when that is over or was not needed. The checks are counted from the failure,
-// each from the one before, so that none is skipped for a clock that was set.
+// NextCheck is the pause before a failed payment is looked up again, or never when
+// no check is left or none is needed. Each pause is counted from the check before,
+// so that a clock that was set makes none be skipped.
 func (p Payment) NextCheck(checks []time.Duration) time.Duration {
 	if p.Status != Failed || p.ErrorCode != CodeProviderUnavailable || p.Checks >= len(checks) {
 		return never
@@ -209,9 +209,9 @@ func (p Payment) NextCheck(checks []time.Duration) time.Duration {
 	return max(0, checks[p.Checks]-checks[p.Checks-1])
 }
 
-// mayCharge reports whether p, of which the provider has nothing, is charged at
-// now: until it is older than ttl, and once after that. What makes it old may be
-// a clock that was set, or an outage of ours, in which nobody tried.
+// mayCharge reports whether p, of which the provider has no charge, is charged now:
+// until it is older than ttl, and once after that. It may be old because a clock was
+// set, or because of an outage of ours in which no attempt was made.
 func (p Payment) mayCharge(now time.Time, ttl time.Duration) bool {
 	switch {
 	case !p.expired(now, ttl), p.ChargedAt.IsZero():
@@ -233,7 +233,7 @@ func (p Payment) finish(s Status, now time.Time) Payment {
 
 var codeFormat = regexp.MustCompile(`^[a-z][a-z0-9_]{0,63}$`)
 
-// declineCode keeps a provider's code from carrying anything but a code.
+// declineCode is a provider's code, or CodeDeclined when it is not of the format.
 func declineCode(code string) string {
 	if !codeFormat.MatchString(code) || code == CodeProviderUnavailable {
 		return CodeDeclined
@@ -241,7 +241,7 @@ func declineCode(code string) string {
 	return code
 }
 
-// message is the code said to people.
+// message is the code in words for people.
 func message(code string) string {
 	switch code {
 	case "":

@@ -14,20 +14,19 @@ import (
 // ErrProviderURL is returned by NewProvider for a URL that names no provider.
 var ErrProviderURL = errors.New("payment provider URL: want sandbox://HOST:PORT")
 
-// A Provider takes money and gives it back. Its methods return when ctx ends
-// at the latest and always with an answer: not knowing is one of them, and
-// nothing but a definite refusal may be called declined. They are safe for
-// concurrent use. One that is an io.Closer is closed when nothing is left to
-// call.
+// A Provider takes money and refunds it. Its methods return when ctx ends at the
+// latest, and always with an answer: Unanswered when the outcome is not known, and
+// Declined only for a definite refusal. They are safe for concurrent use. A Provider
+// that is an io.Closer is closed after the last call.
 type Provider interface {
 	// Charge takes the money once for each key, however often it is called, and
 	// answers Captured, Declined or Unanswered.
 	Charge(ctx context.Context, c Charge) Answer
-	// Lookup says what became of the charges made under c.Key: Captured,
+	// Lookup finds the charge that was made under c.Key, and answers Captured,
 	// Declined, Absent or Unanswered.
 	Lookup(ctx context.Context, c Charge) Answer
-	// Refund gives money back once for each key and answers Refunded, Refused
-	// or Unanswered.
+	// Refund refunds the money once for each key, however often it is called, and
+	// answers Refunded, Refused or Unanswered.
 	Refund(ctx context.Context, r Refund) Answer
 }
 
@@ -40,7 +39,7 @@ type Charge struct {
 	CustomerEmail string
 }
 
-// A Refund is an amount to give back.
+// A Refund is an amount to refund.
 type Refund struct {
 	Key           string // the idempotency key: the refund's id
 	TransactionID string // the provider's id of the charge

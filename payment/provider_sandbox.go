@@ -19,8 +19,8 @@ import (
 // maxAnswer is how much of an answer's body is read, in bytes.
 const maxAnswer = 1 << 20
 
-// A sandboxProvider speaks the HTTP API of the sandbox's payment provider. Only the two
-// documented answers of each call count; everything else is no answer.
+// A sandboxProvider is a client of the sandbox's payment provider. Any answer but the
+// two documented ones of each call is Unanswered.
 type sandboxProvider struct {
 	base    string
 	timeout time.Duration
@@ -49,9 +49,9 @@ func newSandbox(u *url.URL, timeout time.Duration, dial dialFunc) (Provider, err
 	}, nil
 }
 
-// sandboxCharge is a charge as the sandbox tells it. Every answer has id and
-// status; what else is there must be what was asked for. Amounts are in minor
-// units.
+// sandboxCharge is a charge in an answer of the sandbox. Every answer has id and
+// status; the other fields may be missing, and must be as asked for where they are
+// there. Amounts are in minor units.
 type sandboxCharge struct {
 	ID             string  `json:"id"`
 	IdempotencyKey *string `json:"idempotency_key"`
@@ -63,7 +63,7 @@ type sandboxCharge struct {
 	RefundedAmount int64   `json:"refunded_amount"`
 }
 
-// Charge posts the charge: 201 is captured, 402 declined.
+// Charge posts the charge: 201 is Captured, 402 Declined.
 func (s *sandboxProvider) Charge(ctx context.Context, c Charge) Answer {
 	status, body, err := s.call(ctx, http.MethodPost, "/charges", c.Key, struct {
 		Amount         int64  `json:"amount"`
@@ -89,7 +89,7 @@ func (s *sandboxProvider) Charge(ctx context.Context, c Charge) Answer {
 	return a
 }
 
-// Lookup reads the ledger under the key. An empty list is a definite answer.
+// Lookup lists the charges under the key: an empty list is Absent.
 func (s *sandboxProvider) Lookup(ctx context.Context, c Charge) Answer {
 	status, body, err := s.call(ctx, http.MethodGet, "/charges?idempotency_key="+url.QueryEscape(c.Key), "", nil)
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *sandboxProvider) Lookup(ctx context.Context, c Charge) Answer {
 	return found[0].answer(c)
 }
 
-// Refund posts the refund: 201 is refunded, 422 refused.
+// Refund posts the refund: 201 is Refunded, 422 Refused.
 func (s *sandboxProvider) Refund(ctx context.Context, r Refund) Answer {
 	status, body, err := s.call(ctx, http.MethodPost, "/refunds", r.Key, struct {
 		ChargeID string `json:"charge_id"`
@@ -144,8 +144,8 @@ func (s *sandboxProvider) Refund(ctx context.Context, r Refund) Answer {
 	return Answer{Outcome: Refunded, TransactionID: done.ID, Amount: r.Amount, Currency: r.Currency}
 }
 
-// answer is what the entry says about c, unless it is about something else.
-// What the entry leaves out is taken to be as asked for.
+// answer is the answer for c. A field that is missing is taken to be as asked for;
+// a charge for something else is Unanswered.
 func (e sandboxCharge) answer(c Charge) Answer {
 	a := Answer{
 		TransactionID: e.ID, Code: e.Code, Amount: c.Amount, Currency: c.Currency,
@@ -174,7 +174,7 @@ func (e sandboxCharge) answer(c Charge) Answer {
 	return a
 }
 
-// call makes one request, exactly once, and reads the whole answer.
+// call sends one request, exactly once, and reads the whole answer.
 func (s *sandboxProvider) call(ctx context.Context, method, path, key string, in any) (status int, body []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
@@ -190,8 +190,8 @@ func (s *sandboxProvider) call(ctx context.Context, method, path, key string, in
 	if err != nil {
 		return 0, nil, err
 	}
-	// Without GetBody net/http cannot send the request a second time by itself,
-	// which it would do on a cut connection: each attempt is recorded by us.
+	// Without GetBody net/http cannot send the request a second time by itself, as
+	// it would when the connection is cut: every attempt has to be recorded.
 	req.GetBody = nil
 	req.Header.Set("Accept", "application/json")
 	if in != nil {
@@ -222,8 +222,8 @@ func decode(body []byte, v any) error {
 
 func unanswered(err error) Answer { return Answer{Outcome: Unanswered, Detail: err.Error()} }
 
-// Close hangs up what connections are idle: a server that is being stopped
-// would wait for them.
+// Close closes the idle connections: a server that is being stopped would wait for
+// them.
 func (s *sandboxProvider) Close() error {
 	s.client.CloseIdleConnections()
 	return nil

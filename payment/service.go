@@ -28,7 +28,7 @@ import (
 //go:embed schema
 var Schema embed.FS
 
-// Errors of an OrderCreated that no payment can be made of.
+// Errors of an OrderCreated that no payment can be made from.
 var (
 	ErrOrderID       = errors.New("the order's id is not a UUID")
 	ErrAmountChanged = errors.New("the order has a payment of another amount")
@@ -41,11 +41,11 @@ type Config struct {
 	Log      *slog.Logger
 	Metrics  prometheus.Registerer
 
-	TTL     time.Duration // how long a payment is charged again where the provider has nothing, and once after that; 15 minutes when zero
+	TTL     time.Duration // how long a payment is charged again while the provider has no charge, and once after that; 15 minutes when zero
 	Timeout time.Duration // of one call to the provider; 10 seconds when zero
 	Limit   int           // charges and lookups at once; 64 when zero
-	Lease   time.Duration // how long what a crash broke off stays untouched; 5 seconds when zero
-	Alone   bool          // no other process uses the database, so that nothing needs to stay untouched after a crash
+	Lease   time.Duration // how long the payments of a process that crashed wait; 5 seconds when zero
+	Alone   bool          // no other process uses the database, so that no payment has to wait after a crash
 	// LateChecks are when a payment that failed as provider_unavailable is
 	// looked up, counted from its failure; 1 minute, 5 and 30 minutes, 2 hours
 	// and a day when nil.
@@ -60,17 +60,17 @@ type Service struct {
 	outbox  *outbox.Outbox
 	db      *sqldb.DB
 	log     *slog.Logger
-	breaker breaker
+	circuit circuit
 	charges *job.Worker
 	refunds *job.Worker
 	metrics
 
 	mu    sync.Mutex
-	clock sqldb.ClockWatch // over the database's
+	clock sqldb.ClockWatch // over the database's clock
 
-	loads   *sqldb.Group[job.Job, found]
-	begins  *sqldb.Group[attempt, error]
-	settles *sqldb.Group[settlement, error]
+	reads    *sqldb.Group[job.Job, reading]
+	attempts *sqldb.Group[attempt, error]
+	updates  *sqldb.Group[update, error]
 }
 
 // New makes a Service; Run starts its workers.
@@ -79,18 +79,18 @@ func New(cfg Config) (*Service, error) {
 		return nil, errors.New("payment service: an outbox and a provider are needed")
 	}
 	cfg = cfg.withDefaults()
-	s := &Service{cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, breaker: newBreaker(cfg.Log)}
+	s := &Service{cfg: cfg, outbox: cfg.Outbox, db: cfg.Outbox.DB(), log: cfg.Log, circuit: newCircuit(cfg.Log)}
 	var err error
-	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.breaker, s.log); err != nil {
+	if s.metrics, err = newMetrics(cfg.Metrics, s.db, s.circuit, s.log); err != nil {
 		return nil, fmt.Errorf("payment service: %w", err)
 	}
-	s.loads = sqldb.NewGroup(s.db, s.loadAll)
-	s.begins = sqldb.NewGroup(s.db, s.beginAll)
-	s.settles = sqldb.NewGroup(s.db, s.settleAll)
+	s.reads = sqldb.NewGroup(s.db, s.readPayments)
+	s.attempts = sqldb.NewGroup(s.db, s.storeAttempts)
+	s.updates = sqldb.NewGroup(s.db, s.storeUpdates)
 	work := job.Config{DB: s.db, Lease: cfg.Lease, Timeout: cfg.patience, Exclusive: cfg.Alone, Log: cfg.Log}
-	work.Table, work.Limit, work.Do, work.LongestPause = "payments", cfg.Limit, unlessLost(s.charge), longestPause(cfg.LateChecks)
+	work.Table, work.Limit, work.Do, work.LongestPause = "payments", cfg.Limit, ignoreLost(s.charge), longestPause(cfg.LateChecks)
 	s.charges = job.New(work)
-	work.Table, work.Limit, work.Do, work.LongestPause = "refunds", 4, unlessLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
+	work.Table, work.Limit, work.Do, work.LongestPause = "refunds", 4, ignoreLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
 	s.refunds = job.New(work)
 	return s, nil
 }
@@ -120,7 +120,7 @@ func (cfg Config) withDefaults() Config {
 	return cfg
 }
 
-// Subscribe has c give the service the events it acts on.
+// Subscribe subscribes the service to its events.
 func (s *Service) Subscribe(c *inbox.Consumer) { inbox.OnBatch(c, s.onOrderCreated) }
 
 // Routes adds nothing: the service has no public routes.
@@ -132,8 +132,8 @@ func (s *Service) Run(ctx context.Context) error {
 	defer s.unanswered.Start(ctx)()
 	var now time.Time
 	asked := time.Now()
-	if s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)) == nil { // else it is noted with the first payment
-		s.noteClock(now, asked)
+	if s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)) == nil { // else it is observed with the first payment
+		s.observeClock(now, asked)
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.charges.Run(ctx) })
@@ -145,16 +145,16 @@ func (s *Service) Run(ctx context.Context) error {
 	return err
 }
 
-// onOrderCreated writes down that the orders are to be charged, once. Where a
-// worker is free, the first attempt is written down with it: the worker need
-// not take the payment from the table, and a crash leaves what a crash in the
-// middle of the call would leave.
+// onOrderCreated stores a payment for each order, once. Where a worker is free, the
+// payment is leased to it and its first attempt is stored with it: the worker need
+// not take the payment from the table, and a crash leaves the same rows as a crash in the middle of
+// the call.
 func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.OrderCreated]) error {
 	lease := s.charges.Due()
-	if s.breaker.closed() {
+	if s.circuit.closed() {
 		lease = s.charges.Lease(len(ds))
 	}
-	now := sqldb.Now() // the rows get the database's
+	now := sqldb.Now() // the rows get the database's time
 	all := make([]Payment, len(ds))
 	for i, d := range ds {
 		o := d.Event
@@ -187,7 +187,7 @@ func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.
 	return nil
 }
 
-// checkKnown compares p with the payment that its order has already.
+// checkKnown returns an error if p differs from the payment that its order has.
 func checkKnown(ctx context.Context, tx *sql.Tx, p Payment) error {
 	known, err := paymentOfOrder(ctx, tx, p.OrderID)
 	if err != nil {
@@ -201,9 +201,9 @@ func checkKnown(ctx context.Context, tx *sql.Tx, p Payment) error {
 
 // unlessLost makes a worker of do: a lost lease is no failure, the row is in
 // other hands.
-func unlessLost(do func(context.Context, job.Job) error) func(context.Context, job.Job) error {
-	return func(ctx context.Context, c job.Job) error {
-		if err := do(ctx, c); !errors.Is(err, errLeaseLost) {
+func ignoreLost(do func(context.Context, job.Job) error) func(context.Context, job.Job) error {
+	return func(ctx context.Context, j job.Job) error {
+		if err := do(ctx, j); !errors.Is(err, errLeaseLost) {
 			return err
 		}
 		return nil

@@ -206,7 +206,7 @@ func accept(t *testing.T, s *Service, o event.OrderCreated) {
 func awaitResults(t *testing.T, s *Service, result string, want float64) {
 	t.Helper()
 	eventually(t, func() string {
-		if got := testutil.ToFloat64(s.results.WithLabelValues(result)); got != want {
+		if got := testutil.ToFloat64(s.metrics.payments.WithLabelValues(result)); got != want {
 			return fmt.Sprintf("pizza_payments_total{result=%q} is %v, want %v", result, got, want)
 		}
 		return ""

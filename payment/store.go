@@ -13,8 +13,8 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// errLeaseLost says that the row is not this claim's any more: another took it
-// when the lease had run out.
+// errLeaseLost says that the row is not leased to the job any more: another worker
+// took it over when the lease had run out.
 var errLeaseLost = errors.New("the lease was lost")
 
 // The statements over many rows; see sqldb.Insert and sqldb.Batch.
@@ -29,7 +29,7 @@ var (
 		Into:  `INSERT INTO payment_attempts (payment_id, attempt, kind, started_at)`,
 		Types: `UUID, INTEGER, TEXT, CLOCK`,
 	}
-	readClaimed = sqldb.Batch{
+	readLeased = sqldb.Batch{
 		Columns: `pid UUID, token TEXT`,
 		SQL:     selectPayment + `JOIN {rows} ON id = v.pid AND lease_token = v.token`,
 	}
@@ -38,7 +38,7 @@ var (
 		SQL: `UPDATE payments SET status = v.new_status, calls = v.new_calls, updated_at = ` + sqldb.Clock + ` FROM {rows}
 			WHERE id = v.pid AND lease_token = v.token AND status = v.old_status RETURNING id`,
 	}
-	updateSettled = sqldb.Batch{
+	updateAnswered = sqldb.Batch{
 		Columns: `pid UUID, token TEXT, old_status TEXT, new_status TEXT, tid TEXT, code TEXT, said TEXT, new_version BIGINT, new_checks INTEGER,
 			final TIMESTAMPTZ, due CLOCK`,
 		SQL: `UPDATE payments SET status = v.new_status, transaction_id = NULLIF(v.tid, ''), error_code = NULLIF(v.code, ''), error_message = NULLIF(v.said, ''),
@@ -52,10 +52,10 @@ var (
 	}
 )
 
-// insertPayments stores the payments of orders that have none, with the lease,
-// and returns the ids of those it stored. A payment that is begun gets its
-// first attempt.
-func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l job.Lease) (map[string]bool, error) {
+// insertPayments stores the payments of orders that have none, with the lease, and
+// returns the ids of the payments it stored. A payment that is begun gets its first
+// attempt.
+func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment, l job.Lease) (sqldb.IDs, error) {
 	rows := make([][]any, len(all))
 	for i, p := range all {
 		rows[i] = []any{
@@ -63,8 +63,8 @@ func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment
 			0, 0, l.DueIn.Microseconds(), l.Token, l.Attempts,
 		}
 	}
-	stored := ids{}
-	if err := intoPayments.Query(ctx, db, tx, rows, stored.add); err != nil {
+	stored := sqldb.IDs{}
+	if err := intoPayments.Query(ctx, db, tx, rows, stored.Add); err != nil {
 		return nil, fmt.Errorf("insert payments: %w", err)
 	}
 	begun := make([]attempt, 0, len(all))
@@ -76,23 +76,13 @@ func insertPayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []Payment
 	return stored, insertAttempts(ctx, tx, db, begun)
 }
 
-// ids collects the only column of a result.
-type ids map[string]bool
-
-func (all ids) add(rows *sql.Rows) error {
-	var id string
-	err := rows.Scan(&id)
-	all[id] = true
-	return err
-}
-
 const selectPayment = `
 	SELECT id, order_id, amount, currency, customer_email, causation_id, traceparent, status, COALESCE(transaction_id, ''), COALESCE(error_code, ''),
 		version, calls, checks, created_at, completed_at,
 		(SELECT MAX(a.started_at) FROM payment_attempts a WHERE a.payment_id = payments.id AND a.kind = 'charge'), ` + sqldb.Clock + `
 	FROM payments `
 
-// scanPayment reads a row of selectPayment, and when it was read.
+// scanPayment scans a row of selectPayment. The moment is that of the database.
 func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, sqldb.Moment, error) {
 	var p Payment
 	var now time.Time
@@ -114,9 +104,9 @@ func paymentByID(ctx context.Context, db *sql.DB, id string) (Payment, error) {
 	return p, err
 }
 
-// countUnanswered counts the payments that the provider was asked for and has
-// not answered, a bounded number of each status. The first condition is there
-// to be that of the index.
+// countUnanswered counts the payments that the provider was asked for and has not
+// answered, up to one more than measure.Limit of each status. The first condition is
+// there because it is the index's.
 func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) {
 	tallies := map[Status]tally{}
 	for _, status := range []Status{Processing, Unknown} {
@@ -135,74 +125,75 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 	return tallies, nil
 }
 
-// A found is a claimed payment as it stood in the table at a moment, or
-// errLeaseLost when it is not the claim's.
-type found struct {
+// A reading is the payment of a job as it stood in the table at a moment, or
+// errLeaseLost.
+type reading struct {
 	payment Payment
 	moment  sqldb.Moment
 	err     error
 }
 
-func claimedPayments(ctx context.Context, db *sqldb.DB, claims []job.Job) ([]found, error) {
-	rows := make([][]any, len(claims))
-	for i, c := range claims {
-		rows[i] = []any{c.ID, c.Token}
+// selectLeased reads the payments of jobs, in their order.
+func selectLeased(ctx context.Context, db *sqldb.DB, jobs []job.Job) ([]reading, error) {
+	rows := make([][]any, len(jobs))
+	for i, j := range jobs {
+		rows[i] = []any{j.ID, j.Token}
 	}
-	byID := map[string]found{}
-	err := readClaimed.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
+	byID := map[string]reading{}
+	err := readLeased.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
 		p, moment, err := scanPayment(rows)
-		byID[p.ID] = found{payment: p, moment: moment}
+		byID[p.ID] = reading{payment: p, moment: moment}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read payments: %w", err)
 	}
-	all := make([]found, len(claims))
-	for i, c := range claims {
-		f, ok := byID[c.ID]
-		if all[i] = f; !ok {
+	all := make([]reading, len(jobs))
+	for i, j := range jobs {
+		r, ok := byID[j.ID]
+		if all[i] = r; !ok {
 			all[i].err = errLeaseLost
 		}
 	}
 	return all, nil
 }
 
-// An attempt is the next call for a claimed payment, about to be made. Whatever
-// attempt was still open ended with before.
+// An attempt is a call for the payment of a job, about to be made.
 type attempt struct {
-	claim  job.Job
+	job    job.Job
 	from   Status
 	next   Payment
 	call   Call
-	before Answer
+	before Answer // of the attempt before, if that has no end yet
 }
 
-// beginAttempts records that the calls are being made and returns the ids of
-// the payments that still were their claims'.
-func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt) (map[string]bool, error) {
+// beginAttempts stores attempts with their payments, and ends the attempts before
+// them. It returns the ids of the payments that are still leased to their jobs, and
+// does nothing for the others.
+func beginAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt) (sqldb.IDs, error) {
 	rows := make([][]any, len(all))
 	for i, a := range all {
-		rows[i] = []any{a.next.ID, a.claim.Token, string(a.from), string(a.next.Status), a.next.Calls}
+		rows[i] = []any{a.next.ID, a.job.Token, string(a.from), string(a.next.Status), a.next.Calls}
 	}
-	won := ids{}
-	if err := updateBegun.Query(ctx, db, tx, rows, won.add); err != nil {
+	held := sqldb.IDs{}
+	if err := updateBegun.Query(ctx, db, tx, rows, held.Add); err != nil {
 		return nil, fmt.Errorf("begin attempts: %w", err)
 	}
 	var begun []attempt
-	var open []ending
+	var open []attemptEnd
 	for _, a := range all {
-		if !won[a.next.ID] {
+		if !held[a.next.ID] {
 			continue
 		}
 		begun = append(begun, a)
 		if a.next.Calls > 1 {
-			open = append(open, ending{a.next.ID, a.before})
+			open = append(open, attemptEnd{a.next.ID, a.before})
 		}
 	}
 	if err := endAttempts(ctx, tx, db, open); err != nil {
 		return nil, err
 	}
-	return won, insertAttempts(ctx, tx, db, begun)
+	return held, insertAttempts(ctx, tx, db, begun)
 }
 
 func insertAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt) error {
@@ -216,13 +207,13 @@ func insertAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attempt
 	return nil
 }
 
-// An ending is what a payment's open attempt came to.
-type ending struct {
+// An attemptEnd is the answer to a payment's open attempt.
+type attemptEnd struct {
 	paymentID string
 	answer    Answer
 }
 
-func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending) error {
+func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []attemptEnd) error {
 	rows := make([][]any, len(all))
 	for i, e := range all {
 		rows[i] = []any{e.paymentID, string(e.answer.Outcome), e.answer.Detail}
@@ -233,30 +224,38 @@ func endAttempts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []ending) er
 	return nil
 }
 
-// settlePayments ends the claims: each payment as it is now, to be taken again
-// after a pause or never. It returns the ids of those that still were their
-// claims'.
-func settlePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []settlement) (map[string]bool, error) {
-	rows := make([][]any, len(all))
-	for i := range all {
-		t, p := &all[i], &all[i].next
-		rows[i] = []any{
-			p.ID, t.claim.Token, string(t.from.Status), string(p.Status), p.TransactionID, p.ErrorCode, message(p.ErrorCode),
-			p.Version, p.Checks, sqldb.NullTime(p.CompletedAt), sqldb.NullPause(t.pause),
-		}
-	}
-	won := ids{}
-	if err := updateSettled.Query(ctx, db, tx, rows, won.add); err != nil {
-		return nil, fmt.Errorf("settle payments: %w", err)
-	}
-	return won, nil
+// An update is what an answer makes of the payment of a job.
+type update struct {
+	job        job.Job
+	from, next Payment
+	step       Step
+	answer     Answer
+	pause      time.Duration // before the payment is due again, or never
 }
 
-// postponeWork ends the claim of a row of either table with nothing done, until
-// after a pause.
-func postponeWork(ctx context.Context, db *sqldb.DB, table string, c job.Job, pause time.Duration) error {
+// updatePayments stores updates and ends their leases. It returns the ids of the
+// payments that were still leased to their jobs, and does nothing for the others.
+func updatePayments(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []update) (sqldb.IDs, error) {
+	rows := make([][]any, len(all))
+	for i := range all {
+		u, p := &all[i], &all[i].next
+		rows[i] = []any{
+			p.ID, u.job.Token, string(u.from.Status), string(p.Status), p.TransactionID, p.ErrorCode, message(p.ErrorCode),
+			p.Version, p.Checks, sqldb.NullTime(p.CompletedAt), sqldb.NullPause(u.pause),
+		}
+	}
+	held := sqldb.IDs{}
+	if err := updateAnswered.Query(ctx, db, tx, rows, held.Add); err != nil {
+		return nil, fmt.Errorf("update payments: %w", err)
+	}
+	return held, nil
+}
+
+// postpone ends the lease of a row of payments or refunds without any other change.
+// The row is due again after the pause.
+func postpone(ctx context.Context, db *sqldb.DB, table string, j job.Job, pause time.Duration) error {
 	res, err := db.ExecContext(ctx, `UPDATE `+table+` SET due_at = `+db.Later("$1")+`, lease_token = NULL WHERE id = $2 AND lease_token = $3`,
-		pause.Microseconds(), c.ID, c.Token)
+		pause.Microseconds(), j.ID, j.Token)
 	if err := changedOne(res, err); err != nil {
 		return fmt.Errorf("postpone: %w", err)
 	}
@@ -283,11 +282,11 @@ func insertRefund(ctx context.Context, tx *sql.Tx, r refund) error {
 	return nil
 }
 
-// claimedRefund is errLeaseLost when the row is not the claim's.
-func claimedRefund(ctx context.Context, db *sql.DB, c job.Job) (refund, error) {
+// selectLeasedRefund reads the refund of a job, or returns errLeaseLost.
+func selectLeasedRefund(ctx context.Context, db *sql.DB, j job.Job) (refund, error) {
 	var r refund
 	err := db.QueryRowContext(ctx, `
-		SELECT id, payment_id, transaction_id, amount, currency FROM refunds WHERE id = $1 AND lease_token = $2`, c.ID, c.Token).
+		SELECT id, payment_id, transaction_id, amount, currency FROM refunds WHERE id = $1 AND lease_token = $2`, j.ID, j.Token).
 		Scan(&r.ID, &r.PaymentID, &r.TransactionID, &r.Amount, &r.Currency)
 	if errors.Is(err, sql.ErrNoRows) {
 		return refund{}, errLeaseLost
@@ -298,9 +297,9 @@ func claimedRefund(ctx context.Context, db *sql.DB, c job.Job) (refund, error) {
 	return r, nil
 }
 
-// settleRefund ends the claim: done, when the pause is never, or to be tried
-// again after it.
-func settleRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, c job.Job, detail string, pause time.Duration) error {
+// updateRefund ends the lease. The refund is completed when the pause is never, and
+// else due again after the pause.
+func updateRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, j job.Job, detail string, pause time.Duration) error {
 	status, completed := "pending", "NULL"
 	if pause == never {
 		status, completed = "completed", sqldb.Clock
@@ -309,19 +308,16 @@ func settleRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, c job.Job, deta
 		UPDATE refunds SET status = $1, detail = NULLIF($2, ''), completed_at = `+completed+`, updated_at = `+sqldb.Clock+`,
 			due_at = `+db.Later("$3")+`, lease_token = NULL
 		WHERE id = $4 AND lease_token = $5`,
-		status, detail, sqldb.NullPause(pause), c.ID, c.Token)
+		status, detail, sqldb.NullPause(pause), j.ID, j.Token)
 	if err := changedOne(res, err); err != nil {
-		return fmt.Errorf("settle refund: %w", err)
+		return fmt.Errorf("update refund: %w", err)
 	}
 	return nil
 }
 
-// changedOne takes the result of an update that is conditional on the lease.
+// changedOne returns errLeaseLost when the update of a leased row changed none.
 func changedOne(res sql.Result, err error) error {
-	if err != nil {
-		return err
-	}
-	n, err := res.RowsAffected()
+	n, err := sqldb.Affected(res, err)
 	if err == nil && n != 1 {
 		return errLeaseLost
 	}
