@@ -252,7 +252,7 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 				moved = append(moved, r)
 			}
 		}
-		if err := store.Promote(ctx, o.db, tx, done); err != nil {
+		if err := store.ReleaseNext(ctx, o.db, tx, done); err != nil {
 			return err
 		}
 		return a.note(ctx, tx, action, targets, 1)

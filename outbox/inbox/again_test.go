@@ -30,15 +30,15 @@ func TestProducedAgain(t *testing.T) {
 		again := func(n int, offset int64, value string) string {
 			t.Helper()
 			said.Reset()
-			in := c.relocation("hot", n)
-			in.rec.Offset = offset
+			msg := c.relocation("hot", n)
+			msg.rec.Offset = offset
 			if value != "" {
-				in.rec.Value = bytes.Replace(in.rec.Value, []byte(`{}`), []byte(value), 1)
-			} else if err := db.QueryRow(`SELECT value FROM parked_records WHERE event_id = $1`, in.id).Scan(&in.rec.Value); err != nil {
+				msg.rec.Value = bytes.Replace(msg.rec.Value, []byte(`{}`), []byte(value), 1)
+			} else if err := db.QueryRow(`SELECT value FROM parked_records WHERE event_id = $1`, msg.id).Scan(&msg.rec.Value); err != nil {
 				t.Fatal(err)
 			}
-			c.settle(t.Context(), []*inbound{in})
-			if !in.settled {
+			c.processBatch(t.Context(), []*message{msg})
+			if !msg.processed {
 				t.Error("it is not settled")
 			}
 			return said.String()
@@ -72,7 +72,7 @@ func TestProducedAgain(t *testing.T) {
 		if line := again(1, 11, ""); !strings.Contains(line, "level=WARN") || !strings.Contains(line, "given up") {
 			t.Errorf("discarded: %q", line)
 		}
-		counts := c.subs[subject{"new-topic", "Relocated"}].counts
+		counts := c.subscriptions[route{"new-topic", "Relocated"}].outcomes
 		if n, d := testutil.ToFloat64(counts[outcome("again")]), testutil.ToFloat64(counts[duplicate]); n != 4 || d != 2 || len(*handled) > 0 {
 			t.Errorf("%v counted as produced again and %v as duplicates, want 4 and 2; handled %v", n, d, *handled)
 		}
@@ -93,7 +93,7 @@ func TestInboxRemembersWhatStillComes(t *testing.T) {
 			}
 		}
 		for _, n := range []int{2, 4} {
-			c.settle(t.Context(), []*inbound{c.relocation("a", n)})
+			c.processBatch(t.Context(), []*message{c.relocation("a", n)})
 		}
 		handledAt := func(n int) (at time.Time) {
 			t.Helper()
@@ -108,7 +108,7 @@ func TestInboxRemembersWhatStillComes(t *testing.T) {
 		if at := handledAt(4); !at.Equal(now.Add(-time.Hour)) {
 			t.Errorf("what is young was written again: %v", at)
 		}
-		if n, err := c.forget(t.Context(), now.Add(-24*time.Hour)); err != nil || n != 2 {
+		if n, err := c.prune(t.Context(), now.Add(-24*time.Hour)); err != nil || n != 2 {
 			t.Errorf("%d rows deleted, %v; want the two that are old", n, err)
 		}
 		if db.Engine == sqldb.Postgres {
@@ -130,12 +130,12 @@ func TestForgetBehindTheFuture(t *testing.T) {
 	_, err := db.Exec(`
 		WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n <= $1)
 		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT 'g', 'event ' || n, CASE n WHEN 1 THEN $2 ELSE $3 END FROM numbers`,
-		2*forgetRows, now.Add(365*24*time.Hour), now.Add(-24*time.Hour))
+		2*pruneRows, now.Add(365*24*time.Hour), now.Add(-24*time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n, err := c.forget(t.Context(), now.Add(-time.Hour)); err != nil || n != 2*forgetRows {
-		t.Errorf("%d rows deleted, %v; want %d", n, err, 2*forgetRows)
+	if n, err := c.prune(t.Context(), now.Add(-time.Hour)); err != nil || n != 2*pruneRows {
+		t.Errorf("%d rows deleted, %v; want %d", n, err, 2*pruneRows)
 	}
 }
 
@@ -177,28 +177,28 @@ func TestStepOverNeverWaits(t *testing.T) {
 	}
 	defer client.Close()
 	d := newDispatcher(c, []string{"new-topic"})
-	d.assigned(t.Context(), client, map[string][]int32{"new-topic": {0}})
-	d.committing <- struct{}{} // the broker does not answer
+	d.onAssigned(t.Context(), client, map[string][]int32{"new-topic": {0}})
+	d.offsetsLock <- struct{}{} // the broker does not answer
 	polled := make(chan struct{})
 	go func() {
 		defer close(polled)
 		for offset := range int64(3) {
-			d.fetchFailed(client, "new-topic", [16]byte{}, 0, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Offset: offset, NextOffset: offset + 1})
+			d.handleFetchError(client, "new-topic", [16]byte{}, 0, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Offset: offset, NextOffset: offset + 1})
 		}
-		d.fetchFailed(client, "new-topic", [16]byte{}, 1, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Partition: 1, NextOffset: 1})
+		d.handleFetchError(client, "new-topic", [16]byte{}, 1, &kgo.ErrDecompressTooLarge{Topic: "new-topic", Partition: 1, NextOffset: 1})
 	}()
 	select {
 	case <-polled:
 	case <-time.After(30 * time.Second):
 		t.Fatal("the poll waits for a commit")
 	}
-	if n := len(d.take()); n != 3 || len(d.steps) != 3 {
-		t.Errorf("%d records to bury and %d steps, want three of the partition that is ours", n, len(d.steps))
+	if n := len(d.awaitBatch()); n != 3 || len(d.seeks) != 3 {
+		t.Errorf("%d records to bury and %d steps, want three of the partition that is ours", n, len(d.seeks))
 	}
-	<-d.committing
-	d.takeSteps(t.Context(), client)
-	if len(d.steps) != 0 {
-		t.Errorf("%d steps are not taken", len(d.steps))
+	<-d.offsetsLock
+	d.applySeeks(t.Context(), client)
+	if len(d.seeks) != 0 {
+		t.Errorf("%d steps are not taken", len(d.seeks))
 	}
 }
 
@@ -211,25 +211,25 @@ func TestWindowCountsKeysAndHeaders(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	big := bytes.Repeat([]byte("x"), windowBytes/4)
+	big := bytes.Repeat([]byte("x"), maxWindowBytes/4)
 	for what, rec := range map[string]kgo.Record{
 		"values": {Value: big}, "keys": {Key: big}, "headers": {Headers: []kgo.RecordHeader{{Key: "h", Value: big}}}, "names": {Headers: []kgo.RecordHeader{{Key: string(big)}}},
 	} {
 		d := newDispatcher(c, []string{"new-topic"})
-		d.assigned(t.Context(), client, map[string][]int32{"new-topic": {0}})
+		d.onAssigned(t.Context(), client, map[string][]int32{"new-topic": {0}})
 		for offset := range int64(4) {
 			rec.Topic, rec.Offset = "new-topic", offset
-			d.open(client, "new-topic", [16]byte{}, kgo.FetchPartition{Records: []*kgo.Record{&rec}})
+			d.enqueueFetched(client, "new-topic", [16]byte{}, kgo.FetchPartition{Records: []*kgo.Record{&rec}})
 		}
 		p := d.partitions[topicPartition{"new-topic", 0}]
 		if !p.paused {
 			t.Errorf("%d records with large %s do not pause the partition", len(p.window), what)
 		}
-		for batch := d.take(); ; batch = d.take() {
-			for _, in := range batch {
-				in.settled = true
+		for batch := d.awaitBatch(); ; batch = d.awaitBatch() {
+			for _, msg := range batch {
+				msg.processed = true
 			}
-			d.finish(client, batch, 0)
+			d.finishBatch(client, batch, 0)
 			if len(p.window) == 0 {
 				break
 			}
@@ -273,32 +273,32 @@ func TestTakeLooksAtFew(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	d.assigned(t.Context(), client, map[string][]int32{"few": {0}, "many": {0}})
+	d.onAssigned(t.Context(), client, map[string][]int32{"few": {0}, "many": {0}})
 	add := func(topic string, n int) {
 		t.Helper()
 		var records []*kgo.Record
 		for i := range n {
 			records = append(records, &kgo.Record{Topic: topic, Offset: int64(i), Key: fmt.Append(nil, topic, i), Value: []byte("{}")})
 		}
-		d.open(client, topic, [16]byte{}, kgo.FetchPartition{Records: records})
+		d.enqueueFetched(client, topic, [16]byte{}, kgo.FetchPartition{Records: records})
 	}
 	add("few", 1)
-	add("many", 2*batchLimit)
+	add("many", 2*maxBatch)
 	d.ready = append(d.ready, "few\x00few1") // behind them all
-	d.queues["few\x00few1"] = &queue{waiting: []*inbound{{rec: &kgo.Record{Topic: "few"}, part: d.partitions[topicPartition{"few", 0}]}}}
-	if batch := d.take(); len(batch) != 1 || len(d.ready) != 2*batchLimit+1 {
+	d.queues["few\x00few1"] = &queue{waiting: []*message{{rec: &kgo.Record{Topic: "few"}, part: d.partitions[topicPartition{"few", 0}]}}}
+	if batch := d.awaitBatch(); len(batch) != 1 || len(d.ready) != 2*maxBatch+1 {
 		t.Errorf("%d records taken, %d keys left: it looked at all", len(batch), len(d.ready))
 	}
 	next := 0
 	for len(d.ready) > 1 {
-		for _, in := range d.take() {
-			if got := string(in.rec.Key); got != fmt.Sprint("many", next) {
+		for _, msg := range d.awaitBatch() {
+			if got := string(msg.rec.Key); got != fmt.Sprint("many", next) {
 				t.Fatalf("%s is taken as number %d", got, next)
 			}
 			next++
 		}
 	}
-	if next != 2*batchLimit {
+	if next != 2*maxBatch {
 		t.Errorf("%d records taken", next)
 	}
 }

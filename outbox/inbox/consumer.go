@@ -60,31 +60,31 @@ type Config struct {
 // one after the other, in order; one that fails is parked, with what follows
 // under its key, while all other keys go on.
 type Consumer struct {
-	cfg        Config
-	db         *sqldb.DB
-	subs       map[subject]*subscription
-	order      []*subscription // as they were asked for
-	onDead     func(context.Context, *outbox.Tx, Dead) error
-	metrics    consumerMetrics
-	dead       *measure.Measure[map[string]int64]
-	breaker    *breaker
-	complaints *complaints
-	parked     chan struct{} // wakes the retries
-	cluster    string        // the broker's id, for naming what has no id of its own
+	cfg           Config
+	db            *sqldb.DB
+	subscriptions map[route]*subscription
+	registered    []*subscription // as they were asked for
+	onDead        func(context.Context, *outbox.Tx, Dead) error
+	metrics       consumerMetrics
+	deadLetters   *measure.Measure[map[string]int64]
+	gate          *dependencyGate
+	errorLog      *errorLog
+	wakeRetries   chan struct{} // wakes the retries
+	clusterID     string        // the broker's id, for naming what has no id of its own
 }
 
 // A subject is what a handler subscribes to.
-type subject struct{ topic, eventType string }
+type route struct{ topic, eventType string }
 
 // A subscription is what one handler asked for.
 type subscription struct {
-	version int64 // the schema version it understands
-	many    bool  // given all there are of its type at once
+	version    int64 // the schema version it understands
+	takesBatch bool  // given all there are of its type at once
 	// handle decodes the records and calls the handler. It names the record that
 	// is to blame for an error, -1 when it could be any of them.
-	handle func(context.Context, *outbox.Tx, []*inbound) (culprit int, err error)
-	counts map[outcome]prometheus.Counter
-	took   prometheus.Observer
+	invoke   func(context.Context, *outbox.Tx, []*message) (culprit int, err error)
+	outcomes map[outcome]prometheus.Counter
+	duration prometheus.Observer
 }
 
 // A Delivery is one event on its way into a service.
@@ -109,16 +109,16 @@ func New(cfg Config) *Consumer {
 	}
 	cfg.OutboxRetention = cmp.Or(cfg.OutboxRetention, store.OutboxRetention)
 	cfg.TopicRetention = cmp.Or(cfg.TopicRetention, store.TopicRetention)
-	cfg.Retention = cmp.Or(cfg.Retention, cfg.leastRetention())
+	cfg.Retention = cmp.Or(cfg.Retention, cfg.minRetention())
 	cfg.Replay = cmp.Or(cfg.Replay, "Operator.Replay")
 	if cfg.Delay == 0 {
 		cfg.Delay = 5 * time.Second
 	}
-	c := &Consumer{cfg: cfg, db: cfg.Outbox.DB(), subs: map[subject]*subscription{}, parked: make(chan struct{}, 1)}
-	c.metrics, c.dead = newConsumerMetrics(cfg), newDeadCount(c)
-	measure.Register(cfg.Metrics, c.deadLetters())
-	c.breaker = newBreaker(cfg, c.metrics.paused)
-	c.complaints = &complaints{cfg: cfg, now: map[complaint]*trouble{}}
+	c := &Consumer{cfg: cfg, db: cfg.Outbox.DB(), subscriptions: map[route]*subscription{}, wakeRetries: make(chan struct{}, 1)}
+	c.metrics, c.deadLetters = newConsumerMetrics(cfg), newDeadLetterCount(c)
+	measure.Register(cfg.Metrics, c.deadLetterCollector())
+	c.gate = newDependencyGate(cfg, c.metrics.paused)
+	c.errorLog = &errorLog{cfg: cfg, incidents: map[incidentKey]*incident{}}
 	return c
 }
 
@@ -143,45 +143,45 @@ func OnBatch[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox
 	subscribe(c, true, h)
 }
 
-func subscribe[E outbox.Event](c *Consumer, many bool, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
+func subscribe[E outbox.Event](c *Consumer, takesBatch bool, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
 	var zero E
-	on := subject{zero.Topic(), zero.EventType()}
-	if _, ok := c.subs[on]; ok {
-		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", on.eventType, on.topic, c.cfg.Group))
+	r := route{zero.Topic(), zero.EventType()}
+	if _, ok := c.subscriptions[r]; ok {
+		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", r.eventType, r.topic, c.cfg.Group))
 	}
-	sub := &subscription{version: int64(wire.SchemaVersion(zero)), many: many}
-	sub.counts, sub.took = c.metrics.of(on)
-	sub.handle = func(ctx context.Context, tx *outbox.Tx, ins []*inbound) (culprit int, err error) {
-		ds := make([]Delivery[E], len(ins))
-		for i, in := range ins {
-			if err := deliver(in, &ds[i]); err != nil {
+	sub := &subscription{version: int64(wire.SchemaVersion(zero)), takesBatch: takesBatch}
+	sub.outcomes, sub.duration = c.metrics.forRoute(r)
+	sub.invoke = func(ctx context.Context, tx *outbox.Tx, msgs []*message) (culprit int, err error) {
+		ds := make([]Delivery[E], len(msgs))
+		for i, msg := range msgs {
+			if err := deliver(msg, &ds[i]); err != nil {
 				return i, Permanent(err)
 			}
 		}
-		if len(ins) > 1 {
+		if len(msgs) > 1 {
 			return -1, h(ctx, tx, ds)
 		}
 		tx.Cause(ds[0].EventID, ds[0].Traceparent)
 		return 0, h(outbox.WithTraceparent(ctx, ds[0].Traceparent), tx, ds)
 	}
-	c.subs[on] = sub
-	c.order = append(c.order, sub)
+	c.subscriptions[r] = sub
+	c.registered = append(c.registered, sub)
 }
 
 // deliver makes a delivery of a record. What it refuses, no retry will cure.
-func deliver[E outbox.Event](in *inbound, d *Delivery[E]) error {
+func deliver[E outbox.Event](msg *message, d *Delivery[E]) error {
 	*d = Delivery[E]{
-		EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID,
-		AggregateVersion: wire.NumberHeader(in.rec, wire.HeaderAggregateVersion, 0), Time: in.msg.Timestamp,
-		Topic: in.rec.Topic, Partition: in.rec.Partition, Offset: in.rec.Offset, Attempt: in.attempt,
-		Traceparent: wire.Header(in.rec, wire.HeaderTraceparent),
+		EventID: msg.id, EventType: msg.envelope.EventType, AggregateID: msg.envelope.AggregateID,
+		AggregateVersion: wire.NumberHeader(msg.rec, wire.HeaderAggregateVersion, 0), Time: msg.envelope.Timestamp,
+		Topic: msg.rec.Topic, Partition: msg.rec.Partition, Offset: msg.rec.Offset, Attempt: msg.attempt,
+		Traceparent: wire.Header(msg.rec, wire.HeaderTraceparent),
 	}
-	if err := json.Unmarshal(in.msg.EventData, &d.Event); err != nil {
-		return fmt.Errorf("decode %s: %w", in.msg.EventType, err)
+	if err := json.Unmarshal(msg.envelope.EventData, &d.Event); err != nil {
+		return fmt.Errorf("decode %s: %w", msg.envelope.EventType, err)
 	}
 	if v, ok := any(d.Event).(interface{ Validate() error }); ok {
 		if err := v.Validate(); err != nil {
-			return fmt.Errorf("invalid %s: %w", in.msg.EventType, err)
+			return fmt.Errorf("invalid %s: %w", msg.envelope.EventType, err)
 		}
 	}
 	return nil
@@ -194,19 +194,19 @@ func (c *Consumer) OnDead(fn func(ctx context.Context, tx *outbox.Tx, d Dead) er
 // Run consumes until ctx ends; then it finishes what it has begun, commits and
 // leaves the group.
 func (c *Consumer) Run(ctx context.Context) error {
-	if least := c.cfg.leastRetention(); c.cfg.Retention < least {
+	if least := c.cfg.minRetention(); c.cfg.Retention < least {
 		return fmt.Errorf("consume: a retention of %s is too short: what was handled must be remembered for %s, while outbox and topic keep it", c.cfg.Retention, least)
 	}
-	if len(c.subs) == 0 {
+	if len(c.subscriptions) == 0 {
 		<-ctx.Done()
 		return nil
 	}
-	defer c.dead.Start(ctx)()
+	defer c.deadLetters.Start(ctx)()
 	topics := map[string]bool{}
-	for on := range c.subs {
-		topics[on.topic] = true
+	for r := range c.subscriptions {
+		topics[r.topic] = true
 	}
-	c.breaker.stopping = ctx.Done()
+	c.gate.stopping = ctx.Done()
 	d := newDispatcher(c, slices.Sorted(maps.Keys(topics)))
 	client, err := kgo.NewClient(append(slices.Clip(c.cfg.Kafka),
 		kgo.ConsumerGroup(c.cfg.Group),
@@ -224,16 +224,16 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(2<<20),
 		kgo.MaxDecompressBatchBytes(maxBatchBytes), // a small record must not unpack into all of the memory
-		kgo.OnPartitionsAssigned(d.assigned),
-		kgo.AdjustFetchOffsetsFn(d.adjust),
-		kgo.OnPartitionsRevoked(d.revoked),
-		kgo.OnPartitionsLost(d.lost),
+		kgo.OnPartitionsAssigned(d.onAssigned),
+		kgo.AdjustFetchOffsetsFn(d.adjustOffsets),
+		kgo.OnPartitionsRevoked(d.onRevoked),
+		kgo.OnPartitionsLost(d.onLost),
 	)...)
 	if err != nil {
 		return fmt.Errorf("consume: %w", err)
 	}
 	defer client.CloseAllowingRebalance()
-	if c.cluster, err = clusterID(ctx, client, c.cfg.Log); err != nil {
+	if c.clusterID, err = fetchClusterID(ctx, client, c.cfg.Log); err != nil {
 		return nil //nolint:nilerr // ctx has ended
 	}
 
@@ -244,17 +244,17 @@ func (c *Consumer) Run(ctx context.Context) error {
 	defer stop()
 	var work errgroup.Group
 	for range d.workers {
-		work.Go(func() error { d.work(workCtx, client); return nil })
+		work.Go(func() error { d.workLoop(workCtx, client); return nil })
 	}
 	work.Go(func() error { d.commitLoop(ctx, client); return nil })
-	work.Go(func() error { c.forgetLoop(ctx); return nil })
-	work.Go(func() error { c.mendLoop(ctx); return nil })
-	work.Go(func() error { d.watch(ctx, client); return nil })
+	work.Go(func() error { c.pruneLoop(ctx); return nil })
+	work.Go(func() error { c.repairLoop(ctx); return nil })
+	work.Go(func() error { d.watchTopics(ctx, client); return nil })
 	work.Go(func() error { c.retryLoop(ctx, workCtx, d.workers); return nil })
 	c.poll(ctx, client, d)
 	d.stop()
 	err = work.Wait()
-	d.commit(workCtx, client)
+	d.commitAll(workCtx, client)
 	return err
 }
 
@@ -266,9 +266,9 @@ func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) 
 			for _, t := range f.Topics {
 				for _, p := range t.Partitions {
 					if p.Err != nil && ctx.Err() == nil {
-						d.fetchFailed(client, t.Topic, t.TopicID, p.Partition, p.Err)
+						d.handleFetchError(client, t.Topic, t.TopicID, p.Partition, p.Err)
 					}
-					d.open(client, t.Topic, t.TopicID, p)
+					d.enqueueFetched(client, t.Topic, t.TopicID, p)
 				}
 			}
 		}
@@ -277,7 +277,7 @@ func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) 
 }
 
 // clusterID asks the broker for its name, for as long as it takes.
-func clusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (string, error) {
+func fetchClusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (string, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)
 		if err == nil {
@@ -296,74 +296,75 @@ func clusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (strin
 }
 
 // An inbound is a record on its way to its handler.
-type inbound struct {
-	rec     *kgo.Record
-	id      string // the event's, or one made from where the record stands
-	msg     wire.Envelope
-	err     error         // why it cannot be handled, whatever the handler says
-	sub     *subscription // nil when nobody asked for it
-	attempt int
-	key     string // of its queue
-	next    int64  // the offset behind it
-	part    *partition
-	settled bool // handled or parked, by whoever works on it
-	done    bool // the same, as its partition knows it
-	began   time.Time
+type message struct {
+	rec        *kgo.Record
+	id         string // the event's, or one made from where the record stands
+	envelope   wire.Envelope
+	err        error         // why it cannot be handled, whatever the handler says
+	sub        *subscription // nil when nobody asked for it
+	attempt    int
+	key        string // of its queue
+	nextOffset int64  // the offset behind it
+	part       *partition
+	processed  bool // handled or parked, by whoever works on it
+	acked      bool // the same, as its partition knows it
+	startedAt  time.Time
 }
 
 // open makes an inbound of a record. It is done already when nobody asked for
 // its type.
-func (c *Consumer) open(rec *kgo.Record, topicID [16]byte) *inbound {
-	in := &inbound{rec: rec, attempt: 1, next: rec.Offset + 1}
-	if in.key = rec.Topic + "\x00" + string(rec.Key); rec.Key == nil { // no key, no order to keep
-		in.key = fmt.Sprintf("%s\x00\x00%d\x00%d", rec.Topic, rec.Partition, rec.Offset)
+func (c *Consumer) decode(rec *kgo.Record, topicID [16]byte) *message {
+	msg := &message{rec: rec, attempt: 1, nextOffset: rec.Offset + 1}
+	if msg.key = rec.Topic + "\x00" + string(rec.Key); rec.Key == nil { // no key, no order to keep
+		msg.key = fmt.Sprintf("%s\x00\x00%d\x00%d", rec.Topic, rec.Partition, rec.Offset)
 	}
-	if in.msg, in.err = wire.Open(rec.Value); in.err != nil {
-		in.id, in.err = c.idOfPlace(rec, topicID), Permanent(in.err)
-		return in
+	if msg.envelope, msg.err = wire.Open(rec.Value); msg.err != nil {
+		msg.id, msg.err = c.positionID(rec, topicID), Permanent(msg.err)
+		return msg
 	}
-	in.id = in.msg.EventID
-	sub, ok := c.subs[subject{rec.Topic, in.msg.EventType}]
+	msg.id = msg.envelope.EventID
+	sub, ok := c.subscriptions[route{rec.Topic, msg.envelope.EventType}]
 	if !ok {
-		in.done = true
-		c.metrics.processed.WithLabelValues(rec.Topic, "other", "ignored").Inc()
-		return in
+		return msg
 	}
-	in.sub = sub
+	msg.sub = sub
 	v := wire.Header(rec, wire.HeaderSchemaVersion)
 	if n, err := strconv.ParseInt(v, 10, 64); v != "" && (err != nil || n != sub.version) {
-		in.err = Permanent(fmt.Errorf("%s has schema version %.20q, this program knows %d", in.msg.EventType, v, sub.version))
+		msg.err = Permanent(fmt.Errorf("%s has schema version %.20q, this program knows %d", msg.envelope.EventType, v, sub.version))
 	}
-	return in
+	return msg
 }
 
-// idOfPlace is the id of what has none of its own: the same wherever and
+// ignored reports whether nobody subscribed to the message's type.
+func (msg *message) ignored() bool { return msg.sub == nil && msg.err == nil }
+
+// positionID is the id of what has none of its own: the same wherever and
 // whenever it is read.
-func (c *Consumer) idOfPlace(rec *kgo.Record, topicID [16]byte) string {
-	place := fmt.Sprintf("%s/%x/%d/%d", c.cluster, topicID, rec.Partition, rec.Offset)
+func (c *Consumer) positionID(rec *kgo.Record, topicID [16]byte) string {
+	place := fmt.Sprintf("%s/%x/%d/%d", c.clusterID, topicID, rec.Partition, rec.Offset)
 	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(place)).String()
 }
 
 // handle runs the handlers inside tx: first those that take one record each, in
 // the order given, then those that take many. It names the record that is to
 // blame for an error, nil when it could be any of several.
-func (c *Consumer) handle(ctx context.Context, tx *outbox.Tx, ins []*inbound) (culprit *inbound, err error) {
-	many := map[*subscription][]*inbound{}
-	for _, in := range ins {
+func (c *Consumer) runHandlers(ctx context.Context, tx *outbox.Tx, msgs []*message) (culprit *message, err error) {
+	batches := map[*subscription][]*message{}
+	for _, msg := range msgs {
 		switch {
-		case in.err != nil:
-			return in, in.err
-		case in.sub.many:
-			many[in.sub] = append(many[in.sub], in)
+		case msg.err != nil:
+			return msg, msg.err
+		case msg.sub.takesBatch:
+			batches[msg.sub] = append(batches[msg.sub], msg)
 		default:
-			if err := c.call(ctx, tx, []*inbound{in}, &culprit); err != nil {
+			if err := c.callHandler(ctx, tx, []*message{msg}, &culprit); err != nil {
 				return culprit, err
 			}
 		}
 	}
-	for _, sub := range c.order {
-		if len(many[sub]) > 0 {
-			if err := c.call(ctx, tx, many[sub], &culprit); err != nil {
+	for _, sub := range c.registered {
+		if len(batches[sub]) > 0 {
+			if err := c.callHandler(ctx, tx, batches[sub], &culprit); err != nil {
 				return culprit, err
 			}
 		}
@@ -372,21 +373,21 @@ func (c *Consumer) handle(ctx context.Context, tx *outbox.Tx, ins []*inbound) (c
 }
 
 // call calls a handler for records of one type.
-func (c *Consumer) call(ctx context.Context, tx *outbox.Tx, ins []*inbound, culprit **inbound) (err error) {
+func (c *Consumer) callHandler(ctx context.Context, tx *outbox.Tx, msgs []*message, culprit **message) (err error) {
 	defer tx.Cause("", "")
 	defer func() {
 		if p := recover(); p != nil {
-			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", ins[0].id, "event_type", ins[0].msg.EventType,
-				"events", len(ins), "panic", p, "stack", string(debug.Stack()))
-			err = marked{fmt.Errorf("handler panicked: %v", p), classPanic}
-			if len(ins) == 1 {
-				*culprit = ins[0]
+			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", msgs[0].id, "event_type", msgs[0].envelope.EventType,
+				"events", len(msgs), "panic", p, "stack", string(debug.Stack()))
+			err = classified{fmt.Errorf("handler panicked: %v", p), classPanic}
+			if len(msgs) == 1 {
+				*culprit = msgs[0]
 			}
 		}
 	}()
-	n, err := ins[0].sub.handle(ctx, tx, ins)
+	n, err := msgs[0].sub.invoke(ctx, tx, msgs)
 	if err != nil && n >= 0 && !sqldb.IsAborted(err) {
-		*culprit = ins[n]
+		*culprit = msgs[n]
 	}
 	return err
 }

@@ -25,13 +25,13 @@ type dispatch struct {
 	next   map[topicPartition]int           // of them was fetched
 	stored map[topicPartition]int64         // offsets the broker was told
 	done   map[topicPartition]map[int64]bool
-	atWork [][]*inbound
+	atWork [][]*message
 	last   map[string]int64 // of each key and partition, in this assignment: the last offset taken
 }
 
 func (d *dispatch) assign(tp topicPartition) {
-	d.assigned(nil, d.client, map[string][]int32{tp.topic: {tp.partition}}) //nolint:staticcheck // it asks for no context
-	at := d.begin(beginning{topic: tp.topic, partition: tp.partition, at: d.stored[tp], end: 1 << 40})
+	d.onAssigned(nil, d.client, map[string][]int32{tp.topic: {tp.partition}}) //nolint:staticcheck // it asks for no context
+	at := d.startPartition(partitionOffsets{topic: tp.topic, partition: tp.partition, committed: d.stored[tp], end: 1 << 40})
 	d.next[tp] = slices.IndexFunc(d.logs[tp], func(r *kgo.Record) bool { return r.Offset >= at })
 	if d.next[tp] < 0 {
 		d.next[tp] = len(d.logs[tp])
@@ -65,28 +65,28 @@ func (d *dispatch) write(t *rapid.T, tp topicPartition) {
 func (d *dispatch) take(t *rapid.T) {
 	d.mu.Lock()
 	ready := slices.ContainsFunc(d.ready, func(key string) bool { q := d.queues[key]; return q != nil && !q.busy && len(q.waiting) > 0 })
-	d.pace.limit = rapid.IntRange(1, 12).Draw(t, "limit")
+	d.sizer.size = rapid.IntRange(1, 12).Draw(t, "limit")
 	d.mu.Unlock()
 	if !ready {
 		return
 	}
-	batch := d.dispatcher.take()
+	batch := d.dispatcher.awaitBatch()
 	busy := map[string]bool{}
 	for _, other := range d.atWork {
-		for _, in := range other {
-			busy[in.key] = true
+		for _, msg := range other {
+			busy[msg.key] = true
 		}
 	}
-	for _, in := range batch {
-		if busy[in.key] {
-			t.Fatalf("two records of key %q at work", in.key)
+	for _, msg := range batch {
+		if busy[msg.key] {
+			t.Fatalf("two records of key %q at work", msg.key)
 		}
-		busy[in.key] = true
-		key := fmt.Sprint(in.part.topicPartition, in.key)
-		if last, ok := d.last[key]; ok && in.rec.Offset <= last {
-			t.Fatalf("offset %d after %d of its key", in.rec.Offset, last)
+		busy[msg.key] = true
+		key := fmt.Sprint(msg.part.topicPartition, msg.key)
+		if last, ok := d.last[key]; ok && msg.rec.Offset <= last {
+			t.Fatalf("offset %d after %d of its key", msg.rec.Offset, last)
 		}
-		d.last[key] = in.rec.Offset
+		d.last[key] = msg.rec.Offset
 	}
 	d.atWork = append(d.atWork, batch)
 }
@@ -99,16 +99,16 @@ func (d *dispatch) finish(t *rapid.T) {
 	i := rapid.IntRange(0, len(d.atWork)-1).Draw(t, "batch")
 	batch := d.atWork[i]
 	d.atWork = slices.Delete(d.atWork, i, i+1)
-	for _, in := range batch {
-		if in.settled = !in.part.gone.Load() || rapid.Bool().Draw(t, "settled although gone"); in.settled {
-			d.done[in.part.topicPartition][in.rec.Offset] = true
+	for _, msg := range batch {
+		if msg.processed = !msg.part.revoked.Load() || rapid.Bool().Draw(t, "settled although gone"); msg.processed {
+			d.done[msg.part.topicPartition][msg.rec.Offset] = true
 		}
 	}
-	d.dispatcher.finish(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
+	d.dispatcher.finishBatch(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
 }
 
 func (d *dispatch) commit(parts ...*partition) {
-	offsets, _ := d.toCommit(parts)
+	offsets, _ := d.takeUncommitted(parts)
 	for topic, ids := range offsets {
 		for id, o := range ids {
 			d.stored[topicPartition{topic, id}] = o.Offset
@@ -157,7 +157,7 @@ func TestDispatcher(t *testing.T) {
 			}
 			recs := d.logs[tp][d.next[tp]:min(d.next[tp]+n, len(d.logs[tp]))]
 			d.next[tp] += len(recs)
-			d.open(client, tp.topic, [16]byte{1}, kgo.FetchPartition{Partition: tp.partition, Records: recs})
+			d.enqueueFetched(client, tp.topic, [16]byte{1}, kgo.FetchPartition{Partition: tp.partition, Records: recs})
 		}
 		actions := []func(){
 			func() { d.write(t, draw(t)) },
@@ -176,11 +176,11 @@ func TestDispatcher(t *testing.T) {
 			},
 			func() { // taken away, with some time to finish what is at work
 				tp := draw(t)
-				gone := d.drop(map[string][]int32{tp.topic: {tp.partition}})
+				dropped := d.dropPartitions(map[string][]int32{tp.topic: {tp.partition}})
 				for range rapid.IntRange(0, 3).Draw(t, "finished in time") {
 					d.finish(t)
 				}
-				d.commit(gone...)
+				d.commit(dropped...)
 			},
 			func() { d.assign(draw(t)) }, // without having been taken away
 		}

@@ -24,27 +24,27 @@ const (
 )
 
 // A marked error has been given its class.
-type marked struct {
+type classified struct {
 	error
 	class errorClass
 }
 
-func (m marked) Unwrap() error { return m.error }
+func (m classified) Unwrap() error { return m.error }
 
 // Permanent marks err as one that no retry will cure: the record goes to the
 // dead letters at once.
-func Permanent(err error) error { return marked{err, classPermanent} }
+func Permanent(err error) error { return classified{err, classPermanent} }
 
 // Unavailable marks err as saying that what the handler depends on is away.
 // That is no fault of the record: no attempt is spent and nothing is parked.
 // The whole consumer pauses, tries again after 100 ms and then ever more
 // seldom, up to 5 s, and goes on with the first success.
-func Unavailable(err error) error { return marked{err, classUnavailable} }
+func Unavailable(err error) error { return classified{err, classUnavailable} }
 
 // classify gives an error its class; "" is none. What the handler says comes
 // first, the outermost mark before others.
 func classify(err error) errorClass {
-	m, ok := errors.AsType[marked](err)
+	m, ok := errors.AsType[classified](err)
 	switch {
 	case err == nil:
 		return ""
@@ -60,35 +60,35 @@ func classify(err error) errorClass {
 
 // errGivenUp says that nothing was done about records, because the end came or
 // their partitions were taken away: they will be read again.
-var errGivenUp = errors.New("given up")
+var errAbandoned = errors.New("given up")
 
 // errTooMuch stands in the error of a batch that ran into a limit on time again
 // and again, and may fit into it in smaller parts.
-var errTooMuch = errors.New("too much for one transaction")
+var errBatchTooSlow = errors.New("too much for one transaction")
 
 // A breaker holds all work of a consumer back while what it depends on is
 // away. One at a time probes, and its success lets all others go on.
-type breaker struct {
-	paused   func(err error)          // told when it opens
-	resumed  func(took time.Duration) // and when it closes
+type dependencyGate struct {
+	onClose  func(err error)          // told when it opens
+	onOpen   func(took time.Duration) // and when it closes
 	stopping <-chan struct{}
 
-	mu       sync.Mutex
-	changed  chan struct{} // closed, and replaced, when those who wait should look again
-	since    time.Time     // when it opened; zero while it is closed
-	failures int
-	probing  bool // somebody does
+	mu          sync.Mutex
+	changed     chan struct{} // closed, and replaced, when those who wait should look again
+	closedSince time.Time     // when it opened; zero while it is closed
+	failures    int
+	probing     bool // somebody does
 }
 
 // newBreaker makes the breaker of a consumer, closed.
-func newBreaker(cfg Config, gauge prometheus.Gauge) *breaker {
-	return &breaker{
+func newDependencyGate(cfg Config, gauge prometheus.Gauge) *dependencyGate {
+	return &dependencyGate{
 		changed: make(chan struct{}),
-		paused: func(err error) {
+		onClose: func(err error) {
 			gauge.Set(1)
 			cfg.Log.Error("consumer paused: what it depends on is away", "consumer_group", cfg.Group, "err", err)
 		},
-		resumed: func(took time.Duration) {
+		onOpen: func(took time.Duration) {
 			gauge.Set(0)
 			cfg.Log.Info("consumer goes on", "consumer_group", cfg.Group, "paused_seconds", took.Seconds())
 		},
@@ -99,48 +99,48 @@ func newBreaker(cfg Config, gauge prometheus.Gauge) *breaker {
 // is away is waited for, without limit; before each further try still is asked
 // whether there is anything left to do. errGivenUp is returned when there is
 // not, or when the end has come.
-func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() error) error {
-	probe := false
-	defer c.breaker.leave(&probe)
-	var conflicts conflicts
-	defer c.conflictsOver(&conflicts)
-	for odd, try := 0, 1; ; try++ {
-		for !c.breaker.pass(ctx, &probe) {
-			if ctx.Err() != nil || !still() || c.breaker.stopped() {
-				return errGivenUp
+func (c *Consumer) retryWhileUnavailable(ctx context.Context, stillWanted func() bool, fn func() error) error {
+	holdsProbe := false
+	defer c.gate.release(&holdsProbe)
+	var streak conflictStreak
+	defer c.endConflicts(&streak)
+	for writeChecks, attempt := 0, 1; ; attempt++ {
+		for !c.gate.acquire(ctx, &holdsProbe) {
+			if ctx.Err() != nil || !stillWanted() || c.gate.isStopping() {
+				return errAbandoned
 			}
 		}
 		err := fn()
 		if err != nil && ctx.Err() != nil {
-			return errGivenUp
+			return errAbandoned
 		}
 		class := classify(err)
 		if class != classConflict {
-			c.conflictsOver(&conflicts)
+			c.endConflicts(&streak)
 		}
 		switch {
-		case errors.Is(err, errTooMuch): // the breaker stays as it is: less at once is tried next
-			c.breaker.trip(err, &probe)
+		case errors.Is(err, errBatchTooSlow): // the breaker stays as it is: less at once is tried next
+			c.gate.close(err, &holdsProbe)
 			return err
 		case class == classUnavailable:
-			c.breaker.trip(err, &probe)
+			c.gate.close(err, &holdsProbe)
 		case class == classConflict:
-			c.conflict(&conflicts, err)
-			if !retry.Sleep(ctx, retry.Backoff(try, 5*time.Millisecond, time.Second)) {
-				return errGivenUp
+			c.recordConflict(&streak, err)
+			if !retry.Sleep(ctx, retry.Backoff(attempt, 5*time.Millisecond, time.Second)) {
+				return errAbandoned
 			}
-		case class == classTransient && sqldb.IsUnavailable(err) && odd < 2:
+		case class == classTransient && sqldb.IsUnavailable(err) && writeChecks < 2:
 			// it looks like the database but may come from anywhere: ask; a connection that broke is made anew
-			if odd++; c.ask(ctx) != nil {
-				c.breaker.trip(err, &probe)
-				odd = 0
+			if writeChecks++; c.checkWritable(ctx) != nil {
+				c.gate.close(err, &holdsProbe)
+				writeChecks = 0
 			}
 		default:
-			c.breaker.reset(&probe)
+			c.gate.open(&holdsProbe)
 			return err
 		}
-		if !still() {
-			return errGivenUp
+		if !stillWanted() {
+			return errAbandoned
 		}
 	}
 }
@@ -150,13 +150,13 @@ func (c *Consumer) insist(ctx context.Context, still func() bool, fn func() erro
 const conflictLimit = 5 * time.Second
 
 // conflicts are those of one transaction.
-type conflicts struct {
+type conflictStreak struct {
 	since  time.Time // the first; zero without one
 	logged bool
 }
 
 // conflict counts a conflict, and tells once when they go on.
-func (c *Consumer) conflict(of *conflicts, err error) {
+func (c *Consumer) recordConflict(of *conflictStreak, err error) {
 	c.metrics.conflicts.Inc()
 	if of.since.IsZero() {
 		of.since = time.Now()
@@ -169,16 +169,16 @@ func (c *Consumer) conflict(of *conflicts, err error) {
 }
 
 // conflictsOver tells the end of conflicts that were told.
-func (c *Consumer) conflictsOver(of *conflicts) {
+func (c *Consumer) endConflicts(of *conflictStreak) {
 	if of.logged {
 		c.metrics.conflicting.Dec()
 		c.cfg.Log.Info("conflict is over", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(of.since).Seconds())
 	}
-	*of = conflicts{}
+	*of = conflictStreak{}
 }
 
 // ask finds out whether the database takes writes.
-func (c *Consumer) ask(ctx context.Context) error {
+func (c *Consumer) checkWritable(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	_, err := c.db.ExecContext(ctx, `UPDATE outbox_lease SET floor = floor WHERE id = 0`)
@@ -188,86 +188,86 @@ func (c *Consumer) ask(ctx context.Context) error {
 // pass reports whether work may be done now. While the breaker is open it waits
 // first: whoever probes for the time between two probes, all others until they
 // should look again. False asks the caller to look whether he still wants to.
-func (b *breaker) pass(ctx context.Context, probe *bool) bool {
-	b.mu.Lock()
-	if b.since.IsZero() {
-		b.mu.Unlock()
+func (g *dependencyGate) acquire(ctx context.Context, holdsProbe *bool) bool {
+	g.mu.Lock()
+	if g.closedSince.IsZero() {
+		g.mu.Unlock()
 		return true
 	}
-	if !b.probing {
-		b.probing, *probe = true, true
+	if !g.probing {
+		g.probing, *holdsProbe = true, true
 	}
 	var due <-chan time.Time
-	if *probe {
-		timer := time.NewTimer(retry.Backoff(b.failures, 100*time.Millisecond, 5*time.Second))
+	if *holdsProbe {
+		timer := time.NewTimer(retry.Backoff(g.failures, 100*time.Millisecond, 5*time.Second))
 		defer timer.Stop()
 		due = timer.C
 	}
-	changed := b.changed
-	b.mu.Unlock()
+	changed := g.changed
+	g.mu.Unlock()
 	select {
 	case <-due:
 		return true
 	case <-changed:
-	case <-b.stopping:
+	case <-g.stopping:
 	case <-ctx.Done():
 	}
 	return false
 }
 
 // trip opens the breaker, or keeps it open.
-func (b *breaker) trip(err error, probe *bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+func (g *dependencyGate) close(err error, holdsProbe *bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	switch {
-	case b.since.IsZero():
-		b.since, b.failures = time.Now(), 1
-		b.probing, *probe = true, true
-		b.paused(err)
-	case *probe:
-		b.failures++
+	case g.closedSince.IsZero():
+		g.closedSince, g.failures = time.Now(), 1
+		g.probing, *holdsProbe = true, true
+		g.onClose(err)
+	case *holdsProbe:
+		g.failures++
 	}
 }
 
 // reset closes the breaker when it was the probe that went well: others may
 // have begun before, or need nothing of what is away.
-func (b *breaker) reset(probe *bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if !*probe {
+func (g *dependencyGate) open(holdsProbe *bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !*holdsProbe {
 		return
 	}
-	b.probing, *probe = false, false
-	b.resumed(time.Since(b.since))
-	b.since = time.Time{}
-	b.wake()
+	g.probing, *holdsProbe = false, false
+	g.onOpen(time.Since(g.closedSince))
+	g.closedSince = time.Time{}
+	g.wakeAllLocked()
 }
 
 // leave lets another probe.
-func (b *breaker) leave(probe *bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if *probe {
-		b.probing, *probe = false, false
-		b.wake()
+func (g *dependencyGate) release(holdsProbe *bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if *holdsProbe {
+		g.probing, *holdsProbe = false, false
+		g.wakeAllLocked()
 	}
 }
 
 // nudge has all who wait look whether they still want to.
-func (b *breaker) nudge() {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.wake()
+func (g *dependencyGate) wakeAll() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.wakeAllLocked()
 }
 
-func (b *breaker) wake() {
-	close(b.changed)
-	b.changed = make(chan struct{})
+func (g *dependencyGate) wakeAllLocked() {
+	close(g.changed)
+	g.changed = make(chan struct{})
 }
 
-func (b *breaker) stopped() bool {
+func (g *dependencyGate) isStopping() bool {
 	select {
-	case <-b.stopping:
+	case <-g.stopping:
 		return true
 	default:
 		return false

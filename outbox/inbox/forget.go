@@ -12,23 +12,23 @@ import (
 )
 
 // lateness is that of clocks, and of the parts that delete old rows and records.
-const lateness = 12 * time.Hour
+const retentionSlack = 12 * time.Hour
 
 const (
-	forgetEvery = time.Hour // give or take a fifth
-	forgetRows  = 500       // in one transaction: few enough that nobody waits for long
+	pruneEvery = time.Hour // give or take a fifth
+	pruneRows  = 500       // in one transaction: few enough that nobody waits for long
 )
 
 // leastRetention is for how long an inbox must remember what was handled.
-func (cfg Config) leastRetention() time.Duration {
-	return cfg.OutboxRetention + cfg.TopicRetention + lateness
+func (cfg Config) minRetention() time.Duration {
+	return cfg.OutboxRetention + cfg.TopicRetention + retentionSlack
 }
 
 // forgetLoop deletes, about once an hour, what is older than the retention. Any
 // process of the group may do it, several at once.
-func (c *Consumer) forgetLoop(ctx context.Context) {
-	for retry.Sleep(ctx, forgetEvery*4/5+rand.N(forgetEvery*2/5)) { //nolint:gosec // jitter
-		n, err := c.forgetOld(ctx)
+func (c *Consumer) pruneLoop(ctx context.Context) {
+	for retry.Sleep(ctx, pruneEvery*4/5+rand.N(pruneEvery*2/5)) { //nolint:gosec // jitter
+		n, err := c.pruneExpired(ctx)
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Warn("delete old rows", "consumer_group", c.cfg.Group, "err", err)
 		}
@@ -39,41 +39,41 @@ func (c *Consumer) forgetLoop(ctx context.Context) {
 }
 
 // forgetOld forgets what is older than the retention by the database's clock.
-func (c *Consumer) forgetOld(ctx context.Context) (deleted int64, err error) {
+func (c *Consumer) pruneExpired(ctx context.Context) (deleted int64, err error) {
 	var before time.Time
 	if err := c.db.Read().QueryRowContext(ctx, `SELECT `+c.db.Later("$1"), -c.cfg.Retention.Microseconds()).Scan(sqldb.Time(&before)); err != nil {
 		return 0, fmt.Errorf("ask for the time: %w", err)
 	}
-	return c.forget(ctx, before)
+	return c.prune(ctx, before)
 }
 
 // forget deletes the parked records that were done, and the inbox rows that
 // were written, before that time. An inbox row stays while its record is parked
 // and not done.
-func (c *Consumer) forget(ctx context.Context, before time.Time) (deleted int64, err error) {
-	deleted, err = c.repeat(ctx, `
+func (c *Consumer) prune(ctx context.Context, before time.Time) (deleted int64, err error) {
+	deleted, err = c.deleteInSteps(ctx, `
 		DELETE FROM parked_records WHERE seq IN (
 			SELECT seq FROM parked_records WHERE consumer = $1 AND finished_at < $2 AND state NOT IN `+store.OpenStates+` ORDER BY finished_at LIMIT $3)`,
-		c.cfg.Group, before, forgetRows)
+		c.cfg.Group, before, pruneRows)
 	if err != nil {
 		return deleted, err
 	}
 	var n int64
 	if c.db.Engine == sqldb.SQLite {
-		n, err = c.forgetInOrder(ctx, before)
+		n, err = c.pruneInboxInOrder(ctx, before)
 	} else {
-		n, err = c.repeat(ctx, `
+		n, err = c.deleteInSteps(ctx, `
 			DELETE FROM inbox_events WHERE ctid IN (
 				SELECT i.ctid FROM inbox_events i WHERE i.consumer = $1 AND i.handled_at < $2 AND NOT EXISTS (
 					SELECT 1 FROM parked_records p WHERE p.consumer = i.consumer AND p.event_id = i.event_id AND p.state IN `+store.OpenStates+`)
 				LIMIT $3 FOR UPDATE SKIP LOCKED)`,
-			c.cfg.Group, before, forgetRows)
+			c.cfg.Group, before, pruneRows)
 	}
 	return deleted + n, err
 }
 
 // repeat runs a statement that deletes a few rows until there are no more.
-func (c *Consumer) repeat(ctx context.Context, statement string, args ...any) (deleted int64, err error) {
+func (c *Consumer) deleteInSteps(ctx context.Context, statement string, args ...any) (deleted int64, err error) {
 	for {
 		res, err := c.db.ExecContext(ctx, statement, args...)
 		if err != nil {
@@ -81,7 +81,7 @@ func (c *Consumer) repeat(ctx context.Context, statement string, args ...any) (d
 		}
 		n, err := res.RowsAffected()
 		deleted += n
-		if err != nil || n < forgetRows {
+		if err != nil || n < pruneRows {
 			return deleted, err
 		}
 	}
@@ -90,13 +90,13 @@ func (c *Consumer) repeat(ctx context.Context, statement string, args ...any) (d
 // forgetInOrder deletes inbox rows of SQLite, which has no index by time: the
 // rows are looked at in the order they were written, up to the first young one.
 // One that says it is from the future, where the clock was, stops nobody.
-func (c *Consumer) forgetInOrder(ctx context.Context, before time.Time) (deleted int64, err error) {
+func (c *Consumer) pruneInboxInOrder(ctx context.Context, before time.Time) (deleted int64, err error) {
 	for last := int64(0); ; {
 		var upTo, young int64
 		err := c.db.Read().QueryRowContext(ctx, `
 			SELECT COALESCE(MAX(rowid), 0), COUNT(CASE WHEN handled_at >= $1 AND handled_at <= $4 THEN 1 END)
 			FROM (SELECT rowid, handled_at FROM inbox_events WHERE rowid > $2 ORDER BY rowid LIMIT $3)`,
-			before, last, forgetRows, sqldb.Now()).Scan(&upTo, &young)
+			before, last, pruneRows, sqldb.Now()).Scan(&upTo, &young)
 		if err != nil {
 			return deleted, fmt.Errorf("look for old rows: %w", err)
 		}

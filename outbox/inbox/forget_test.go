@@ -42,11 +42,11 @@ func TestForget(t *testing.T) {
 		park(mark(1, "readers", old), "discarded", old)
 		park(mark(1, "readers", old), "handled", young)
 		mark(1, "others", old)
-		mark(2*forgetRows+10, "readers", old)
+		mark(2*pruneRows+10, "readers", old)
 		mark(7, "readers", young)
 		c := New(Config{Outbox: outbox.New(db, "/accounts"), Group: "readers", Log: slog.New(slog.DiscardHandler)})
-		n, err := c.forget(t.Context(), now.Add(-c.cfg.Retention))
-		if want := int64(2 + 2 + 1 + 2*forgetRows + 10); err != nil || n != want {
+		n, err := c.prune(t.Context(), now.Add(-c.cfg.Retention))
+		if want := int64(2 + 2 + 1 + 2*pruneRows + 10); err != nil || n != want {
 			t.Errorf("%d rows deleted, %v; want %d", n, err, want)
 		}
 		for query, want := range map[string]int{

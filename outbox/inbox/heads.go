@@ -22,25 +22,25 @@ import (
 // index. A planner that knows of a hot key takes any hash for as frequent; it
 // would read the whole table in the order of seq, or for NOT EXISTS, rather
 // than look for one.
-const isHead = `(p.key IS NULL OR p.seq = (
+const isFirstOfKey = `(p.key IS NULL OR p.seq = (
 	SELECT q.seq FROM parked_records q
 	WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash BETWEEN p.key_hash AND p.key_hash AND q.key = p.key
 		AND q.state IN ` + store.OpenStates + ` ORDER BY q.key_hash, q.seq LIMIT 1))`
 
 // parkedKeys finds the records of the batch that have an open record of their
 // key parked before them, and reports their keys. All are of one topic.
-func (c *Consumer) parkedKeys(ctx context.Context, tx *outbox.Tx, batch []*inbound) (map[string]bool, error) {
+func (c *Consumer) findParkedKeys(ctx context.Context, tx *outbox.Tx, batch []*message) (map[string]bool, error) {
 	keys := map[string]bool{}
-	var keyed []*inbound
-	for _, in := range batch {
-		if in.rec.Key != nil {
-			keyed = append(keyed, in)
+	var keyed []*message
+	for _, msg := range batch {
+		if msg.rec.Key != nil {
+			keyed = append(keyed, msg)
 		}
 	}
 	if len(keyed) == 0 {
 		return keys, nil
 	}
-	list, args := c.keyList(keyed)
+	list, args := c.keyTable(keyed)
 	// the table is nearly empty, mostly: that is asked once; else each key is looked for in the index, whatever the planner believes,
 	// from the last, before which PostgreSQL may have to step over very many that are done
 	result, err := tx.QueryContext(ctx, `
@@ -64,18 +64,18 @@ func (c *Consumer) parkedKeys(ctx context.Context, tx *outbox.Tx, batch []*inbou
 
 // keyList is the keys as a table v of nr, from 0, hash and key, and its
 // arguments from number 3.
-func (c *Consumer) keyList(ins []*inbound) (table string, args []any) {
+func (c *Consumer) keyTable(msgs []*message) (table string, args []any) {
 	if c.db.Engine == sqldb.Postgres {
-		hashes, keys := make([]int64, len(ins)), make([][]byte, len(ins))
-		for i, in := range ins {
-			hashes[i], keys[i] = store.Hash(in.rec.Key), in.rec.Key
+		hashes, keys := make([]int64, len(msgs)), make([][]byte, len(msgs))
+		for i, msg := range msgs {
+			hashes[i], keys[i] = store.Hash(msg.rec.Key), msg.rec.Key
 		}
 		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr) LIMIT $5) AS v`,
-			[]any{hashes, keys, len(ins)} // as in sqldb.Batch: without it a plan would be made for each single record
+			[]any{hashes, keys, len(msgs)} // as in sqldb.Batch: without it a plan would be made for each single record
 	}
-	list := make([][2]any, len(ins))
-	for i, in := range ins {
-		list[i] = [2]any{store.Hash(in.rec.Key), hex.EncodeToString(in.rec.Key)}
+	list := make([][2]any, len(msgs))
+	for i, msg := range msgs {
+		list[i] = [2]any{store.Hash(msg.rec.Key), hex.EncodeToString(msg.rec.Key)}
 	}
 	text, _ := json.Marshal(list) //nolint:errchkjson // numbers and texts
 	return `(SELECT key AS nr, value ->> 0 AS hash, unhex(value ->> 1) AS key FROM json_each($3)) AS v`, []any{string(text)}
@@ -83,79 +83,79 @@ func (c *Consumer) keyList(ins []*inbound) (table string, args []any) {
 
 // errTurn says that a record was to wait behind another that is done meanwhile,
 // or the other way round.
-var errTurn = marked{errors.New("another record of the key was parked or finished meanwhile"), classConflict}
+var errKeyOrder = classified{errors.New("another record of the key was parked or finished meanwhile"), classConflict}
 
 // parkInTurn parks records, those that wait behind others of their keys and
 // those that do not, if that still is so: whoever finishes what stands before
 // them will see them.
-func (c *Consumer) parkInTurn(ctx context.Context, tx *outbox.Tx, ins []*inbound, s parkedState) error {
+func (c *Consumer) parkInKeyOrder(ctx context.Context, tx *outbox.Tx, msgs []*message, s parkedState) error {
 	var keys []store.ParkedKey
-	for _, in := range ins {
-		if in.rec.Key != nil {
-			keys = append(keys, c.keyOf(in))
+	for _, msg := range msgs {
+		if msg.rec.Key != nil {
+			keys = append(keys, c.parkedKey(msg))
 		}
 	}
-	if err := store.LockTurns(ctx, c.db, tx, true, keys); err != nil {
+	if err := store.LockKeys(ctx, c.db, tx, true, keys); err != nil {
 		return err
 	}
-	behind, err := c.parkedKeys(ctx, tx, ins)
+	behind, err := c.findParkedKeys(ctx, tx, msgs)
 	if err != nil {
 		return err
 	}
-	for _, in := range ins {
-		if behind[in.key] != (s.state == store.Waiting) {
-			return errTurn
+	for _, msg := range msgs {
+		if behind[msg.key] != (s.state == store.Waiting) {
+			return errKeyOrder
 		}
-		if err := c.insertParked(ctx, tx, in, s); err != nil {
+		if err := c.insertParked(ctx, tx, msg, s); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (c *Consumer) keyOf(in *inbound) store.ParkedKey {
-	return store.ParkedKey{Group: c.cfg.Group, Topic: in.rec.Topic, Key: in.rec.Key}
+func (c *Consumer) parkedKey(msg *message) store.ParkedKey {
+	return store.ParkedKey{Group: c.cfg.Group, Topic: msg.rec.Topic, Key: msg.rec.Key}
 }
 
 // mostHeads is how many records are tried at once, at most.
-const mostHeads = 100
+const maxDue = 100
 
 // dueStatement selects what is due: of each type that this program handles, and
 // of what could not be opened; another program of the group may know the rest.
 // Its arguments begin with the group and the longest pause.
 func (c *Consumer) dueStatement() (statement string, args []any) {
 	const one = `SELECT seq FROM (SELECT seq FROM parked_records p
-		WHERE consumer = $1 AND state = 'retrying' AND %s AND %s AND ` + isHead + ` ORDER BY due_at LIMIT %d) AS d%d`
+		WHERE consumer = $1 AND state = 'retrying' AND %s AND %s AND ` + isFirstOfKey + ` ORDER BY due_at LIMIT %d) AS d%d`
 	known := []string{`event_type = ''`}
-	args = []any{c.cfg.Group, c.longestPause().Microseconds()}
-	for on := range c.subs {
-		args = append(args, on.topic, on.eventType)
+	args = []any{c.cfg.Group, c.maxRetryDelay().Microseconds()}
+	for r := range c.subscriptions {
+		args = append(args, r.topic, r.eventType)
 		known = append(known, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args), len(args)-1))
 	}
 	var parts []string
-	for i, subject := range known {
-		parts = append(parts, fmt.Sprintf(one, subject, `due_at <= `+sqldb.Clock, mostHeads, i))
+	for i, route := range known {
+		parts = append(parts, fmt.Sprintf(one, route, `due_at <= `+sqldb.Clock, maxDue, i))
 	}
 	// a clock that jumped back must not freeze them
-	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), mostHeads, len(known)))
+	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), maxDue, len(known)))
 	return strings.Join(parts, ` UNION ALL `), args
 }
 
 // longestPause is how long after a failure a record is due at most.
-func (c *Consumer) longestPause() time.Duration {
+func (c *Consumer) maxRetryDelay() time.Duration {
 	return c.cfg.Delay*time.Duration(c.cfg.Attempts)*6/5 + time.Second
 }
 
 // dueHeads returns the heads that are due. When there are none it says how
 // long to wait at most: until the next is due, or until another process may
 // have parked one.
-func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Duration, err error) {
+func (c *Consumer) findDue(ctx context.Context) (records []dueRecord, next time.Duration, err error) {
 	const poll = 2 * time.Second
 	statement, args := c.dueStatement()
 	rows, err := c.db.Read().QueryContext(ctx, statement, args...)
-	heads, err = sqldb.ReadAll(rows, err, func(rows *sql.Rows) (h head, err error) { return h, rows.Scan(&h.seq) }, "read parked records")
-	if err != nil || len(heads) > 0 {
-		return heads[:min(len(heads), mostHeads)], 0, err
+	records, err = sqldb.ReadAll(rows, err, func(rows *sql.Rows) (h dueRecord, err error) { return h, rows.Scan(&h.seq) }, "read parked records")
+	if err != nil || len(records) > 0 {
+		return records[:min(len(records), maxDue)], 0, err
 	}
 	var due, at time.Time
 	err = c.db.Read().QueryRowContext(ctx, `
@@ -169,20 +169,20 @@ func (c *Consumer) dueHeads(ctx context.Context) (heads []head, next time.Durati
 
 // mendKeys is how many keys one statement of mend skips over: there may be a
 // million dead records, each with a key of its own.
-const mendKeys = 1000
+const repairKeys = 1000
 
 // mend finds heads that wait, by skipping from key to key, and has them go on.
 // Nobody leaves one behind but a program of an earlier version and whoever
 // changes rows by hand.
-func (c *Consumer) mend(ctx context.Context) error {
+func (c *Consumer) repair(ctx context.Context) error {
 	topics := map[string]bool{}
-	for on := range c.subs {
-		topics[on.topic] = true
+	for r := range c.subscriptions {
+		topics[r.topic] = true
 	}
 	for topic := range topics {
-		for last, n := int64(math.MinInt64), mendKeys; n == mendKeys; {
+		for last, n := int64(math.MinInt64), repairKeys; n == repairKeys; {
 			var err error
-			if last, n, err = c.mendAfter(ctx, topic, last); err != nil {
+			if last, n, err = c.repairAfter(ctx, topic, last); err != nil {
 				return err
 			}
 		}
@@ -192,7 +192,7 @@ func (c *Consumer) mend(ctx context.Context) error {
 
 // mendAfter is mend for the next keys of a topic after one with that hash. It
 // returns the hash of the last key, and how many keys there were.
-func (c *Consumer) mendAfter(ctx context.Context, topic string, hash int64) (last int64, n int, err error) {
+func (c *Consumer) repairAfter(ctx context.Context, topic string, hash int64) (last int64, n int, err error) {
 	const least = `(SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > %s AND state IN ` + store.OpenStates + `)`
 	rows, err := c.db.Read().QueryContext(ctx, `
 		WITH RECURSIVE hashes(hash, n) AS (
@@ -201,7 +201,7 @@ func (c *Consumer) mendAfter(ctx context.Context, topic string, hash int64) (las
 			SELECT `+fmt.Sprintf(least, `hash`)+`, n + 1 FROM hashes WHERE hash IS NOT NULL AND n < $4)
 		SELECT hash, (SELECT CASE WHEN state = 'waiting' OR state = 'retrying' AND due_at IS NULL THEN seq END FROM parked_records
 			WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+store.OpenStates+` ORDER BY key_hash, seq LIMIT 1)
-		FROM hashes WHERE hash IS NOT NULL ORDER BY hash`, c.cfg.Group, topic, hash, mendKeys)
+		FROM hashes WHERE hash IS NOT NULL ORDER BY hash`, c.cfg.Group, topic, hash, repairKeys)
 	var waiting [][]any
 	hashes, err := sqldb.ReadAll(rows, err, func(rows *sql.Rows) (hash int64, err error) {
 		var seq sql.NullInt64

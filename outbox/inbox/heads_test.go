@@ -32,20 +32,20 @@ func relocations(t *testing.T, db *sqldb.DB) (c *Consumer, handled *[]string) {
 }
 
 // relocation is event number n of a key as it is fetched.
-func (c *Consumer) relocation(key string, n int) *inbound {
+func (c *Consumer) relocation(key string, n int) *message {
 	id := fmt.Sprintf("00000000-0000-7000-8000-%012d", n)
 	value := wire.AppendEnvelope(nil, id, "Relocated", key, `{}`, time.Now())
-	in := c.open(&kgo.Record{Topic: "new-topic", Key: []byte(key), Value: value, Offset: int64(n)}, [16]byte{})
-	in.part = &partition{}
-	return in
+	msg := c.decode(&kgo.Record{Topic: "new-topic", Key: []byte(key), Value: value, Offset: int64(n)}, [16]byte{})
+	msg.part = &partition{}
+	return msg
 }
 
 // hotKey parks a dead record of a key and n that wait behind it, events 1 to
 // n + 1.
 func hotKey(t *testing.T, c *Consumer, key string, n int) {
 	t.Helper()
-	in := c.relocation(key, 1)
-	if err := c.park(t.Context(), in, parkedState{state: store.Dead, attempts: 3, err: context.Canceled, at: sqldb.Now()}, new(outcome)); err != nil {
+	msg := c.relocation(key, 1)
+	if err := c.park(t.Context(), msg, parkedState{state: store.Dead, attempts: 3, err: context.Canceled, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 		t.Fatal(err)
 	}
 	numbers, id := `generate_series(2, $1) AS n`, `CAST('00000000-0000-7000-8000-' || lpad(n::TEXT, 12, '0') AS UUID)`
@@ -83,14 +83,14 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 	c, got := relocations(t, db)
 	op := admin.New(db)
 	hotKey(t, c, "hot", waiting)
-	cold := func(n int) (ins []*inbound) {
+	cold := func(n int) (msgs []*message) {
 		for i := range n {
-			ins = append(ins, c.relocation(fmt.Sprint("cold ", i), waiting+100+i))
+			msgs = append(msgs, c.relocation(fmt.Sprint("cold ", i), waiting+100+i))
 		}
-		return ins
+		return msgs
 	}
-	for _, in := range cold(50) {
-		if err := c.park(ctx, in, parkedState{state: store.Dead, at: sqldb.Now()}, new(outcome)); err != nil {
+	for _, msg := range cold(50) {
+		if err := c.park(ctx, msg, parkedState{state: store.Dead, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -99,17 +99,17 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 			t.Fatal(err)
 		}
 	}
-	due := func(want int) (heads []head) {
+	due := func(want int) (records []dueRecord) {
 		t.Helper()
-		heads, _, err := c.dueHeads(ctx)
-		if err != nil || len(heads) != want {
-			t.Fatalf("%d heads are due, %v; want %d", len(heads), err, want)
+		records, _, err := c.findDue(ctx)
+		if err != nil || len(records) != want {
+			t.Fatalf("%d heads are due, %v; want %d", len(records), err, want)
 		}
-		return heads
+		return records
 	}
 	handle := func() {
 		t.Helper()
-		if claimed, err := c.retry(ctx, due(1)[0], func() bool { return true }); err != nil || !claimed {
+		if claimed, err := c.retryRecord(ctx, due(1)[0], func() bool { return true }); err != nil || !claimed {
 			t.Fatalf("tried again: %t, %v", claimed, err)
 		}
 	}
@@ -117,16 +117,16 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 		what string
 		step func()
 	}{
-		{"a record of the key", func() { c.settle(ctx, []*inbound{c.relocation("hot", waiting+2)}) }},
-		{"a record of another key", func() { c.settle(ctx, []*inbound{c.relocation("cold", waiting+3)}) }},
+		{"a record of the key", func() { c.processBatch(ctx, []*message{c.relocation("hot", waiting+2)}) }},
+		{"a record of another key", func() { c.processBatch(ctx, []*message{c.relocation("cold", waiting+3)}) }},
 		{"a look for what is due", func() { due(0) }},
 		{"a look for heads that wait", func() {
-			if err := c.mend(ctx); err != nil {
+			if err := c.repair(ctx); err != nil {
 				t.Error(err)
 			}
 		}},
 		{"a look for what is old", func() {
-			if _, err := c.forget(ctx, sqldb.Now().Add(-time.Hour)); err != nil {
+			if _, err := c.prune(ctx, sqldb.Now().Add(-time.Hour)); err != nil {
 				t.Error(err)
 			}
 		}},
@@ -150,8 +150,8 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 			}
 		}},
 		{"retries of other keys", func() {
-			for _, h := range due(10) {
-				if claimed, err := c.retry(ctx, h, func() bool { return true }); err != nil || !claimed {
+			for _, record := range due(10) {
+				if claimed, err := c.retryRecord(ctx, record, func() bool { return true }); err != nil || !claimed {
 					t.Errorf("tried again: %t, %v", claimed, err)
 				}
 			}
@@ -161,7 +161,7 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 				t.Error(err)
 			}
 			err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-				return store.Promote(ctx, db, tx, []store.ParkedKey{{Group: "g", Topic: "new-topic", Key: []byte("hot"), After: 1}})
+				return store.ReleaseNext(ctx, db, tx, []store.ParkedKey{{Group: "g", Topic: "new-topic", Key: []byte("hot"), After: 1}})
 			})
 			if err != nil {
 				t.Error(err)
@@ -197,11 +197,11 @@ func TestHotKeyCostsNoMore(t *testing.T) {
 		took := time.Hour
 		for n := range 20 {
 			began := time.Now()
-			c.settle(t.Context(), []*inbound{c.relocation("hot", waiting+10+n)})
-			if heads, _, err := c.dueHeads(t.Context()); err != nil || len(heads) > 0 {
-				t.Fatalf("%d heads are due, %v", len(heads), err)
+			c.processBatch(t.Context(), []*message{c.relocation("hot", waiting+10+n)})
+			if records, _, err := c.findDue(t.Context()); err != nil || len(records) > 0 {
+				t.Fatalf("%d heads are due, %v", len(records), err)
 			}
-			if err := c.mend(t.Context()); err != nil {
+			if err := c.repair(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			took = min(took, time.Since(began))
@@ -218,13 +218,13 @@ func TestHotKeyCostsNoMore(t *testing.T) {
 func TestMendManyKeys(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		c, _ := relocations(t, db)
-		hotKey(t, c, "hot", 2*mendKeys+10)
+		hotKey(t, c, "hot", 2*repairKeys+10)
 		// each of them the head of a key of its own
 		if _, err := db.ExecContext(t.Context(), `UPDATE parked_records SET key_hash = 7919 * (seq - 1000), key = CAST(CAST(seq AS TEXT) AS `+
 			map[sqldb.Engine]string{sqldb.Postgres: "BYTEA", sqldb.SQLite: "BLOB"}[db.Engine]+`) WHERE state = 'waiting'`); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.mend(t.Context()); err != nil {
+		if err := c.repair(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		var waiting int
@@ -260,14 +260,14 @@ func TestTurns(t *testing.T) {
 	c, got := relocations(t, db)
 	parkHead := func(n int) {
 		t.Helper()
-		if err := c.park(ctx, c.relocation("a", n), parkedState{state: store.Retrying, at: sqldb.Now()}, new(outcome)); err != nil {
+		if err := c.park(ctx, c.relocation("a", n), parkedState{state: store.Retrying, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	finish := func() error {
-		heads, _, err := c.dueHeads(ctx)
-		if err == nil && len(heads) == 1 {
-			_, err = c.retry(ctx, heads[0], func() bool { return true })
+		records, _, err := c.findDue(ctx)
+		if err == nil && len(records) == 1 {
+			_, err = c.retryRecord(ctx, records[0], func() bool { return true })
 		}
 		return err
 	}
@@ -276,7 +276,7 @@ func TestTurns(t *testing.T) {
 		deadline := time.Now().Add(30 * time.Second)
 		for n := 0; n == 0; {
 			err := db.QueryRow(`SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND classid::BIGINT = $1
-				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, store.TurnClass).Scan(&n)
+				AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`, store.KeyLockClass).Scan(&n)
 			if err != nil || time.Now().After(deadline) {
 				t.Fatalf("nobody waits: %v", err)
 			}
@@ -286,7 +286,7 @@ func TestTurns(t *testing.T) {
 		parkHead(1)
 		finished := make(chan error, 1)
 		err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-			if err := c.parkInTurn(ctx, tx, []*inbound{c.relocation("a", 2)}, parkedState{state: store.Waiting}); err != nil {
+			if err := c.parkInKeyOrder(ctx, tx, []*message{c.relocation("a", 2)}, parkedState{state: store.Waiting}); err != nil {
 				return err
 			}
 			go func() { finished <- finish() }()
@@ -301,19 +301,19 @@ func TestTurns(t *testing.T) {
 		parkHead(3)
 		parked := make(chan error, 1)
 		err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-			heads, _, err := c.dueHeads(ctx)
-			if err != nil || len(heads) != 1 {
-				return fmt.Errorf("%d heads, %w", len(heads), err)
+			records, _, err := c.findDue(ctx)
+			if err != nil || len(records) != 1 {
+				return fmt.Errorf("%d heads, %w", len(records), err)
 			}
-			if _, err := tx.ExecContext(ctx, `UPDATE parked_records SET state = 'handled' WHERE seq = $1`, heads[0].seq); err != nil {
+			if _, err := tx.ExecContext(ctx, `UPDATE parked_records SET state = 'handled' WHERE seq = $1`, records[0].seq); err != nil {
 				return err
 			}
-			if err := store.Promote(ctx, db, tx, []store.ParkedKey{{Group: "g", Topic: "new-topic", Key: []byte("a"), After: heads[0].seq}}); err != nil {
+			if err := store.ReleaseNext(ctx, db, tx, []store.ParkedKey{{Group: "g", Topic: "new-topic", Key: []byte("a"), After: records[0].seq}}); err != nil {
 				return err
 			}
 			go func() {
 				parked <- c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-					return c.parkInTurn(ctx, tx, []*inbound{c.relocation("a", 4)}, parkedState{state: store.Waiting})
+					return c.parkInKeyOrder(ctx, tx, []*message{c.relocation("a", 4)}, parkedState{state: store.Waiting})
 				})
 			}()
 			somebodyWaits()
@@ -334,18 +334,18 @@ func TestMend(t *testing.T) {
 		if _, err := db.Exec(`UPDATE parked_records SET state = 'handled' WHERE state = 'dead'`); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.mend(t.Context()); err != nil {
+		if err := c.repair(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := db.Exec(`UPDATE parked_records SET state = 'retrying', due_at = `+db.Later("$1")+` WHERE state = 'waiting'`, -time.Minute.Microseconds()); err != nil {
 			t.Fatal(err)
 		}
 		for range 3 {
-			heads, _, err := c.dueHeads(t.Context())
-			if err != nil || len(heads) != 1 {
-				t.Fatalf("%d heads are due, %v; want one of a key", len(heads), err)
+			records, _, err := c.findDue(t.Context())
+			if err != nil || len(records) != 1 {
+				t.Fatalf("%d heads are due, %v; want one of a key", len(records), err)
 			}
-			if _, err := c.retry(t.Context(), heads[0], func() bool { return true }); err != nil {
+			if _, err := c.retryRecord(t.Context(), records[0], func() bool { return true }); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -360,21 +360,21 @@ func TestMend(t *testing.T) {
 func TestClockJumps(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		c, _ := relocations(t, db)
-		for n, wait := range []time.Duration{time.Hour, c.waitAfter(c.cfg.Attempts) - time.Second, 0} {
+		for n, wait := range []time.Duration{time.Hour, c.retryDelay(c.cfg.Attempts) - time.Second, 0} {
 			if err := c.park(t.Context(), c.relocation(fmt.Sprint(n), n), parkedState{state: store.Retrying, wait: wait}, new(outcome)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		heads, _, err := c.dueHeads(t.Context())
-		if err != nil || len(heads) != 2 {
-			t.Errorf("%d records are due, %v; want the one from the future and that without a pause", len(heads), err)
+		records, _, err := c.findDue(t.Context())
+		if err != nil || len(records) != 2 {
+			t.Errorf("%d records are due, %v; want the one from the future and that without a pause", len(records), err)
 		}
 		if _, err := db.Exec(`UPDATE parked_records SET state = 'handled' WHERE key <> $1`, []byte("1")); err != nil {
 			t.Fatal(err)
 		}
-		heads, next, err := c.dueHeads(t.Context())
-		if err != nil || len(heads) > 0 || next <= 0 || next > 2*time.Second {
-			t.Errorf("%d records are due, the next in %v, %v", len(heads), next, err)
+		records, next, err := c.findDue(t.Context())
+		if err != nil || len(records) > 0 || next <= 0 || next > 2*time.Second {
+			t.Errorf("%d records are due, the next in %v, %v", len(records), next, err)
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }

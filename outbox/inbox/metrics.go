@@ -12,11 +12,11 @@ import (
 )
 
 type consumerMetrics struct {
-	processed  *prometheus.CounterVec
-	processing *prometheus.HistogramVec
-	lag        *prometheus.GaugeVec
-	paused     prometheus.Gauge
-	skipped    *prometheus.CounterVec
+	processed     *prometheus.CounterVec
+	processing    *prometheus.HistogramVec
+	lag           *prometheus.GaugeVec
+	paused        prometheus.Gauge
+	deletedUnread *prometheus.CounterVec
 
 	conflicts   prometheus.Counter
 	conflicting prometheus.Gauge
@@ -35,7 +35,7 @@ func newConsumerMetrics(cfg Config) consumerMetrics {
 		lag: measure.Register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
-		skipped: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
+		deletedUnread: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		conflicts: measure.Register(reg, prometheus.NewCounter(prometheus.CounterOpts{
@@ -52,40 +52,47 @@ func newConsumerMetrics(cfg Config) consumerMetrics {
 
 // of is what is counted for a subject: its records by what became of them, and
 // the time they took.
-func (m *consumerMetrics) of(on subject) (map[outcome]prometheus.Counter, prometheus.Observer) {
+func (m *consumerMetrics) forRoute(r route) (map[outcome]prometheus.Counter, prometheus.Observer) {
 	counts := map[outcome]prometheus.Counter{}
-	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead, again} {
-		counts[o] = m.processed.WithLabelValues(on.topic, on.eventType, string(o))
+	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead, producedAgain} {
+		counts[o] = m.processed.WithLabelValues(r.topic, r.eventType, string(o))
 	}
-	return counts, m.processing.WithLabelValues(on.topic, on.eventType)
+	return counts, m.processing.WithLabelValues(r.topic, r.eventType)
 }
 
 // count counts a record. Types that nobody subscribed to have one name, so that
 // strangers cannot make up labels.
-func (m *consumerMetrics) count(in *inbound, o outcome) {
-	if in.sub == nil {
-		m.processed.WithLabelValues(in.rec.Topic, in.eventType(), string(o)).Inc()
+func (m *consumerMetrics) count(msg *message, o outcome) {
+	if msg.sub == nil {
+		m.processed.WithLabelValues(msg.rec.Topic, msg.typeLabel(), string(o)).Inc()
 		return
 	}
-	in.sub.counts[o].Inc()
+	msg.sub.outcomes[o].Inc()
 }
 
-// newDeadCount counts the group's dead letters, by topic.
-func newDeadCount(c *Consumer) *measure.Measure[map[string]int64] {
+// countIgnored counts a record of a type that nobody subscribed to.
+func (m *consumerMetrics) countIgnored(topic string) {
+	m.processed.WithLabelValues(topic, "other", "ignored").Inc()
+}
+
+// newDeadLetterCount counts the group's dead letters, by topic.
+func newDeadLetterCount(c *Consumer) *measure.Measure[map[string]int64] {
 	return measure.New(measure.Config[map[string]int64]{
 		Metric: "dead_letters", Service: c.cfg.Group, Log: c.cfg.Log,
-		Ask: func(ctx context.Context) (map[string]int64, error) { return countDead(ctx, c.db.Read(), c.cfg.Group) },
+		Ask: func(ctx context.Context) (map[string]int64, error) {
+			return countDeadLetters(ctx, c.db.Read(), c.cfg.Group)
+		},
 	})
 }
 
 // deadLetters shows them, none of a topic as well.
-func (c *Consumer) deadLetters() prometheus.Collector {
+func (c *Consumer) deadLetterCollector() prometheus.Collector {
 	desc := prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded; of more than 100000 not all are counted.",
 		[]string{"topic"}, prometheus.Labels{"group": c.cfg.Group})
-	return c.dead.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
+	return c.deadLetters.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
 		counts = maps.Clone(counts)
-		for on := range c.subs {
-			counts[on.topic] += 0
+		for r := range c.subscriptions {
+			counts[r.topic] += 0
 		}
 		for topic, n := range counts {
 			ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, float64(n), topic)
@@ -93,7 +100,7 @@ func (c *Consumer) deadLetters() prometheus.Collector {
 	}, desc)
 }
 
-func countDead(ctx context.Context, db *sql.DB, group string) (map[string]int64, error) {
+func countDeadLetters(ctx context.Context, db *sql.DB, group string) (map[string]int64, error) {
 	rows, err := db.QueryContext(ctx, `
 		SELECT topic, COUNT(*) FROM (SELECT topic FROM parked_records WHERE consumer = $1 AND state = 'dead' LIMIT $2) dead GROUP BY topic`,
 		group, measure.Limit+1)

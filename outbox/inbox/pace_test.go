@@ -11,7 +11,7 @@ import (
 func TestPace(t *testing.T) {
 	for name, c := range map[string]struct {
 		fixed, each, noise time.Duration // the noise is added, evenly distributed
-		least, most        int
+		least, max         int
 	}{
 		"nothing takes time":           {0, 0, 0, 400, 512},
 		"a quick handler":              {3 * time.Millisecond, 100 * time.Microsecond, time.Millisecond, 300, 512},
@@ -24,17 +24,17 @@ func TestPace(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			for seed := range uint64(50) {
 				random := rand.New(rand.NewPCG(seed, 0))
-				p := pace{longest: 100 * time.Millisecond, most: 512, limit: 64}
+				b := batchSizer{target: 100 * time.Millisecond, max: 512, size: 64}
 				sum := 0
 				for i := range 200 {
-					n := p.limit
+					n := b.size
 					if i >= 100 {
 						sum += n
 					}
-					p.note(n, c.fixed+time.Duration(n)*c.each+time.Duration(random.Float64()*float64(c.noise)))
+					b.observe(n, c.fixed+time.Duration(n)*c.each+time.Duration(random.Float64()*float64(c.noise)))
 				}
-				if got := sum / 100; got < c.least || got > c.most {
-					t.Errorf("seed %d: %d records in a transaction, want %d to %d", seed, got, c.least, c.most)
+				if got := sum / 100; got < c.least || got > c.max {
+					t.Errorf("seed %d: %d records in a transaction, want %d to %d", seed, got, c.least, c.max)
 				}
 			}
 		})
@@ -45,18 +45,18 @@ func TestPace(t *testing.T) {
 // are in a transaction, and come back with everything that has piled up.
 func TestPaceAfterAStall(t *testing.T) {
 	for _, stall := range []time.Duration{2 * time.Second, time.Minute} {
-		p := pace{longest: 100 * time.Millisecond, most: 512, limit: 512}
+		b := batchSizer{target: 100 * time.Millisecond, max: 512, size: 512}
 		for range 16 {
-			p.note(512, 60*time.Millisecond)
+			b.observe(512, 60*time.Millisecond)
 		}
 		for range 4 {
-			p.note(512, stall)
+			b.observe(512, stall)
 		}
 		for range 40 {
-			p.note(p.limit, 3*time.Millisecond+time.Duration(p.limit)*100*time.Microsecond)
+			b.observe(b.size, 3*time.Millisecond+time.Duration(b.size)*100*time.Microsecond)
 		}
-		if p.limit < 256 {
-			t.Errorf("40 transactions after a stall of %v: %d records in each", stall, p.limit)
+		if b.size < 256 {
+			t.Errorf("40 transactions after a stall of %v: %d records in each", stall, b.size)
 		}
 	}
 }

@@ -29,46 +29,46 @@ type parkedState struct {
 	attempts int
 	wait     time.Duration // until a retry is due
 	err      error
-	at       time.Time
+	failedAt time.Time
 }
 
 // afterFailure decides what becomes of a record after attempt number n.
 func (c *Consumer) afterFailure(n int, cause error) parkedState {
-	s := parkedState{state: store.Retrying, attempts: n, err: cause, at: sqldb.Now()}
+	s := parkedState{state: store.Retrying, attempts: n, err: cause, failedAt: sqldb.Now()}
 	if classify(cause) == classPermanent || n >= c.cfg.Attempts {
 		s.state = store.Dead
 		return s
 	}
-	s.wait = c.waitAfter(n)
+	s.wait = c.retryDelay(n)
 	return s
 }
 
 // waitAfter is how long a record waits after attempt number n.
-func (c *Consumer) waitAfter(n int) time.Duration {
+func (c *Consumer) retryDelay(n int) time.Duration {
 	delay := c.cfg.Delay * time.Duration(n)
 	return delay + rand.N(delay/5+1) //nolint:gosec // jitter
 }
 
 // undecided is what becomes of a record that should die while the hook cannot
 // note it: its last attempt will be made again.
-func (c *Consumer) undecided(s parkedState, hook error) parkedState {
-	s.state, s.err, s.wait = store.Retrying, errors.Join(s.err, hook), c.waitAfter(s.attempts)
+func (c *Consumer) retryLastAttempt(s parkedState, hook error) parkedState {
+	s.state, s.err, s.wait = store.Retrying, errors.Join(s.err, hook), c.retryDelay(s.attempts)
 	s.attempts--
 	return s
 }
 
 // A hookError comes from OnDead's function.
-type hookError struct{ error }
+type onDeadError struct{ error }
 
-func (e *hookError) Unwrap() error { return e.error }
+func (e *onDeadError) Unwrap() error { return e.error }
 
-func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, in *inbound, s parkedState) error {
-	headers, err := json.Marshal(wire.Headers(in.rec.Headers))
+func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, msg *message, s parkedState) error {
+	headers, err := json.Marshal(wire.Headers(msg.rec.Headers))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
 	// one that was done so long ago that the inbox has forgotten it makes way
-	_, err = tx.ExecContext(ctx, `DELETE FROM parked_records WHERE consumer = $1 AND event_id = $2 AND state NOT IN `+store.OpenStates, c.cfg.Group, in.id)
+	_, err = tx.ExecContext(ctx, `DELETE FROM parked_records WHERE consumer = $1 AND event_id = $2 AND state NOT IN `+store.OpenStates, c.cfg.Group, msg.id)
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
@@ -76,8 +76,8 @@ func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, in *inbound,
 		INSERT INTO parked_records (consumer, state, topic, partition, record_offset, key, key_hash, value, headers, event_id, event_type,
 			attempts, due_at, error_class, error, first_failed_at, last_failed_at)
 		VALUES ($1, $2, $3, $4, $5, $6, $16, $7, $8, $9, $10, $11, CASE WHEN $2 = 'retrying' THEN `+c.db.Later("$12")+` END, $13, $14, $15, $15)`,
-		c.cfg.Group, s.state, in.rec.Topic, in.rec.Partition, in.rec.Offset, store.NullBytes(in.rec.Key), store.NullBytes(in.rec.Value), string(headers),
-		in.id, store.Text(in.msg.EventType, 200), s.attempts, s.wait.Microseconds(), string(classify(s.err)), store.Reason(s.err), sqldb.NullTime(s.at), store.KeyHash(in.rec.Key))
+		c.cfg.Group, s.state, msg.rec.Topic, msg.rec.Partition, msg.rec.Offset, store.NullBytes(msg.rec.Key), store.NullBytes(msg.rec.Value), string(headers),
+		msg.id, store.Text(msg.envelope.EventType, 200), s.attempts, s.wait.Microseconds(), string(classify(s.err)), store.Reason(s.err), sqldb.NullTime(s.failedAt), store.KeyHash(msg.rec.Key))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
@@ -89,43 +89,43 @@ func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, in *inbound,
 const retryPause = 20 * time.Millisecond
 
 // mendEvery is how often heads that wait are looked for, at most.
-const mendEvery = time.Minute
+const repairEvery = time.Minute
 
 // mendLoop looks for heads that wait, now and then until ctx ends. That reads
 // something of each parked key, so with very many it does so more seldom.
-func (c *Consumer) mendLoop(ctx context.Context) {
+func (c *Consumer) repairLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		var began time.Time
-		err := c.insist(ctx, func() bool { return ctx.Err() == nil }, func() error {
+		err := c.retryWhileUnavailable(ctx, func() bool { return ctx.Err() == nil }, func() error {
 			began = time.Now()
-			return c.mend(ctx)
+			return c.repair(ctx)
 		})
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("look for heads that wait", "consumer_group", c.cfg.Group, "err", err)
 		}
-		retry.Sleep(ctx, max(mendEvery, 20*time.Since(began)))
+		retry.Sleep(ctx, max(repairEvery, 20*time.Since(began)))
 	}
 }
 
 // retryLoop tries parked records again when they are due, until ctx ends.
 func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
-	still := func() bool { return ctx.Err() == nil }
+	stillWanted := func() bool { return ctx.Err() == nil }
 	for ctx.Err() == nil {
-		var heads []head
+		var records []dueRecord
 		var next time.Duration
-		err := c.insist(ctx, still, func() (err error) { heads, next, err = c.dueHeads(ctx); return err })
+		err := c.retryWhileUnavailable(ctx, stillWanted, func() (err error) { records, next, err = c.findDue(ctx); return err })
 		if err != nil && ctx.Err() == nil {
 			c.cfg.Log.Error("look for due records", "consumer_group", c.cfg.Group, "err", err)
 		}
 		var work errgroup.Group
 		var moved atomic.Bool
 		work.SetLimit(workers)
-		for _, h := range heads {
+		for _, due := range records {
 			work.Go(func() error {
-				if !still() {
+				if !stillWanted() {
 					return nil
 				}
-				claimed, err := c.retry(workCtx, h, still)
+				claimed, err := c.retryRecord(workCtx, due, stillWanted)
 				if claimed {
 					moved.Store(true)
 				}
@@ -143,7 +143,7 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 		wait := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
-		case <-c.parked:
+		case <-c.wakeRetries:
 			retry.Sleep(ctx, retryPause)
 		case <-wait.C:
 		}
@@ -152,19 +152,19 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 }
 
 // A head is a parked record whose turn it is.
-type head struct {
-	*inbound // once it is loaded
+type dueRecord struct {
+	*message // once it is loaded
 	seq      int64
 	attempts int
 }
 
 // load reads the record of a head; false says that it need not be tried any more.
-func (c *Consumer) load(ctx context.Context, h *head) (found bool, err error) {
+func (c *Consumer) loadRecord(ctx context.Context, due *dueRecord) (found bool, err error) {
 	var headers, id string
 	rec := &kgo.Record{}
 	err = c.db.Read().QueryRowContext(ctx, `
-		SELECT attempts, topic, partition, record_offset, key, value, headers, event_id FROM parked_records WHERE seq = $1 AND state = 'retrying'`, h.seq).
-		Scan(&h.attempts, &rec.Topic, &rec.Partition, &rec.Offset, &rec.Key, &rec.Value, &headers, &id)
+		SELECT attempts, topic, partition, record_offset, key, value, headers, event_id FROM parked_records WHERE seq = $1 AND state = 'retrying'`, due.seq).
+		Scan(&due.attempts, &rec.Topic, &rec.Partition, &rec.Offset, &rec.Key, &rec.Value, &headers, &id)
 	if errors.Is(err, sql.ErrNoRows) {
 		return false, nil
 	}
@@ -173,84 +173,84 @@ func (c *Consumer) load(ctx context.Context, h *head) (found bool, err error) {
 		err = json.Unmarshal([]byte(headers), &list)
 	}
 	if err != nil {
-		return false, fmt.Errorf("read parked record %d: %w", h.seq, err)
+		return false, fmt.Errorf("read parked record %d: %w", due.seq, err)
 	}
 	rec.Headers = list
-	h.inbound = c.open(rec, [16]byte{}) // only what is handled here was asked for
-	h.id, h.attempt = id, h.attempts+1
+	due.message = c.decode(rec, [16]byte{}) // only what is handled here was asked for
+	due.id, due.attempt = id, due.attempts+1
 	return true, nil
 }
 
 // retry runs the handler for a parked record. To claim the row and to handle
 // the event are one transaction, so that of two takers one finds nothing left.
 // An error leaves the record as it was: due, with no attempt spent.
-func (c *Consumer) retry(ctx context.Context, h head, still func() bool) (claimed bool, err error) {
+func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted func() bool) (claimed bool, err error) {
 	found := false
-	err = c.insist(ctx, still, func() (err error) { found, err = c.load(ctx, &h); return err })
-	if errors.Is(err, errGivenUp) || err == nil && !found {
+	err = c.retryWhileUnavailable(ctx, stillWanted, func() (err error) { found, err = c.loadRecord(ctx, &due); return err })
+	if errors.Is(err, errAbandoned) || err == nil && !found {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	h.began = time.Now()
+	due.startedAt = time.Now()
 	move := func(s parkedState, then func(context.Context, *outbox.Tx) error) error {
-		return c.insist(ctx, still, func() error {
-			ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+		return c.retryWhileUnavailable(ctx, stillWanted, func() error {
+			ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 			defer cancel()
 			return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
-				if claimed, err = c.claim(ctx, tx, h, s); err != nil || !claimed {
+				if claimed, err = c.claim(ctx, tx, due, s); err != nil || !claimed {
 					return err
 				}
 				return then(ctx, tx)
 			})
 		})
 	}
-	err = move(parkedState{state: store.Handled, attempts: h.attempt}, func(ctx context.Context, tx *outbox.Tx) error {
-		if _, err := c.handle(ctx, tx, []*inbound{h.inbound}); err != nil {
+	err = move(parkedState{state: store.Handled, attempts: due.attempt}, func(ctx context.Context, tx *outbox.Tx) error {
+		if _, err := c.runHandlers(ctx, tx, []*message{due.message}); err != nil {
 			return err
 		}
 		crash.Point("retry: handled")
-		if h.rec.Key == nil {
+		if due.rec.Key == nil {
 			return nil
 		}
-		key := c.keyOf(h.inbound)
-		key.After = h.seq
-		err := store.Promote(ctx, c.db, tx, []store.ParkedKey{key})
+		key := c.parkedKey(due.message)
+		key.After = due.seq
+		err := store.ReleaseNext(ctx, c.db, tx, []store.ParkedKey{key})
 		crash.Point("retry: promoted")
 		return err
 	})
 	if err == nil && claimed {
 		crash.Point("retry: committed")
-		c.settled(h.inbound, handled)
+		c.conclude(due.message, handled)
 	}
-	if err == nil || errors.Is(err, errGivenUp) {
+	if err == nil || errors.Is(err, errAbandoned) {
 		return claimed, nil
 	}
-	s := c.afterFailure(h.attempt, err)
-	err = move(s, func(ctx context.Context, tx *outbox.Tx) error { return c.bury(ctx, tx, h.inbound, s) })
-	if hook, ok := errors.AsType[*hookError](err); ok {
-		s = c.undecided(s, hook)
+	s := c.afterFailure(due.attempt, err)
+	err = move(s, func(ctx context.Context, tx *outbox.Tx) error { return c.writeDeadLetter(ctx, tx, due.message, s) })
+	if hook, ok := errors.AsType[*onDeadError](err); ok {
+		s = c.retryLastAttempt(s, hook)
 		err = move(s, func(context.Context, *outbox.Tx) error { return nil })
 	}
 	switch {
-	case errors.Is(err, errGivenUp):
+	case errors.Is(err, errAbandoned):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("park event %s again: %w", h.id, err)
+		return false, fmt.Errorf("park event %s again: %w", due.id, err)
 	case claimed:
-		c.metrics.count(h.inbound, outcome(s.state))
-		c.failed(h.inbound, s)
+		c.metrics.count(due.message, outcome(s.state))
+		c.logFailure(due.message, s)
 	}
 	return claimed, nil
 }
 
 // claim moves a parked record from the state it was read in to another; false
 // says that somebody else has moved it meanwhile.
-func (c *Consumer) claim(ctx context.Context, tx *outbox.Tx, h head, to parkedState) (bool, error) {
+func (c *Consumer) claim(ctx context.Context, tx *outbox.Tx, due dueRecord, to parkedState) (bool, error) {
 	if c.db.Engine == sqldb.Postgres { // who is being worked on by another is not waited for
 		var seq int64
-		err := tx.QueryRowContext(ctx, `SELECT seq FROM parked_records WHERE seq = $1 FOR UPDATE SKIP LOCKED`, h.seq).Scan(&seq)
+		err := tx.QueryRowContext(ctx, `SELECT seq FROM parked_records WHERE seq = $1 FOR UPDATE SKIP LOCKED`, due.seq).Scan(&seq)
 		if errors.Is(err, sql.ErrNoRows) {
 			return false, nil
 		}
@@ -264,7 +264,7 @@ func (c *Consumer) claim(ctx context.Context, tx *outbox.Tx, h head, to parkedSt
 			error_class = CASE WHEN $4 = '' THEN error_class ELSE $4 END, error = CASE WHEN $4 = '' THEN error ELSE $5 END,
 			first_failed_at = COALESCE(first_failed_at, $6), last_failed_at = COALESCE($6, last_failed_at)
 		WHERE seq = $7 AND state = 'retrying' AND attempts = $8`,
-		to.state, to.attempts, to.wait.Microseconds(), string(classify(to.err)), store.Reason(to.err), sqldb.NullTime(to.at), h.seq, h.attempts)
+		to.state, to.attempts, to.wait.Microseconds(), string(classify(to.err)), store.Reason(to.err), sqldb.NullTime(to.failedAt), due.seq, due.attempts)
 	if err != nil {
 		return false, fmt.Errorf("claim parked record: %w", err)
 	}
@@ -300,54 +300,54 @@ type deadLetter struct {
 
 // bury writes the dead letter of a record that has died, and lets the service
 // note it. For any other state it does nothing.
-func (c *Consumer) bury(ctx context.Context, tx *outbox.Tx, in *inbound, s parkedState) error {
+func (c *Consumer) writeDeadLetter(ctx context.Context, tx *outbox.Tx, msg *message, s parkedState) error {
 	if s.state != store.Dead {
 		return nil
 	}
-	letter := deadLetter{
-		OriginalTopic: in.rec.Topic, OriginalPartition: in.rec.Partition, OriginalOffset: in.rec.Offset,
-		OriginalMessage: in.rec.Value, ErrorReason: store.Reason(s.err), FailedAt: s.at, RetryCount: s.attempts, ConsumerGroup: c.cfg.Group,
+	body := deadLetter{
+		OriginalTopic: msg.rec.Topic, OriginalPartition: msg.rec.Partition, OriginalOffset: msg.rec.Offset,
+		OriginalMessage: msg.rec.Value, ErrorReason: store.Reason(s.err), FailedAt: s.failedAt, RetryCount: s.attempts, ConsumerGroup: c.cfg.Group,
 	}
-	if !json.Valid(in.rec.Value) || !utf8.Valid(in.rec.Value) {
-		letter.OriginalMessage, letter.OriginalValueBase64 = nil, in.rec.Value
+	if !json.Valid(msg.rec.Value) || !utf8.Valid(msg.rec.Value) {
+		body.OriginalMessage, body.OriginalValueBase64 = nil, msg.rec.Value
 	}
-	value, err := wire.Marshal(letter)
+	value, err := wire.Marshal(body)
 	if err == nil && len(value) > store.MaxDeadLetterBytes-store.MaxRecordBytes/2 { // room for key and headers
-		letter.OriginalMessage, letter.OriginalValueBase64 = nil, nil
-		letter.ErrorReason = store.Text(letter.ErrorReason, 900) + " (the message is too large for this topic: it stands in parked_records)"
-		value, err = wire.Marshal(letter)
+		body.OriginalMessage, body.OriginalValueBase64 = nil, nil
+		body.ErrorReason = store.Text(body.ErrorReason, 900) + " (the message is too large for this topic: it stands in parked_records)"
+		value, err = wire.Marshal(body)
 	}
 	if err != nil {
 		return fmt.Errorf("write dead letter: %w", err)
 	}
-	aggregate := in.msg.AggregateID
+	aggregate := msg.envelope.AggregateID
 	if aggregate == "" {
-		aggregate = string(in.rec.Key)
+		aggregate = string(msg.rec.Key)
 	}
 	tx.AddRecord(outbox.Record{
-		AggregateID: store.Text(aggregate, 200), EventType: store.Text(in.msg.EventType, 200), Topic: in.rec.Topic + store.DeadLetterSuffix,
-		Key: in.rec.Key, Headers: in.rec.Headers, Value: value,
+		AggregateID: store.Text(aggregate, 200), EventType: store.Text(msg.envelope.EventType, 200), Topic: msg.rec.Topic + store.DeadLetterSuffix,
+		Key: msg.rec.Key, Headers: msg.rec.Headers, Value: value,
 	})
 	crash.Point("dead letter: written")
 	if c.onDead == nil {
 		return nil
 	}
-	return c.noteDeath(ctx, tx, Dead{
-		EventID: in.id, EventType: in.msg.EventType, AggregateID: in.msg.AggregateID, Topic: in.rec.Topic, Partition: in.rec.Partition,
-		Offset: in.rec.Offset, Attempts: s.attempts, Err: s.err, Value: in.rec.Value,
+	return c.callOnDead(ctx, tx, Dead{
+		EventID: msg.id, EventType: msg.envelope.EventType, AggregateID: msg.envelope.AggregateID, Topic: msg.rec.Topic, Partition: msg.rec.Partition,
+		Offset: msg.rec.Offset, Attempts: s.attempts, Err: s.err, Value: msg.rec.Value,
 	})
 }
 
 // noteDeath calls OnDead's function. What is its own fault is a hookError.
-func (c *Consumer) noteDeath(ctx context.Context, tx *outbox.Tx, d Dead) (err error) {
+func (c *Consumer) callOnDead(ctx context.Context, tx *outbox.Tx, d Dead) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = &hookError{fmt.Errorf("note the death: panic: %v\n%s", p, debug.Stack())}
+			err = &onDeadError{fmt.Errorf("note the death: panic: %v\n%s", p, debug.Stack())}
 		}
 	}()
 	err = c.onDead(ctx, tx, d)
 	if class := classify(err); err != nil && class != classUnavailable && class != classConflict {
-		return &hookError{fmt.Errorf("note the death: %w", err)}
+		return &onDeadError{fmt.Errorf("note the death: %w", err)}
 	}
 	return err
 }

@@ -27,19 +27,19 @@ func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
 	c := New(Config{Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.DiscardHandler)})
 	On(c, func(context.Context, *outbox.Tx, Delivery[relocated]) error { return nil })
 	value := wire.AppendEnvelope(nil, "00000000-0000-7000-8000-000000000001", "Relocated", "a", `{}`, time.Now())
-	in := c.open(&kgo.Record{Topic: "old-topic", Key: []byte("a"), Value: value}, [16]byte{})
+	msg := c.decode(&kgo.Record{Topic: "old-topic", Key: []byte("a"), Value: value}, [16]byte{})
 	err := c.cfg.Outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
-		return c.insertParked(t.Context(), tx, in, parkedState{state: store.Retrying})
+		return c.insertParked(t.Context(), tx, msg, parkedState{state: store.Retrying})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	heads, _, err := c.dueHeads(t.Context())
+	records, _, err := c.findDue(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, h := range heads {
-		if _, err := c.retry(t.Context(), h, func() bool { return true }); err != nil { // panicked
+	for _, record := range records {
+		if _, err := c.retryRecord(t.Context(), record, func() bool { return true }); err != nil { // panicked
 			t.Error(err)
 		}
 	}

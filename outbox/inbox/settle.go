@@ -17,162 +17,164 @@ import (
 
 // settleTimeout is for one transaction; a server that fell silent must not hold
 // a worker for ever.
-const settleTimeout = 30 * time.Second
+const transactionTimeout = 30 * time.Second
 
 // settle brings every record of the batch to where its offset may be passed:
 // handled, known already, or parked. Those that it gives up, because ctx has
 // ended or their partitions were taken away, are left unsettled.
-func (c *Consumer) settle(ctx context.Context, batch []*inbound) {
+func (c *Consumer) processBatch(ctx context.Context, batch []*message) {
 	// locks are taken in one order by all: two batches cannot wait for each other
-	slices.SortFunc(batch, func(a, b *inbound) int { return strings.Compare(a.key, b.key) })
-	c.settleSorted(ctx, batch)
+	slices.SortFunc(batch, func(a, b *message) int { return strings.Compare(a.key, b.key) })
+	c.processSorted(ctx, batch)
 }
 
-func (c *Consumer) settleSorted(ctx context.Context, batch []*inbound) {
+func (c *Consumer) processSorted(ctx context.Context, batch []*message) {
 	if len(batch) == 0 {
 		return
 	}
-	var culprit *inbound
+	var culprit *message
 	timeouts := 0
-	err := c.insist(ctx, present(&batch), func() (err error) {
-		culprit, err = c.try(ctx, batch)
+	err := c.retryWhileUnavailable(ctx, func() bool { batch = withoutRevoked(batch); return len(batch) > 0 }, func() (err error) {
+		culprit, err = c.handleBatch(ctx, batch)
 		if sqldb.IsTimeout(err) && len(batch) > 1 {
 			if timeouts++; timeouts == 3 {
-				return fmt.Errorf("%w: %w", errTooMuch, err)
+				return fmt.Errorf("%w: %w", errBatchTooSlow, err)
 			}
 		}
 		return err
 	})
 	switch {
-	case err == nil || errors.Is(err, errGivenUp):
-	case errors.Is(err, errTooMuch), culprit == nil && len(batch) > 1: // or one of them spoils it for all: find out which
+	case err == nil || errors.Is(err, errAbandoned):
+	case errors.Is(err, errBatchTooSlow), culprit == nil && len(batch) > 1: // or one of them spoils it for all: find out which
 		half := len(batch) / 2
-		c.settleSorted(ctx, batch[:half])
-		c.settleSorted(ctx, batch[half:])
+		c.processSorted(ctx, batch[:half])
+		c.processSorted(ctx, batch[half:])
 	default: // what was handled before it had no fault and no effect: once more without it
 		bad := max(0, slices.Index(batch, culprit))
-		c.settleSorted(ctx, batch[:bad])
-		c.setAside(ctx, batch[bad], err)
-		c.settleSorted(ctx, batch[bad+1:])
+		c.processSorted(ctx, batch[:bad])
+		c.parkFailed(ctx, batch[bad], err)
+		c.processSorted(ctx, batch[bad+1:])
 	}
 }
 
-// present drops from a batch what is no longer this process's, and reports
-// whether anything is left.
-func present(batch *[]*inbound) func() bool {
-	return func() bool {
-		*batch = slices.DeleteFunc(slices.Clone(*batch), func(in *inbound) bool { return in.part.gone.Load() })
-		return len(*batch) > 0
-	}
+// withoutRevoked returns the messages of the batch whose partitions are still
+// assigned to this process.
+func withoutRevoked(batch []*message) []*message {
+	return slices.DeleteFunc(slices.Clone(batch), func(msg *message) bool { return msg.part.revoked.Load() })
 }
 
 // An outcome is what became of a record, as the metrics call it.
 type outcome string
 
 const (
-	handled   outcome = "handled"
-	duplicate outcome = "duplicate"
-	waiting   outcome = "waiting" // behind a parked record of its key
-	retrying  outcome = "retrying"
-	dead      outcome = "dead"
-	again     outcome = "again" // produced again while its event is parked or discarded: passed over
+	handled       outcome = "handled"
+	duplicate     outcome = "duplicate"
+	waiting       outcome = "waiting" // behind a parked record of its key
+	retrying      outcome = "retrying"
+	dead          outcome = "dead"
+	producedAgain outcome = "again" // produced again while its event is parked or discarded: passed over
 )
 
 // try handles the batch in one transaction. It names the record whose handler
 // failed, nil when the error is nobody's in particular.
-func (c *Consumer) try(ctx context.Context, batch []*inbound) (culprit *inbound, err error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *message, err error) {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	outcomes := make([]outcome, len(batch))
-	var repeats []repeat
+	var reproduced []reproduction
 	err = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		culprit = nil
-		fresh, err := c.receive(ctx, tx, batch)
+		fresh, err := c.markInInbox(ctx, tx, batch)
 		if err != nil {
 			return err
 		}
-		parkedKeys, err := c.parkedKeys(ctx, tx, batch)
+		parkedKeys, err := c.findParkedKeys(ctx, tx, batch)
 		if err != nil {
 			return err
 		}
-		todo := make([]*inbound, 0, len(batch))
-		var behind, known []*inbound
-		for i, in := range batch {
+		toHandle := make([]*message, 0, len(batch))
+		var followers, duplicates []*message
+		for i, msg := range batch {
 			switch {
-			case !fresh[in.id]:
+			case !fresh[msg.id]:
 				outcomes[i] = duplicate
-				known = append(known, in)
-			case in.rec.Key != nil && parkedKeys[in.key]:
+				duplicates = append(duplicates, msg)
+			case msg.rec.Key != nil && parkedKeys[msg.key]:
 				outcomes[i] = waiting
-				behind = append(behind, in)
+				followers = append(followers, msg)
 			default:
 				outcomes[i] = handled
-				todo = append(todo, in)
+				toHandle = append(toHandle, msg)
 			}
-			delete(fresh, in.id) // one event twice in one batch
+			delete(fresh, msg.id) // one event twice in one batch
 		}
-		if repeats, err = c.again(ctx, tx, known); err != nil {
+		if reproduced, err = c.reviewDuplicates(ctx, tx, duplicates); err != nil {
 			return err
 		}
-		culprit, err = c.handle(ctx, tx, todo)
+		culprit, err = c.runHandlers(ctx, tx, toHandle)
 		crash.Point("consumer: handled")
 		if err != nil {
 			return err
 		}
-		return c.parkInTurn(ctx, tx, behind, parkedState{state: store.Waiting})
+		return c.parkInKeyOrder(ctx, tx, followers, parkedState{state: store.Waiting})
 	})
 	if err != nil && ctx.Err() != nil && len(batch) > 1 { // the time that they share is up: none of them is to blame
-		return nil, fmt.Errorf("%w: %w", errTooMuch, err)
+		return nil, fmt.Errorf("%w: %w", errBatchTooSlow, err)
 	}
 	if err != nil {
 		return culprit, err
 	}
 	crash.Point("consumer: committed")
-	for _, r := range repeats {
-		outcomes[slices.Index(batch, r.in)] = again
-		c.passedOver(r)
+	for _, r := range reproduced {
+		outcomes[slices.Index(batch, r.msg)] = producedAgain
+		c.logReproduced(r)
 	}
-	for i, in := range batch {
-		c.settled(in, outcomes[i])
+	for i, msg := range batch {
+		c.conclude(msg, outcomes[i])
 	}
 	return nil, nil
 }
 
 // settled tells the world what became of a record.
-func (c *Consumer) settled(in *inbound, o outcome) {
-	in.settled = true
-	c.metrics.count(in, o)
+func (c *Consumer) conclude(msg *message, o outcome) {
+	msg.processed = true
+	c.metrics.count(msg, o)
 	switch o {
 	case retrying:
 		select {
-		case c.parked <- struct{}{}:
-		default:
+		case c.wakeRetries <- struct{}{}:
+		default: // they are awake already
 		}
 	case handled:
-		took := time.Since(in.began)
-		in.sub.took.Observe(took.Seconds())
-		c.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "Event processed",
-			slog.String("event_id", in.id), slog.String("event_type", in.msg.EventType),
-			slog.Float64("processing_time_ms", float64(took.Microseconds())/1000),
-			slog.String("consumer_group", c.cfg.Group), slog.Time("timestamp", sqldb.Now()))
+		c.recordHandled(msg)
 	}
+}
+
+// recordHandled logs a handled event and how long it took.
+func (c *Consumer) recordHandled(msg *message) {
+	took := time.Since(msg.startedAt)
+	msg.sub.duration.Observe(took.Seconds())
+	c.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "Event processed",
+		slog.String("event_id", msg.id), slog.String("event_type", msg.envelope.EventType),
+		slog.Float64("processing_time_ms", float64(took.Microseconds())/1000),
+		slog.String("consumer_group", c.cfg.Group), slog.Time("timestamp", sqldb.Now()))
 }
 
 // eventType is the type as a metric's label: only what is subscribed to, so
 // that strangers cannot make up labels.
-func (in *inbound) eventType() string {
-	if in.sub == nil {
+func (msg *message) typeLabel() string {
+	if msg.sub == nil {
 		return "other"
 	}
-	return in.msg.EventType
+	return msg.envelope.EventType
 }
 
 // receive marks the batch's events in the inbox and returns those that were
 // not there. What another transaction is handling right now is waited for.
-func (c *Consumer) receive(ctx context.Context, tx *outbox.Tx, batch []*inbound) (fresh map[string]bool, err error) {
+func (c *Consumer) markInInbox(ctx context.Context, tx *outbox.Tx, batch []*message) (fresh map[string]bool, err error) {
 	ids := make([]string, len(batch))
-	for i, in := range batch {
-		ids[i] = in.id
+	for i, msg := range batch {
+		ids[i] = msg.id
 	}
 	// one statement for any number of events
 	list, arg := `unnest($2::uuid[]) AS value`, any(ids)
@@ -200,14 +202,14 @@ func (c *Consumer) receive(ctx context.Context, tx *outbox.Tx, batch []*inbound)
 // setAside parks a record that could not be handled: to be tried again, or dead
 // at once when no retry will cure it. With its mark in the inbox it is settled
 // as far as its partition is concerned.
-func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
-	s := c.afterFailure(in.attempt, cause)
+func (c *Consumer) parkFailed(ctx context.Context, msg *message, cause error) {
+	s := c.afterFailure(msg.attempt, cause)
 	o := outcome("")
-	err := c.insist(ctx, present(&[]*inbound{in}), func() error {
-		err := c.park(ctx, in, s, &o)
-		if hook, ok := errors.AsType[*hookError](err); ok { // it will be told again
-			s = c.undecided(s, hook)
-			err = c.park(ctx, in, s, &o)
+	err := c.retryWhileUnavailable(ctx, func() bool { return !msg.part.revoked.Load() }, func() error {
+		err := c.park(ctx, msg, s, &o)
+		if hook, ok := errors.AsType[*onDeadError](err); ok { // it will be told again
+			s = c.retryLastAttempt(s, hook)
+			err = c.park(ctx, msg, s, &o)
 		}
 		if err != nil && classify(err) != classConflict {
 			return Unavailable(err) // what cannot be parked must not be passed: wait until it can
@@ -218,44 +220,44 @@ func (c *Consumer) setAside(ctx context.Context, in *inbound, cause error) {
 		return
 	}
 	crash.Point("parked: committed")
-	c.settled(in, o)
+	c.conclude(msg, o)
 	if o == outcome(s.state) {
-		c.failed(in, s)
+		c.logFailure(msg, s)
 	}
 }
 
 // park writes a record among the parked ones, unless it is settled already.
-func (c *Consumer) park(ctx context.Context, in *inbound, s parkedState, o *outcome) error {
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
 	return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		*o = duplicate
-		fresh, err := c.receive(ctx, tx, []*inbound{in})
-		if err != nil || !fresh[in.id] {
+		fresh, err := c.markInInbox(ctx, tx, []*message{msg})
+		if err != nil || !fresh[msg.id] {
 			return err // another process was faster
 		}
 		crash.Point("parked: marked")
-		parkedKeys, err := c.parkedKeys(ctx, tx, []*inbound{in})
+		parkedKeys, err := c.findParkedKeys(ctx, tx, []*message{msg})
 		if err != nil {
 			return err
 		}
-		if parkedKeys[in.key] { // put there by another process meanwhile
+		if parkedKeys[msg.key] { // put there by another process meanwhile
 			s = parkedState{state: store.Waiting}
 		}
 		*o = outcome(s.state)
-		if err := c.bury(ctx, tx, in, s); err != nil {
+		if err := c.writeDeadLetter(ctx, tx, msg, s); err != nil {
 			return err
 		}
-		return c.parkInTurn(ctx, tx, []*inbound{in}, s)
+		return c.parkInKeyOrder(ctx, tx, []*message{msg}, s)
 	})
 }
 
 // failed says in the log that an attempt came to nothing.
-func (c *Consumer) failed(in *inbound, s parkedState) {
+func (c *Consumer) logFailure(msg *message, s parkedState) {
 	log := c.cfg.Log.Warn
 	if s.state == store.Dead {
 		log = c.cfg.Log.Error
 	}
-	log("event not handled", "consumer_group", c.cfg.Group, "event_id", in.id, "event_type", in.eventType(), "topic", in.rec.Topic,
-		"partition", in.rec.Partition, "offset", in.rec.Offset, "attempt", s.attempts, "state", s.state, "err", s.err)
+	log("event not handled", "consumer_group", c.cfg.Group, "event_id", msg.id, "event_type", msg.typeLabel(), "topic", msg.rec.Topic,
+		"partition", msg.rec.Partition, "offset", msg.rec.Offset, "attempt", s.attempts, "state", s.state, "err", s.err)
 }

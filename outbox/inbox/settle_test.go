@@ -27,8 +27,8 @@ func TestTooManyForTheTimeOfOne(t *testing.T) {
 			}
 			return nil
 		})
-		batch := []*inbound{c.relocation("a", 1), c.relocation("b", 2), c.relocation("c", 3), c.relocation("d", 4)}
-		c.settle(t.Context(), batch)
+		batch := []*message{c.relocation("a", 1), c.relocation("b", 2), c.relocation("c", 3), c.relocation("d", 4)}
+		c.processBatch(t.Context(), batch)
 		var handled, parked int
 		err := db.QueryRowContext(t.Context(), `SELECT (SELECT COUNT(*) FROM inbox_events), (SELECT COUNT(*) FROM parked_records)`).Scan(&handled, &parked)
 		if err != nil || handled != len(batch) || parked > 0 {

@@ -36,32 +36,32 @@ type ParkedKey struct {
 	After        int64 // the record that was finished, where one was
 }
 
-// turnLocks is how many locks all keys share: a batch of many keys must not use
+// keyLocks is how many locks all keys share: a batch of many keys must not use
 // up the locks of a server.
 const (
-	turnLocks = 64
-	TurnClass = 0x6f757462 // sets our locks apart from others'
+	keyLocks     = 64
+	KeyLockClass = 0x6f757462 // sets our locks apart from others'
 )
 
-// LockTurns has those who park behind records of the keys (shared) and those
+// LockKeys has those who park behind records of the keys (shared) and those
 // who finish these records take turns until the transaction ends: who finishes
 // one sees what was parked behind it, or who parks sees that it is finished.
 // It comes after all other locks of a transaction, so that none is waited for
 // by somebody who is waited for here. SQLite has one writer, who needs no lock.
-func LockTurns(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, keys []ParkedKey) error {
+func LockKeys(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, keys []ParkedKey) error {
 	if db.Engine == sqldb.SQLite || len(keys) == 0 {
 		return nil
 	}
 	var locks []int32
 	for _, k := range keys {
-		locks = append(locks, int32(uint64(Hash([]byte(k.Group+"\x00"+k.Topic+"\x00"), k.Key))%turnLocks))
+		locks = append(locks, int32(uint64(Hash([]byte(k.Group+"\x00"+k.Topic+"\x00"), k.Key))%keyLocks))
 	}
 	slices.Sort(locks) // taken in one order by all
 	fn := "pg_advisory_xact_lock"
 	if shared {
 		fn = "pg_advisory_xact_lock_shared"
 	}
-	rows, err := tx.QueryContext(ctx, `SELECT `+fn+`($1, lock) FROM unnest($2::INTEGER[]) AS lock`, TurnClass, slices.Compact(locks))
+	rows, err := tx.QueryContext(ctx, `SELECT `+fn+`($1, lock) FROM unnest($2::INTEGER[]) AS lock`, KeyLockClass, slices.Compact(locks))
 	if err != nil {
 		return fmt.Errorf("wait for the turn of a key: %w", err)
 	}
@@ -71,10 +71,10 @@ func LockTurns(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool,
 	return rows.Err()
 }
 
-// Promote has the oldest open record of each key retry at once, if it waits,
+// ReleaseNext has the oldest open record of each key retry at once, if it waits,
 // in the transaction that has finished the one before it.
-func Promote(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []ParkedKey) error {
-	if err := LockTurns(ctx, db, tx, false, keys); err != nil {
+func ReleaseNext(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []ParkedKey) error {
+	if err := LockKeys(ctx, db, tx, false, keys); err != nil {
 		return err
 	}
 	args := make([][]any, len(keys))
