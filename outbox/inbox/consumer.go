@@ -11,16 +11,12 @@ package inbox
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"maps"
-	"runtime/debug"
 	"slices"
-	"strconv"
 	"time"
 
-	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -30,7 +26,6 @@ import (
 	"pizzaflow/measure"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/internal/store"
-	"pizzaflow/outbox/internal/wire"
 	"pizzaflow/sqldb"
 )
 
@@ -73,35 +68,6 @@ type Consumer struct {
 	clusterID     string        // the broker's id, for naming what has no id of its own
 }
 
-// A subject is what a handler subscribes to.
-type route struct{ topic, eventType string }
-
-// A subscription is what one handler asked for.
-type subscription struct {
-	version    int64 // the schema version it understands
-	takesBatch bool  // given all there are of its type at once
-	// handle decodes the records and calls the handler. It names the record that
-	// is to blame for an error, -1 when it could be any of them.
-	invoke   func(context.Context, *outbox.Tx, []*message) (culprit int, err error)
-	outcomes map[outcome]prometheus.Counter
-	duration prometheus.Observer
-}
-
-// A Delivery is one event on its way into a service.
-type Delivery[E outbox.Event] struct {
-	Event            E
-	EventID          string
-	EventType        string
-	AggregateID      string
-	AggregateVersion int64 // 0 when the record does not tell
-	Time             time.Time
-	Topic            string
-	Partition        int32
-	Offset           int64
-	Attempt          int    // 1, 2, …
-	Traceparent      string // of the record, "" without one
-}
-
 // New makes a Consumer; On gives it handlers and Run starts it.
 func New(cfg Config) *Consumer {
 	if cfg.Attempts == 0 {
@@ -121,75 +87,6 @@ func New(cfg Config) *Consumer {
 	c.errorLog = &errorLog{cfg: cfg, incidents: map[incidentKey]*incident{}}
 	return c
 }
-
-// On has c hand every event of type E to h. The transaction may be shared with
-// other events and may be run again, and the handler makes no network call: a
-// transaction that is idle for ten seconds is ended by PostgreSQL, and tried
-// again as if the database were away.
-// An error undoes the handler's work: the event is tried again later, unless
-// it is Permanent or Unavailable. On must be called before Run.
-func On[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox.Tx, d Delivery[E]) error) {
-	subscribe(c, false, func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error { return h(ctx, tx, ds[0]) })
-}
-
-// OnBatch is On for a handler that can do the work of many events with few
-// statements. It gets those of type E that are at hand, at least one, each of
-// another key, sorted by key. An error undoes the work of all of them; they are
-// then handed over again in ever smaller parts, until the one to blame stands
-// alone. Before it adds an event the handler says which delivery led to it:
-//
-//	tx.Cause(d.EventID, d.Traceparent)
-func OnBatch[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
-	subscribe(c, true, h)
-}
-
-func subscribe[E outbox.Event](c *Consumer, takesBatch bool, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
-	var zero E
-	r := route{zero.Topic(), zero.EventType()}
-	if _, ok := c.subscriptions[r]; ok {
-		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", r.eventType, r.topic, c.cfg.Group))
-	}
-	sub := &subscription{version: int64(wire.SchemaVersion(zero)), takesBatch: takesBatch}
-	sub.outcomes, sub.duration = c.metrics.forRoute(r)
-	sub.invoke = func(ctx context.Context, tx *outbox.Tx, msgs []*message) (culprit int, err error) {
-		ds := make([]Delivery[E], len(msgs))
-		for i, msg := range msgs {
-			if err := deliver(msg, &ds[i]); err != nil {
-				return i, Permanent(err)
-			}
-		}
-		if len(msgs) > 1 {
-			return -1, h(ctx, tx, ds)
-		}
-		tx.Cause(ds[0].EventID, ds[0].Traceparent)
-		return 0, h(outbox.WithTraceparent(ctx, ds[0].Traceparent), tx, ds)
-	}
-	c.subscriptions[r] = sub
-	c.registered = append(c.registered, sub)
-}
-
-// deliver makes a delivery of a record. What it refuses, no retry will cure.
-func deliver[E outbox.Event](msg *message, d *Delivery[E]) error {
-	*d = Delivery[E]{
-		EventID: msg.id, EventType: msg.envelope.EventType, AggregateID: msg.envelope.AggregateID,
-		AggregateVersion: wire.NumberHeader(msg.rec, wire.HeaderAggregateVersion, 0), Time: msg.envelope.Timestamp,
-		Topic: msg.rec.Topic, Partition: msg.rec.Partition, Offset: msg.rec.Offset, Attempt: msg.attempt,
-		Traceparent: wire.Header(msg.rec, wire.HeaderTraceparent),
-	}
-	if err := json.Unmarshal(msg.envelope.EventData, &d.Event); err != nil {
-		return fmt.Errorf("decode %s: %w", msg.envelope.EventType, err)
-	}
-	if v, ok := any(d.Event).(interface{ Validate() error }); ok {
-		if err := v.Validate(); err != nil {
-			return fmt.Errorf("invalid %s: %w", msg.envelope.EventType, err)
-		}
-	}
-	return nil
-}
-
-// OnDead has fn called in the transaction that dead-letters a record, so that
-// the service can note what will not happen.
-func (c *Consumer) OnDead(fn func(ctx context.Context, tx *outbox.Tx, d Dead) error) { c.onDead = fn }
 
 // Run consumes until ctx ends; then it finishes what it has begun, commits and
 // leaves the group.
@@ -293,101 +190,4 @@ func fetchClusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (
 			return "", ctx.Err()
 		}
 	}
-}
-
-// An inbound is a record on its way to its handler.
-type message struct {
-	rec        *kgo.Record
-	id         string // the event's, or one made from where the record stands
-	envelope   wire.Envelope
-	err        error         // why it cannot be handled, whatever the handler says
-	sub        *subscription // nil when nobody asked for it
-	attempt    int
-	key        string // of its queue
-	nextOffset int64  // the offset behind it
-	part       *partition
-	processed  bool // handled or parked, by whoever works on it
-	acked      bool // the same, as its partition knows it
-	startedAt  time.Time
-}
-
-// open makes an inbound of a record. It is done already when nobody asked for
-// its type.
-func (c *Consumer) decode(rec *kgo.Record, topicID [16]byte) *message {
-	msg := &message{rec: rec, attempt: 1, nextOffset: rec.Offset + 1}
-	if msg.key = rec.Topic + "\x00" + string(rec.Key); rec.Key == nil { // no key, no order to keep
-		msg.key = fmt.Sprintf("%s\x00\x00%d\x00%d", rec.Topic, rec.Partition, rec.Offset)
-	}
-	if msg.envelope, msg.err = wire.Open(rec.Value); msg.err != nil {
-		msg.id, msg.err = c.positionID(rec, topicID), Permanent(msg.err)
-		return msg
-	}
-	msg.id = msg.envelope.EventID
-	sub, ok := c.subscriptions[route{rec.Topic, msg.envelope.EventType}]
-	if !ok {
-		return msg
-	}
-	msg.sub = sub
-	v := wire.Header(rec, wire.HeaderSchemaVersion)
-	if n, err := strconv.ParseInt(v, 10, 64); v != "" && (err != nil || n != sub.version) {
-		msg.err = Permanent(fmt.Errorf("%s has schema version %.20q, this program knows %d", msg.envelope.EventType, v, sub.version))
-	}
-	return msg
-}
-
-// ignored reports whether nobody subscribed to the message's type.
-func (msg *message) ignored() bool { return msg.sub == nil && msg.err == nil }
-
-// positionID is the id of what has none of its own: the same wherever and
-// whenever it is read.
-func (c *Consumer) positionID(rec *kgo.Record, topicID [16]byte) string {
-	place := fmt.Sprintf("%s/%x/%d/%d", c.clusterID, topicID, rec.Partition, rec.Offset)
-	return uuid.NewSHA1(uuid.NameSpaceOID, []byte(place)).String()
-}
-
-// handle runs the handlers inside tx: first those that take one record each, in
-// the order given, then those that take many. It names the record that is to
-// blame for an error, nil when it could be any of several.
-func (c *Consumer) runHandlers(ctx context.Context, tx *outbox.Tx, msgs []*message) (culprit *message, err error) {
-	batches := map[*subscription][]*message{}
-	for _, msg := range msgs {
-		switch {
-		case msg.err != nil:
-			return msg, msg.err
-		case msg.sub.takesBatch:
-			batches[msg.sub] = append(batches[msg.sub], msg)
-		default:
-			if err := c.callHandler(ctx, tx, []*message{msg}, &culprit); err != nil {
-				return culprit, err
-			}
-		}
-	}
-	for _, sub := range c.registered {
-		if len(batches[sub]) > 0 {
-			if err := c.callHandler(ctx, tx, batches[sub], &culprit); err != nil {
-				return culprit, err
-			}
-		}
-	}
-	return nil, nil
-}
-
-// call calls a handler for records of one type.
-func (c *Consumer) callHandler(ctx context.Context, tx *outbox.Tx, msgs []*message, culprit **message) (err error) {
-	defer tx.Cause("", "")
-	defer func() {
-		if p := recover(); p != nil {
-			c.cfg.Log.Error("handler panicked", "consumer_group", c.cfg.Group, "event_id", msgs[0].id, "event_type", msgs[0].envelope.EventType,
-				"events", len(msgs), "panic", p, "stack", string(debug.Stack()))
-			err = classified{fmt.Errorf("handler panicked: %v", p), classPanic}
-			if len(msgs) == 1 {
-				*culprit = msgs[0]
-			}
-		}
-	}()
-	n, err := msgs[0].sub.invoke(ctx, tx, msgs)
-	if err != nil && n >= 0 && !sqldb.IsAborted(err) {
-		*culprit = msgs[n]
-	}
-	return err
 }

@@ -38,9 +38,9 @@ var engine = []mutant{
 	},
 	{
 		name: "retry: a follower need not wait for its head",
-		old:  "const isHead = `(p.key IS NULL OR",
-		new:  "const isHead = `(p.key IS NOT NULL OR",
-		test: "./outbox/inbox -run ^TestMend$",
+		old:  "const isFirstOfKey = `(p.key IS NULL OR",
+		new:  "const isFirstOfKey = `(p.key IS NOT NULL OR",
+		test: "./outbox/inbox -run ^TestRepair$",
 	},
 	{
 		name: "inbox: what still comes is forgotten",
@@ -58,7 +58,7 @@ var engine = []mutant{
 		name: "inbox: a row from the future keeps all behind it",
 		old:  `AND handled_at <= $4 THEN`,
 		new:  `AND handled_at <> $4 THEN`,
-		test: "./outbox/inbox -run ^TestForgetBehindTheFuture$",
+		test: "./outbox/inbox -run ^TestPruneBehindTheFuture$",
 	},
 	{
 		name: "inbox: a retention that is too short",
@@ -74,11 +74,11 @@ var engine = []mutant{
 	},
 	{
 		name: "consumer: the poll waits for a commit",
-		old:  `	d.steps = append(d.steps, step{`,
-		new: `	d.committing <- struct{}{}
-	<-d.committing
-	d.steps = append(d.steps, step{`,
-		test: "./outbox/inbox -run ^TestStepOverNeverWaits$",
+		old:  `	d.seeks = append(d.seeks, seek{`,
+		new: `	d.offsetsLock <- struct{}{}
+	<-d.offsetsLock
+	d.seeks = append(d.seeks, seek{`,
+		test: "./outbox/inbox -run ^TestOversizedBatchNeverWaits$",
 	},
 	{
 		name: "consumer: a window of headers without end",
@@ -96,7 +96,7 @@ var engine = []mutant{
 		name: "retry: who parks and who finishes take no turns",
 		old:  `	if db.Engine == sqldb.SQLite || len(keys) == 0 {`,
 		new:  `	if db != nil {`,
-		test: "./outbox/inbox -run ^TestTurns$",
+		test: "./outbox/inbox -run ^TestKeyOrder$",
 		env:  "DATABASE_URL",
 	},
 	{
@@ -354,14 +354,16 @@ var engine = []mutant{
 	},
 	{
 		name: "dead letters: written after the commit that says so",
-		old: `		if err := c.bury(ctx, tx, in, s); err != nil {
-			return err
+		old: `			if err := c.writeDeadLetter(ctx, tx, msg, s); err != nil {
+				return err
+			}
 		}
-`,
-		new: `		tx.AfterCommit(func() {
-			_ = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error { return c.bury(ctx, tx, in, s) })
-		})
-`,
+		return c.parkInKeyOrder(`,
+		new: `			tx.AfterCommit(func() {
+				_ = c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error { return c.writeDeadLetter(ctx, tx, msg, s) })
+			})
+		}
+		return c.parkInKeyOrder(`,
 		test: "./outbox -run ^TestCrashPoints$/^dead_letter_written",
 	},
 	{
@@ -673,16 +675,16 @@ var engine = []mutant{
 		test: "./kafka -run ^TestApplyDoesWhatPlanTells$",
 	},
 	{
-		name: "pace: batches shrink for what a transaction takes without records",
+		name: "batch size: batches shrink for what a transaction takes without records",
 		old:  `spread > sn*sn/16 {`,
 		new:  `false && spread > sn*sn/16 {`,
-		test: "./outbox/inbox -run ^TestPace$",
+		test: "./outbox/inbox -run ^TestBatchSize$",
 	},
 	{
-		name: "pace: a stall is remembered for long",
-		old:  `last  [20]effort`,
-		new:  `last  [200]effort`,
-		test: "./outbox/inbox -run ^TestPaceAfterAStall$",
+		name: "batch size: a stall is remembered for long",
+		old:  `samples  [20]sample`,
+		new:  `samples  [200]sample`,
+		test: "./outbox/inbox -run ^TestBatchSizeAfterAStall$",
 	},
 	{
 		name: "job: a call waits for what others store",

@@ -1,6 +1,8 @@
 package inbox
 
-import "time"
+import (
+	"time"
+)
 
 // A pace is how many records go into one transaction: as many as take no longer
 // by themselves than it should. What a transaction takes however small it is

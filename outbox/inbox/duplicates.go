@@ -28,7 +28,7 @@ type reproduction struct {
 	changed bool // its value is another than that of the parked record
 }
 
-// again sees to records whose events are in the inbox: what still comes must
+// reviewDuplicates sees to records whose events are in the inbox: what still comes must
 // not be forgotten. It returns those that somebody, or a relay, produced again
 // without any effect, because their events are dead or discarded, or because
 // they differ from what will be tried.
@@ -43,6 +43,27 @@ func (c *Consumer) reviewDuplicates(ctx context.Context, tx *outbox.Tx, msgs []*
 	if err := c.refreshMarks(ctx, tx, ids); err != nil {
 		return nil, err
 	}
+	return c.findReproduced(ctx, tx, msgs, ids)
+}
+
+// refresh makes old marks in the inbox new. On SQLite the rows also move to the
+// end of the table, which is in the order of their time.
+func (c *Consumer) refreshMarks(ctx context.Context, tx *outbox.Tx, ids []string) error {
+	old := c.db.Later("$3")
+	among, list := c.eventIDCondition(2, ids)
+	statement := `UPDATE inbox_events SET handled_at = ` + sqldb.Clock + ` WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
+	if c.db.Engine == sqldb.SQLite {
+		statement = `INSERT OR REPLACE INTO inbox_events (consumer, event_id, handled_at)
+			SELECT consumer, event_id, ` + sqldb.Clock + ` FROM inbox_events WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
+	}
+	if _, err := tx.ExecContext(ctx, statement, c.cfg.Group, list, -refreshAfter.Microseconds()); err != nil {
+		return fmt.Errorf("mark in inbox again: %w", err)
+	}
+	return nil
+}
+
+// findReproduced
+func (c *Consumer) findReproduced(ctx context.Context, tx *outbox.Tx, msgs []*message, ids []string) (reproduced []reproduction, err error) {
 	among, list := c.eventIDCondition(2, ids)
 	rows, err := tx.QueryContext(ctx, `
 		SELECT event_id, seq, state, topic, partition, record_offset FROM parked_records
@@ -79,22 +100,6 @@ func (c *Consumer) eventIDCondition(n int, ids []string) (condition string, arg 
 		return fmt.Sprintf(`= ANY($%d::UUID[])`, n), ids
 	}
 	return fmt.Sprintf(`IN (SELECT value FROM json_each($%d))`, n), `["` + strings.Join(ids, `","`) + `"]`
-}
-
-// refresh makes old marks in the inbox new. On SQLite the rows also move to the
-// end of the table, which is in the order of their time.
-func (c *Consumer) refreshMarks(ctx context.Context, tx *outbox.Tx, ids []string) error {
-	old := c.db.Later("$3")
-	among, list := c.eventIDCondition(2, ids)
-	statement := `UPDATE inbox_events SET handled_at = ` + sqldb.Clock + ` WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
-	if c.db.Engine == sqldb.SQLite {
-		statement = `INSERT OR REPLACE INTO inbox_events (consumer, event_id, handled_at)
-			SELECT consumer, event_id, ` + sqldb.Clock + ` FROM inbox_events WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
-	}
-	if _, err := tx.ExecContext(ctx, statement, c.cfg.Group, list, -refreshAfter.Microseconds()); err != nil {
-		return fmt.Errorf("mark in inbox again: %w", err)
-	}
-	return nil
 }
 
 // passedOver says in the log that a record was produced again for nothing, and

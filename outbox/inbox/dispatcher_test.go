@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"bytes"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -213,4 +214,83 @@ func TestDispatcher(t *testing.T) {
 			t.Fatalf("%d queues are left", len(d.queues))
 		}
 	})
+}
+
+// A window is bounded by all that its records hold, not by their values alone.
+func TestWindowCountsKeysAndHeaders(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	c, _ := relocations(t, db)
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	big := bytes.Repeat([]byte("x"), maxWindowBytes/4)
+	for what, rec := range map[string]kgo.Record{
+		"values": {Value: big}, "keys": {Key: big}, "headers": {Headers: []kgo.RecordHeader{{Key: "h", Value: big}}}, "names": {Headers: []kgo.RecordHeader{{Key: string(big)}}},
+	} {
+		d := newDispatcher(c, []string{"new-topic"})
+		d.onAssigned(t.Context(), client, map[string][]int32{"new-topic": {0}})
+		for offset := range int64(4) {
+			rec.Topic, rec.Offset = "new-topic", offset
+			d.enqueueFetched(client, "new-topic", [16]byte{}, kgo.FetchPartition{Records: []*kgo.Record{&rec}})
+		}
+		p := d.partitions[topicPartition{"new-topic", 0}]
+		if !p.paused {
+			t.Errorf("%d records with large %s do not pause the partition", len(p.window), what)
+		}
+		for batch := d.awaitBatch(); ; batch = d.awaitBatch() {
+			for _, msg := range batch {
+				msg.processed = true
+			}
+			d.finishBatch(client, batch, 0)
+			if len(p.window) == 0 {
+				break
+			}
+		}
+		if p.paused || p.bytes != 0 {
+			t.Errorf("when all with large %s are done it is paused: %t, and holds %d bytes", what, p.paused, p.bytes)
+		}
+	}
+}
+
+// A few records of one topic among very many of another are taken without
+// looking at all the others, and nothing is lost or changes places.
+func TestTakeLooksAtFew(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	c, _ := relocations(t, db)
+	d := newDispatcher(c, []string{"few", "many"})
+	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	d.onAssigned(t.Context(), client, map[string][]int32{"few": {0}, "many": {0}})
+	add := func(topic string, n int) {
+		t.Helper()
+		var records []*kgo.Record
+		for i := range n {
+			records = append(records, &kgo.Record{Topic: topic, Offset: int64(i), Key: fmt.Append(nil, topic, i), Value: []byte("{}")})
+		}
+		d.enqueueFetched(client, topic, [16]byte{}, kgo.FetchPartition{Records: records})
+	}
+	add("few", 1)
+	add("many", 2*maxBatch)
+	d.ready = append(d.ready, "few\x00few1") // behind them all
+	d.queues["few\x00few1"] = &queue{waiting: []*message{{rec: &kgo.Record{Topic: "few"}, part: d.partitions[topicPartition{"few", 0}]}}}
+	if batch := d.awaitBatch(); len(batch) != 1 || len(d.ready) != 2*maxBatch+1 {
+		t.Errorf("%d records taken, %d keys left: it looked at all", len(batch), len(d.ready))
+	}
+	next := 0
+	for len(d.ready) > 1 {
+		for _, msg := range d.awaitBatch() {
+			if got := string(msg.rec.Key); got != fmt.Sprint("many", next) {
+				t.Fatalf("%s is taken as number %d", got, next)
+			}
+			next++
+		}
+	}
+	if next != 2*maxBatch {
+		t.Errorf("%d records taken", next)
+	}
 }

@@ -2,6 +2,7 @@ package inbox
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"testing"
 	"time"
@@ -14,12 +15,6 @@ import (
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
-
-type relocated struct{}
-
-func (relocated) EventType() string   { return "Relocated" }
-func (relocated) Topic() string       { return "new-topic" }
-func (relocated) AggregateID() string { return "a" }
 
 // A record was parked by a program that took its type from another topic.
 func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
@@ -43,4 +38,28 @@ func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestClockJumps parks a record while the clock is an hour early: it is due
+// when the clock is right again, and others are when it is their time.
+func TestClockJumps(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		c, _ := relocations(t, db)
+		for n, wait := range []time.Duration{time.Hour, c.retryDelay(c.cfg.Attempts) - time.Second, 0} {
+			if err := c.park(t.Context(), c.relocation(fmt.Sprint(n), n), parkedState{state: store.Retrying, wait: wait}, new(outcome)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		records, _, err := c.findDue(t.Context())
+		if err != nil || len(records) != 2 {
+			t.Errorf("%d records are due, %v; want the one from the future and that without a pause", len(records), err)
+		}
+		if _, err := db.Exec(`UPDATE parked_records SET state = 'handled' WHERE key <> $1`, []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+		records, next, err := c.findDue(t.Context())
+		if err != nil || len(records) > 0 || next <= 0 || next > 2*time.Second {
+			t.Errorf("%d records are due, the next in %v, %v", len(records), next, err)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }

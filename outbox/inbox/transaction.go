@@ -135,40 +135,6 @@ func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *
 	return nil, nil
 }
 
-// settled tells the world what became of a record.
-func (c *Consumer) conclude(msg *message, o outcome) {
-	msg.processed = true
-	c.metrics.count(msg, o)
-	switch o {
-	case retrying:
-		select {
-		case c.wakeRetries <- struct{}{}:
-		default: // they are awake already
-		}
-	case handled:
-		c.recordHandled(msg)
-	}
-}
-
-// recordHandled logs a handled event and how long it took.
-func (c *Consumer) recordHandled(msg *message) {
-	took := time.Since(msg.startedAt)
-	msg.sub.duration.Observe(took.Seconds())
-	c.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "Event processed",
-		slog.String("event_id", msg.id), slog.String("event_type", msg.envelope.EventType),
-		slog.Float64("processing_time_ms", float64(took.Microseconds())/1000),
-		slog.String("consumer_group", c.cfg.Group), slog.Time("timestamp", sqldb.Now()))
-}
-
-// eventType is the type as a metric's label: only what is subscribed to, so
-// that strangers cannot make up labels.
-func (msg *message) typeLabel() string {
-	if msg.sub == nil {
-		return "other"
-	}
-	return msg.envelope.EventType
-}
-
 // receive marks the batch's events in the inbox and returns those that were
 // not there. What another transaction is handling right now is waited for.
 func (c *Consumer) markInInbox(ctx context.Context, tx *outbox.Tx, batch []*message) (fresh map[string]bool, err error) {
@@ -199,65 +165,27 @@ func (c *Consumer) markInInbox(ctx context.Context, tx *outbox.Tx, batch []*mess
 	return fresh, result.Err()
 }
 
-// setAside parks a record that could not be handled: to be tried again, or dead
-// at once when no retry will cure it. With its mark in the inbox it is settled
-// as far as its partition is concerned.
-func (c *Consumer) parkFailed(ctx context.Context, msg *message, cause error) {
-	s := c.afterFailure(msg.attempt, cause)
-	o := outcome("")
-	err := c.retryWhileUnavailable(ctx, func() bool { return !msg.part.revoked.Load() }, func() error {
-		err := c.park(ctx, msg, s, &o)
-		if hook, ok := errors.AsType[*onDeadError](err); ok { // it will be told again
-			s = c.retryLastAttempt(s, hook)
-			err = c.park(ctx, msg, s, &o)
+// settled tells the world what became of a record.
+func (c *Consumer) conclude(msg *message, o outcome) {
+	msg.processed = true
+	c.metrics.count(msg, o)
+	switch o {
+	case retrying:
+		select {
+		case c.wakeRetries <- struct{}{}:
+		default: // they are awake already
 		}
-		if err != nil && classify(err) != classConflict {
-			return Unavailable(err) // what cannot be parked must not be passed: wait until it can
-		}
-		return err
-	})
-	if err != nil {
-		return
-	}
-	crash.Point("parked: committed")
-	c.conclude(msg, o)
-	if o == outcome(s.state) {
-		c.logFailure(msg, s)
+	case handled:
+		c.recordHandled(msg)
 	}
 }
 
-// park writes a record among the parked ones, unless it is settled already.
-func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *outcome) error {
-	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
-	defer cancel()
-	return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-		*o = duplicate
-		fresh, err := c.markInInbox(ctx, tx, []*message{msg})
-		if err != nil || !fresh[msg.id] {
-			return err // another process was faster
-		}
-		crash.Point("parked: marked")
-		parkedKeys, err := c.findParkedKeys(ctx, tx, []*message{msg})
-		if err != nil {
-			return err
-		}
-		if parkedKeys[msg.key] { // put there by another process meanwhile
-			s = parkedState{state: store.Waiting}
-		}
-		*o = outcome(s.state)
-		if err := c.writeDeadLetter(ctx, tx, msg, s); err != nil {
-			return err
-		}
-		return c.parkInKeyOrder(ctx, tx, []*message{msg}, s)
-	})
-}
-
-// failed says in the log that an attempt came to nothing.
-func (c *Consumer) logFailure(msg *message, s parkedState) {
-	log := c.cfg.Log.Warn
-	if s.state == store.Dead {
-		log = c.cfg.Log.Error
-	}
-	log("event not handled", "consumer_group", c.cfg.Group, "event_id", msg.id, "event_type", msg.typeLabel(), "topic", msg.rec.Topic,
-		"partition", msg.rec.Partition, "offset", msg.rec.Offset, "attempt", s.attempts, "state", s.state, "err", s.err)
+// recordHandled logs a handled event and how long it took.
+func (c *Consumer) recordHandled(msg *message) {
+	took := time.Since(msg.startedAt)
+	msg.sub.duration.Observe(took.Seconds())
+	c.cfg.Log.LogAttrs(context.Background(), slog.LevelInfo, "Event processed",
+		slog.String("event_id", msg.id), slog.String("event_type", msg.envelope.EventType),
+		slog.Float64("processing_time_ms", float64(took.Microseconds())/1000),
+		slog.String("consumer_group", c.cfg.Group), slog.Time("timestamp", sqldb.Now()))
 }

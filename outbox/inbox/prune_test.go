@@ -1,6 +1,7 @@
 package inbox
 
 import (
+	"context"
 	"log/slog"
 	"testing"
 	"time"
@@ -14,7 +15,7 @@ import (
 
 // Old inbox rows and parked records that are done go; young ones, another
 // group's, and those of records that are not done stay.
-func TestForget(t *testing.T) {
+func TestPrune(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		now := sqldb.Now()
 		old, young := now.Add(-16*24*time.Hour), now.Add(-14*24*time.Hour)
@@ -60,4 +61,50 @@ func TestForget(t *testing.T) {
 			}
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+}
+
+// A row that was written while the clock was a year early does not keep those
+// behind it until then.
+func TestPruneBehindTheFuture(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	c, _ := relocations(t, db)
+	now := sqldb.Now()
+	_, err := db.Exec(`
+		WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n <= $1)
+		INSERT INTO inbox_events (consumer, event_id, handled_at) SELECT 'g', 'event ' || n, CASE n WHEN 1 THEN $2 ELSE $3 END FROM numbers`,
+		2*pruneRows, now.Add(365*24*time.Hour), now.Add(-24*time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.prune(t.Context(), now.Add(-time.Hour)); err != nil || n != 2*pruneRows {
+		t.Errorf("%d rows deleted, %v; want %d", n, err, 2*pruneRows)
+	}
+}
+
+// An inbox that forgets what may still come is refused.
+func TestRetentionTooShort(t *testing.T) {
+	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
+	const day = 24 * time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, e := range []struct {
+		outbox, topic, inbox time.Duration
+		ok                   bool
+	}{
+		{0, 0, 0, true},
+		{0, 0, 15 * day, false},
+		{30 * day, 0, 0, true},
+		{30 * day, 0, 37 * day, false},
+		{0, 0, 16 * day, true},
+		{day, 0, 10 * day, true},
+		{day, 9 * day, 10 * day, false},
+	} {
+		c := New(Config{
+			Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.DiscardHandler),
+			OutboxRetention: e.outbox, TopicRetention: e.topic, Retention: e.inbox,
+		})
+		if err := c.Run(ctx); (err == nil) != e.ok {
+			t.Errorf("an inbox of %v for an outbox of %v and a topic of %v: %v", e.inbox, e.outbox, e.topic, err)
+		}
+	}
 }

@@ -2,16 +2,13 @@ package inbox
 
 import (
 	"context"
-	"fmt"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/internal/crash"
 	"pizzaflow/sqldb"
@@ -220,6 +217,19 @@ func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte,
 	d.changed.Broadcast()
 }
 
+func (d *dispatcher) workLoop(ctx context.Context, client *kgo.Client) {
+	for {
+		batch := d.awaitBatch()
+		if batch == nil {
+			return
+		}
+		crash.Point("consumer: taken")
+		began := time.Now()
+		d.c.processBatch(ctx, batch)
+		d.finishBatch(client, batch, time.Since(began))
+	}
+}
+
 // awaitBatch waits until messages are ready and takes a batch of them; nil says
 // that the dispatcher stops.
 func (d *dispatcher) awaitBatch() []*message {
@@ -301,55 +311,10 @@ func (d *dispatcher) advanceLowWatermark(p *partition) {
 	p.window = p.window[n:]
 }
 
-// size is how much memory a record takes, about.
-func (msg *message) size() int {
-	n := 256 + len(msg.rec.Value) + 2*len(msg.rec.Key) // once more as its queue's
-	for _, h := range msg.rec.Headers {
-		n += 64 + len(h.Key) + len(h.Value)
-	}
-	return n
-}
-
 // showLag sets the gauge of a partition.
 func (d *dispatcher) setLag(p *partition) {
 	if p.lowWatermark >= 0 && !p.revoked.Load() {
 		p.lag.Set(float64(max(0, p.highWatermark-p.lowWatermark)))
-	}
-}
-
-func (d *dispatcher) workLoop(ctx context.Context, client *kgo.Client) {
-	for {
-		batch := d.awaitBatch()
-		if batch == nil {
-			return
-		}
-		crash.Point("consumer: taken")
-		began := time.Now()
-		d.c.processBatch(ctx, batch)
-		d.finishBatch(client, batch, time.Since(began))
-	}
-}
-
-// stop lets the workers end after the batch they are in.
-func (d *dispatcher) stop() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.stopping = true
-	d.changed.Broadcast()
-}
-
-func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
-	tick := time.NewTicker(commitEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		d.commitAll(ctx, client)
-		d.applySeeks(ctx, client)
-		crash.Point("offsets: committed")
 	}
 }
 
@@ -361,74 +326,10 @@ func (d *dispatcher) resumeFetch(client *kgo.Client, p *partition) {
 	}
 }
 
-func (d *dispatcher) commitAll(ctx context.Context, client *kgo.Client) {
-	d.mu.Lock()
-	parts := make([]*partition, 0, len(d.partitions))
-	for _, p := range d.partitions {
-		parts = append(parts, p)
-	}
-	d.mu.Unlock()
-	d.commitPartitions(ctx, client, parts)
-}
-
-// toCommit is what the broker should know and does not: for each partition up
-// to where everything is done, and the topic it is said of.
-func (d *dispatcher) takeUncommitted(parts []*partition) (offsets map[string]map[int32]kgo.EpochOffset, ids map[topicPartition][16]byte) {
-	offsets, ids = map[string]map[int32]kgo.EpochOffset{}, map[topicPartition][16]byte{}
+// stop lets the workers end after the batch they are in.
+func (d *dispatcher) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, p := range parts {
-		if p.lowWatermark <= p.committed {
-			continue
-		}
-		p.committed, ids[p.topicPartition] = p.lowWatermark, p.topicID
-		d.setLag(p)
-		if offsets[p.topic] == nil {
-			offsets[p.topic] = map[int32]kgo.EpochOffset{}
-		}
-		offsets[p.topic][p.partition] = kgo.EpochOffset{Epoch: p.epoch, Offset: p.lowWatermark}
-	}
-	return offsets, ids
-}
-
-// commitOf tells the broker up to where everything is done. A commit that
-// fails costs no more than reading some records again.
-func (d *dispatcher) commitPartitions(ctx context.Context, client *kgo.Client, parts []*partition) {
-	select {
-	case d.offsetsLock <- struct{}{}:
-		defer func() { <-d.offsetsLock }()
-	case <-ctx.Done():
-		return
-	}
-	offsets, ids := d.takeUncommitted(parts)
-	if len(offsets) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	if err := commitOffsets(withTopicIDs(ctx, ids), client, offsets); err != nil {
-		d.c.errorLog.report("commit offsets", "", 0, err)
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		for _, p := range parts {
-			p.committed = -1 // once more
-		}
-	}
-}
-
-func commitOffsets(ctx context.Context, client *kgo.Client, offsets map[string]map[int32]kgo.EpochOffset) error {
-	var first error
-	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
-		if first = err; err != nil || resp == nil {
-			return
-		}
-		for _, t := range resp.Topics {
-			for _, p := range t.Partitions {
-				if err := kerr.ErrorForCode(p.ErrorCode); err != nil && first == nil {
-					first = fmt.Errorf("%s/%d: %w", t.Topic, p.Partition, err)
-				}
-			}
-		}
-	})
-	return first
+	d.stopping = true
+	d.changed.Broadcast()
 }

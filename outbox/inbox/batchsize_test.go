@@ -8,7 +8,7 @@ import (
 
 // TestPace has more records waiting than any transaction takes. How many go in
 // is asked of the second hundred, on the average.
-func TestPace(t *testing.T) {
+func TestBatchSize(t *testing.T) {
 	for name, c := range map[string]struct {
 		fixed, each, noise time.Duration // the noise is added, evenly distributed
 		least, max         int
@@ -43,7 +43,7 @@ func TestPace(t *testing.T) {
 
 // TestPaceAfterAStall has the database away for a minute while all four workers
 // are in a transaction, and come back with everything that has piled up.
-func TestPaceAfterAStall(t *testing.T) {
+func TestBatchSizeAfterAStall(t *testing.T) {
 	for _, stall := range []time.Duration{2 * time.Second, time.Minute} {
 		b := batchSizer{target: 100 * time.Millisecond, max: 512, size: 512}
 		for range 16 {
