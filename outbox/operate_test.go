@@ -103,14 +103,14 @@ func TestOperatorGivesUpARefusedTopic(t *testing.T) {
 		}
 		testkit.Eventually(t, "the operator sees the lane", func() bool {
 			s, err := op.Status(t.Context())
-			return err == nil && s.Unpublished == 2 && len(s.Lanes) == 1 && s.Lanes[0].Topic == "nowhere" && s.Lanes[0].Waiting == 2
+			return err == nil && s.Unpublished == 2 && len(s.Paused) == 1 && s.Paused[0].Topic == "nowhere" && s.Paused[0].Waiting == 2
 		})
 		if n, err := op.SkipRefused(t.Context(), "nowhere", admin.Action{By: "test"}); err != nil || n != 2 {
 			t.Fatalf("skip: %d, %v", n, err)
 		}
 		testkit.Eventually(t, "nothing is left", func() bool {
 			s, err := op.Status(t.Context())
-			return err == nil && s.Unpublished == 0 && len(s.Lanes) == 0 && s.Skipped == 2
+			return err == nil && s.Unpublished == 0 && len(s.Paused) == 0 && s.Skipped == 2
 		})
 	})
 }

@@ -126,13 +126,13 @@ func (c outboxStatusCmd) Run(ctx context.Context, p *program) error {
 			return err
 		}
 		err = show(p, statuses, "SERVICE\tLEADER\tUNPUBLISHED\tOLDEST\tBLOCKED\tSKIPPED\tREFUSED\tFLOOR", func(s ops.Status) []any {
-			return []any{s.Service, leader(s), s.Unpublished, clock(s.OldestWaiting), s.Blocked, s.Skipped, len(s.Lanes), s.Floor}
+			return []any{s.Service, leader(s), s.Unpublished, clock(s.OldestWaiting), s.Blocked, s.Skipped, len(s.Paused), s.Floor}
 		})
 		if err != nil || p.json {
 			return err
 		}
 		for _, s := range statuses {
-			for _, l := range s.Lanes {
+			for _, l := range s.Paused {
 				fmt.Fprintf(p.stderr, "%s: %s does not take events since %s, %d wait: %s\n", s.Service, plain(l.Name), clock(l.Since), l.Waiting, plain(l.Reason))
 			}
 		}

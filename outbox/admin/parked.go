@@ -18,7 +18,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A ParkedFilter selects parked records; what is zero selects all.
+// A ParkedFilter selects parked records; a field that is zero selects all.
 type ParkedFilter struct {
 	Group      string // the consumer group
 	State      string // retrying, waiting, dead, handled, discarded; open for the first three
@@ -54,14 +54,15 @@ func (f ParkedFilter) where() (string, []any) {
 	switch f.State {
 	case "":
 	case "open":
-		conds = append(conds, "p.state NOT IN ('handled', 'discarded')") // no index is of these: all of it might be read for one event
+		conds = append(conds, "p.state NOT IN ('handled', 'discarded')") // no index holds open records by event: a plan that begins with the state reads all of them
 	default:
 		add("state", f.State)
 	}
 	return strings.Join(append(conds, "1 = 1"), " AND "), args
 }
 
-// order is by age. Nobody shall look for one event in the order of all.
+// order is by age. For one event the database must not walk all records in order:
+// the expression keeps it from the index of seq.
 func (f ParkedFilter) order() string {
 	if f.EventID != "" {
 		return ` ORDER BY p.seq + 0`
@@ -69,7 +70,7 @@ func (f ParkedFilter) order() string {
 	return ` ORDER BY p.seq`
 }
 
-// String says in words what is selected.
+// String describes the selection, for the audit.
 func (f ParkedFilter) String() string {
 	var parts []string
 	for _, c := range []struct{ name, value string }{
@@ -85,7 +86,7 @@ func (f ParkedFilter) String() string {
 	return strings.Join(parts, ", ")
 }
 
-// check refuses what would be no filter for the database.
+// check refuses an EventID that the database would not take for a UUID.
 func (f ParkedFilter) check() error {
 	if f.EventID == "" {
 		return nil
@@ -99,12 +100,12 @@ func (f ParkedFilter) check() error {
 // ErrEventID is returned for an EventID that is not a UUID.
 var ErrEventID = errors.New("event id is not a UUID")
 
-// selects reports whether anything but the state and the group is chosen.
+// selects reports whether the filter chooses by more than state and group.
 func (f ParkedFilter) selects() bool {
 	return f.All || f.EventID != "" || f.Key != "" || f.Topic != "" || f.EventType != "" || f.ErrorClass != ""
 }
 
-// A ParkedRecord is a record that was not handled at once.
+// A ParkedRecord is a record that its consumer group did not handle at once.
 type ParkedRecord struct {
 	Group         string         `json:"consumer_group"`
 	State         string         `json:"state"`
@@ -121,7 +122,7 @@ type ParkedRecord struct {
 	FirstFailedAt time.Time      `json:"first_failed_at,omitzero"`
 	LastFailedAt  time.Time      `json:"last_failed_at,omitzero"`
 	FinishedAt    time.Time      `json:"finished_at,omitzero"`
-	Followers     int64          `json:"followers"` // that wait behind it; 0 for one that waits itself
+	Followers     int64          `json:"followers"` // how many records wait behind it; 0 for one that waits itself
 	Headers       []ParkedHeader `json:"headers,omitempty"`
 	Value         []byte         `json:"value,omitempty"`
 
@@ -129,14 +130,14 @@ type ParkedRecord struct {
 	key []byte // nil without one
 }
 
-// A ParkedHeader is a header of a record, as text where it is text.
+// A ParkedHeader is a header of a record. Bytes that are not text are replaced.
 type ParkedHeader struct {
 	Key   string `json:"key"`
 	Value string `json:"value"`
 }
 
-// Followers are counted for heads alone: of all that wait behind one another
-// each would count the rest.
+// selectParked counts followers for the head of a key alone: of the records that
+// wait behind one another each would count the rest.
 const selectParked = `
 	SELECT p.seq, p.consumer, p.state, p.event_id, p.event_type, p.topic, p.partition, p.record_offset, p.key, p.attempts, p.due_at, p.error_class, p.error,
 		p.first_failed_at, p.last_failed_at, p.finished_at,
@@ -152,8 +153,8 @@ func scanParked(rows *sql.Rows) (r ParkedRecord, err error) {
 	return r, err
 }
 
-// Parked lists parked records without their values, the oldest first, at most
-// limit of them.
+// Parked lists the parked records that f selects, without headers and values, the
+// oldest first, at most limit of them. The error may be ErrEventID.
 func (o *Operator) Parked(ctx context.Context, f ParkedFilter, limit int) ([]ParkedRecord, error) {
 	if err := f.check(); err != nil {
 		return nil, err
@@ -163,8 +164,9 @@ func (o *Operator) Parked(ctx context.Context, f ParkedFilter, limit int) ([]Par
 	return sqldb.ReadAll(rows, err, scanParked, "list parked records")
 }
 
-// Show reads one parked record whole, with its headers and its value, which
-// hold personal data. It is sql.ErrNoRows for an event that is not parked.
+// Show reads one parked record whole, with its headers and its value, which hold
+// personal data; of any group when group is empty. The error is sql.ErrNoRows for
+// an event that is not parked.
 func (o *Operator) Show(ctx context.Context, group, eventID string) (ParkedRecord, error) {
 	found, err := o.Parked(ctx, ParkedFilter{Group: group, EventID: eventID}, 1)
 	if err != nil {
@@ -187,37 +189,39 @@ func (o *Operator) Show(ctx context.Context, group, eventID string) (ParkedRecor
 	return r, nil
 }
 
-// Replay has dead records tried again, for their group alone, with a fresh set
-// of attempts; what waits behind them follows in order. It returns which they
-// are. Running services take them up within two seconds, others when they
-// start. Something must be selected.
+// Replay has the selected dead records retried, for their group alone, with a fresh
+// set of attempts; the records that wait behind them follow in order. It returns
+// the replayed records. A running service retries them within two seconds, another
+// when it starts. The error is ErrNothingSelected for a filter without a choice.
 func (o *Operator) Replay(ctx context.Context, f ParkedFilter, a Action) ([]ParkedRecord, error) {
 	f.State = store.Dead
-	return o.move(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = `+sqldb.Clock+`, finished_at = NULL`, store.Retrying)
+	return o.changeParked(ctx, f, a, "replay", `state = 'retrying', attempts = 0, due_at = `+sqldb.Clock+`, finished_at = NULL`, store.Retrying)
 }
 
-// Discard gives dead records up for ever, and with an EventID also one that is
-// retrying or waiting; what waits behind them goes on. It returns which they
-// are. Something must be selected.
+// Discard gives the selected dead records up for ever, and with an EventID also a
+// record that is retrying or waiting; the records that wait behind them go on. It
+// returns the discarded records. The error is ErrNothingSelected for a filter
+// without a choice.
 func (o *Operator) Discard(ctx context.Context, f ParkedFilter, a Action) ([]ParkedRecord, error) {
 	f.State = store.Dead
 	if f.EventID != "" {
 		f.State = "open"
 	}
-	return o.move(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = `+sqldb.Clock, store.Discarded)
+	return o.changeParked(ctx, f, a, "discard", `state = 'discarded', due_at = NULL, finished_at = `+sqldb.Clock, store.Discarded)
 }
 
-// move changes the selected records, each if it still is what it was: another
-// operator, or the group itself, may be faster.
-func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, set, state string) (moved []ParkedRecord, err error) {
+// changeParked changes the selected records to state, each only if it has not
+// changed since it was read: another operator, or the group itself, may be faster.
+// A discarded head has the next record of its key retried.
+func (o *Operator) changeParked(ctx context.Context, f ParkedFilter, a Action, action, set, state string) (changed []ParkedRecord, err error) {
 	if !f.selects() {
 		return nil, ErrNothingSelected
 	}
 	if err := f.check(); err != nil {
 		return nil, err
 	}
-	return moved, o.do(ctx, a, action, func(tx *sql.Tx) error {
-		moved = []ParkedRecord{}
+	return changed, o.transact(ctx, a, action, func(tx *sql.Tx) error {
+		changed = []ParkedRecord{}
 		where, args := f.where()
 		rows, err := tx.QueryContext(ctx, selectParked+`WHERE `+where+f.order(), args...)
 		selected, err := sqldb.ReadAll(rows, err, scanParked, "select parked records")
@@ -237,24 +241,24 @@ func (o *Operator) move(ctx context.Context, f ParkedFilter, a Action, action, s
 			return rows.Scan(&seqs[len(seqs)-1])
 		})
 		if err != nil {
-			return fmt.Errorf("move parked records: %w", err)
+			return fmt.Errorf("change parked records: %w", err)
 		}
 		slices.Sort(seqs)
 		var targets []string
-		var done []store.ParkedKey
+		var finished []store.ParkedKey
 		for _, r := range selected {
 			if _, won := slices.BinarySearch(seqs, r.seq); won {
 				targets = append(targets, ParkedFilter{Group: r.Group, EventID: r.EventID, Topic: r.Topic, Key: r.Key}.String())
 				if r.key != nil && r.State != store.Waiting && state == store.Discarded {
-					done = append(done, store.ParkedKey{Group: r.Group, Topic: r.Topic, Key: r.key, After: r.seq})
+					finished = append(finished, store.ParkedKey{Group: r.Group, Topic: r.Topic, Key: r.key, After: r.seq})
 				}
 				r.State = state
-				moved = append(moved, r)
+				changed = append(changed, r)
 			}
 		}
-		if err := store.ReleaseNext(ctx, o.db, tx, done); err != nil {
+		if err := store.ReleaseNext(ctx, o.db, tx, finished); err != nil {
 			return err
 		}
-		return a.note(ctx, tx, action, targets, 1)
+		return a.audit(ctx, tx, action, targets, 1)
 	})
 }
