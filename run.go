@@ -348,8 +348,8 @@ func (p *process) awaitDatabase(ctx context.Context, d ops.Database) (*sqldb.DB,
 			return db, err
 		}
 		p.openOrders() // the services that are still to come are not waited for
-		p.door.Delay()
-		p.orders.Delay()
+		p.door.StopWaiting()
+		p.orders.StopWaiting()
 		p.readiness.wait(what, fmt.Errorf("waiting for %s: %w", what, err))
 		p.host.Log.Warn("the database does not serve", "service", name, "err", err)
 		if !retry.Sleep(ctx, retry.Backoff(attempt, 200*time.Millisecond, 5*time.Second)) {

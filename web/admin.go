@@ -12,26 +12,25 @@ import (
 // readyTimeout is how long /readyz waits for its answer.
 const readyTimeout = 2 * time.Second
 
-// Admin returns the routes of an operator's address: /metrics shows what reg
-// gathers, within a second, and is 200 whatever fails (see Guard), /livez is
-// 200 as long as the process answers, /readyz is 200 when ready returns nil
-// within two seconds and else 503 with its reason, and /debug/pprof/ has the
-// profiles. It is for operators alone: keep it off public addresses. The caller
-// may add routes.
+// Admin returns the routes for operators: /metrics shows the metrics of reg within a
+// second and is always 200 (see Guard), /livez is 200 as long as the process answers,
+// /readyz is 200 if ready returns nil within two seconds and else 503 with the error,
+// and /debug/pprof/ has the profiles. Keep it off public addresses. The caller may
+// add routes.
 func Admin(reg prometheus.Gatherer, ready func(context.Context) error) *http.ServeMux {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", metricsPage(reg))
 	mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		plain(w, http.StatusOK, "ok")
+		writeText(w, http.StatusOK, "ok")
 	})
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
 		defer cancel()
 		if err := ready(ctx); err != nil {
-			plain(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
+			writeText(w, http.StatusServiceUnavailable, "not ready: "+err.Error())
 			return
 		}
-		plain(w, http.StatusOK, "ready")
+		writeText(w, http.StatusOK, "ready")
 	})
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
 	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
@@ -41,7 +40,7 @@ func Admin(reg prometheus.Gatherer, ready func(context.Context) error) *http.Ser
 	return mux
 }
 
-func plain(w http.ResponseWriter, status int, text string) {
+func writeText(w http.ResponseWriter, status int, text string) {
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)

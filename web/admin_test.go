@@ -68,7 +68,7 @@ func TestReadyHasTwoSeconds(t *testing.T) {
 	})
 }
 
-// A profile is asked for by seconds, and may take more of them than an answer has.
+// The seconds of a profile may exceed the time-out of an answer.
 func TestProfilesOutliveTheTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := serve(t, Handler(Admin(prometheus.NewRegistry(), nil), HandlerConfig{}))

@@ -20,7 +20,7 @@ const (
 	CodeSyntax = "syntax"
 	// CodeEmpty is a body without a value.
 	CodeEmpty = "empty_body"
-	// CodeIncomplete is a body that was cut off or badly framed on its way.
+	// CodeIncomplete is a body that was cut off or badly framed.
 	CodeIncomplete = "incomplete_body"
 	// CodeTrailingData is anything but white space after the value.
 	CodeTrailingData = "trailing_data"
@@ -44,8 +44,8 @@ const (
 	CodeNUL = "nul_character"
 )
 
-// Decode reads the request's JSON body strictly into v, a pointer, and returns
-// the body as it was sent. The content type must be application/json (else 415),
+// Decode decodes the request's JSON body strictly into v, a pointer, and returns the
+// body as it was sent. The content type must be application/json (else 415),
 // the body at most [MaxBody] bytes long (else 413), and it must arrive in time
 // (else 408).
 //
@@ -55,11 +55,11 @@ const (
 // data after its end, invalid UTF-8, a lone surrogate, more than 32 levels, or is
 // no JSON at all: the codes from [CodeSyntax] on. A text with the character
 // U+0000, which no database column takes, is refused with 422. A field is
-// optional when it is a pointer or its tag says omitempty or omitzero; null means
-// absent there. Whether a field is there at all is left to the caller: it stays
-// zero. Types with an UnmarshalJSON or UnmarshalText of their own are supported.
+// optional if it is a pointer or its tag says omitempty or omitzero; there null means
+// absent. A field that is absent stays zero, which the caller checks. Types with their
+// own UnmarshalJSON or UnmarshalText are supported.
 //
-// Every error is a [*Problem]; v is untouched then.
+// Every error is a [*Problem], and leaves v unchanged.
 func Decode(w http.ResponseWriter, r *http.Request, v any) (body []byte, err error) {
 	if p := checkContentType(r.Header); p != nil {
 		return nil, p
@@ -78,9 +78,9 @@ func Decode(w http.ResponseWriter, r *http.Request, v any) (body []byte, err err
 	return body, nil
 }
 
-// checkContentType wants exactly one Content-Type: application/json, which may
-// name UTF-8 and nothing else. A form or a text/plain request, which a foreign
-// page can send without asking, ends here.
+// checkContentType requires exactly one Content-Type: application/json, with no
+// parameter but charset=utf-8. It refuses forms and text/plain, which a page of another
+// origin can send without a preflight request.
 func checkContentType(h http.Header) *Problem {
 	p := NewProblem(http.StatusUnsupportedMediaType, "unsupported-media-type", "Unsupported media type",
 		"Send the body as application/json in UTF-8, without a content encoding.")
@@ -105,8 +105,8 @@ func checkContentType(h http.Header) *Problem {
 	return nil
 }
 
-// readProblem tells a body that is too long from one that stalls and from one
-// that is cut off or badly framed.
+// readProblem returns the problem for the error of a read: a body that is too long, one
+// that stalls, or one that is cut off or badly framed.
 func readProblem(err error) *Problem {
 	var tooLarge *http.MaxBytesError
 	var network net.Error
@@ -123,7 +123,7 @@ func readProblem(err error) *Problem {
 	return p.Because(fmt.Errorf("read body: %w", err))
 }
 
-// malformed is the 400 problem for a body that cannot be decoded.
+// malformed returns the 400 problem for a body that cannot be decoded.
 func malformed(detail string, errs ...FieldError) *Problem {
 	p := NewProblem(http.StatusBadRequest, "malformed-body", "The request body cannot be decoded", detail)
 	p.Errors = errs

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// coupon reads itself from JSON, as money does.
+// coupon has an UnmarshalJSON, as event.Money.
 type coupon string
 
 func (c *coupon) UnmarshalJSON(b []byte) error {
@@ -55,7 +55,7 @@ type sample struct {
 	Hidden  string            `json:"-"`
 }
 
-// post sends body to Decode as a JSON request and returns what it says.
+// post sends body to Decode as a JSON request and returns the results.
 func post(body string, v any) ([]byte, error) {
 	r := httptest.NewRequest("POST", "/api/v1/orders", strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
@@ -121,7 +121,7 @@ func nest(levels int) any {
 	return v
 }
 
-// refused is every kind of body that must not get in, and what is said of it.
+// refused has every kind of body that Decode refuses, and its faults.
 var refused = []struct {
 	name, body string
 	want       string // status, then "pointer code" of each fault, joined by commas
@@ -389,7 +389,7 @@ func TestDecodeBodyLimit(t *testing.T) {
 
 type onlyReader struct{ io.Reader }
 
-// endless would fill the memory of whoever reads it all.
+// endless never ends: a reader without a limit would fill its memory.
 type endless struct{}
 
 func (endless) Read(b []byte) (int, error) {

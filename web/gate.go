@@ -10,37 +10,36 @@ import (
 	"time"
 )
 
-// A Gate stands where a handler will be. Until it is opened every request is
-// answered with a 503 that says when to come back: a problem, or a page for
-// whoever asks for one. A start that goes well takes a moment, which those who
-// come in it wait; once it is known that it will take longer, nobody waits.
+// A Gate takes the place of a handler until the handler is ready. A closed gate
+// answers 503 with Retry-After: a page to browsers, a problem to other clients. At
+// first it lets requests wait, because a start usually takes a moment only.
 type Gate struct {
-	next   atomic.Pointer[http.Handler]
-	moment context.Context // ends when nobody is to wait any more
-	end    context.CancelFunc
+	next        atomic.Pointer[http.Handler]
+	waiting     context.Context // ends when requests no longer wait
+	stopWaiting context.CancelFunc
 }
 
-// NewGate makes a Gate at which requests wait for the moment from now on.
+// NewGate returns a closed gate at which requests wait up to moment from now.
 func NewGate(moment time.Duration) *Gate {
 	g := &Gate{}
-	g.moment, g.end = context.WithTimeout(context.Background(), moment)
+	g.waiting, g.stopWaiting = context.WithTimeout(context.Background(), moment)
 	return g
 }
 
-// Open has all further requests, and those that wait, answered by h.
+// Open makes h answer the waiting requests and all further ones.
 func (g *Gate) Open(h http.Handler) {
 	g.next.Store(&h)
-	g.end()
+	g.stopWaiting()
 }
 
-// Delay says that it will not be opened soon: nobody waits for it any more.
-func (g *Gate) Delay() { g.end() }
+// StopWaiting makes a closed gate answer at once: it will not be opened soon.
+func (g *Gate) StopWaiting() { g.stopWaiting() }
 
-// ServeHTTP answers the request.
+// ServeHTTP implements http.Handler.
 func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if g.next.Load() == nil {
 		select {
-		case <-g.moment.Done():
+		case <-g.waiting.Done():
 		case <-r.Context().Done():
 		}
 	}
@@ -61,7 +60,7 @@ func (g *Gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = io.WriteString(w, startingPage) // the only error is a client that is gone
 }
 
-// startingPage asks for itself again until something else comes.
+// startingPage reloads itself every five seconds.
 const startingPage = `<!doctype html>
 <html lang="ru">
 <head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><meta http-equiv="refresh" content="5"><title>Pizzaflow</title></head>

@@ -11,7 +11,7 @@ import (
 
 func TestGate(t *testing.T) {
 	gate := NewGate(time.Hour)
-	gate.Delay()
+	gate.StopWaiting()
 	door := Handler(gate, HandlerConfig{})
 	ask := func(accept string) *httptest.ResponseRecorder {
 		w, r := httptest.NewRecorder(), httptest.NewRequest(http.MethodPost, "/api/v1/orders", strings.NewReader("{}"))
@@ -35,7 +35,7 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// Who comes while a start goes well is answered by what has started.
+// A request that arrives shortly before the gate opens is answered by the handler.
 func TestGateHoldsForAMoment(t *testing.T) {
 	for name, c := range map[string]struct {
 		then func(*Gate)
@@ -45,7 +45,7 @@ func TestGateHoldsForAMoment(t *testing.T) {
 		"it opens": {func(g *Gate) {
 			g.Open(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) }))
 		}, http.StatusTeapot, time.Second},
-		"it will take longer": {(*Gate).Delay, http.StatusServiceUnavailable, time.Second},
+		"it will take longer": {(*Gate).StopWaiting, http.StatusServiceUnavailable, time.Second},
 		"nothing comes of it": {func(*Gate) {}, http.StatusServiceUnavailable, 2 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -57,7 +57,7 @@ func TestGateHoldsForAMoment(t *testing.T) {
 				if took := time.Since(began); w.Code != c.want || took != c.took {
 					t.Errorf("%d after %s, want %d after %s", w.Code, took, c.want, c.took)
 				}
-				gate.Delay()
+				gate.StopWaiting()
 			})
 		})
 	}

@@ -12,31 +12,30 @@ import (
 	"time"
 )
 
-// HandlerConfig is what [Handler] needs to know. The zero value works: no log, no
-// rate limit, and problems for paths under /api.
+// HandlerConfig configures [Handler]. The zero value has no log and no rate limit,
+// and answers problems to paths under /api.
 type HandlerConfig struct {
-	// Log takes the access log (at level info) and panics.
+	// Log gets the access log (at level info) and panics.
 	Log *slog.Logger
-	// RateLimit is the number of requests a minute that one peer may make; 0 is
-	// no limit. Requests from this machine are never limited.
+	// RateLimit is the number of requests a minute of one peer; 0 is no limit.
+	// Requests from this machine are not limited.
 	RateLimit int
-	// TrustedProxies are the addresses whose X-Forwarded-For tells the real peer.
+	// TrustedProxies are the addresses whose X-Forwarded-For names the real peer.
 	TrustedProxies []netip.Prefix
-	// API tells the paths whose plain-text errors (404 and 405 of a ServeMux among
-	// them) are answered as problems. Default: /api and everything below it.
+	// API reports whether the plain-text errors of a path, such as the 404 and 405
+	// of a ServeMux, are answered as problems. Default: /api and all paths below it.
 	API func(path string) bool
 }
 
-// Handler puts in front of h what every request to a public address goes through:
-// a request id, a traceparent, security headers, the rate limit, the refusal of
-// cross-origin writes, the body limit, recovery from panics, and the access log.
+// Handler wraps h in the middleware of a public address: request id, traceparent,
+// security headers, rate limit, refusal of cross-origin writes, body limit, recovery
+// from panics, and access log.
 //
-// h finds the request id and a valid traceparent in the request's headers
-// X-Request-Id and Traceparent, whatever the client sent. It may replace any of
-// the answer's headers, the content security policy and Cache-Control (no-store)
-// among them. An answer of type text/event-stream is exempt from the server's
-// time-outs (each write has 30 seconds of its own), and its request's context
-// ends when [Serve] begins to stop.
+// The request's headers X-Request-Id and Traceparent are valid when h is called. h
+// may replace any header of the answer, including the content security policy and
+// Cache-Control (no-store). An answer of type text/event-stream is exempt from the
+// server's time-outs (each write has its own, of 30 seconds), and its request's
+// context ends when [Serve] begins to stop.
 func Handler(h http.Handler, cfg HandlerConfig) http.Handler {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -44,51 +43,53 @@ func Handler(h http.Handler, cfg HandlerConfig) http.Handler {
 	if cfg.API == nil {
 		cfg.API = func(path string) bool { return path == "/api" || strings.HasPrefix(path, "/api/") }
 	}
-	return &edge{next: h, cfg: cfg, limit: newLimiter(cfg.RateLimit), origin: http.NewCrossOriginProtection()}
+	return &middleware{next: h, cfg: cfg, limit: newLimiter(cfg.RateLimit), origin: http.NewCrossOriginProtection()}
 }
 
-type edge struct {
+type middleware struct {
 	next   http.Handler
 	cfg    HandlerConfig
 	limit  *limiter // nil: none
 	origin *http.CrossOriginProtection
 }
 
-// ServeHTTP takes one request through everything in order.
-func (e *edge) ServeHTTP(conn http.ResponseWriter, r *http.Request) {
+// ServeHTTP implements http.Handler.
+func (e *middleware) ServeHTTP(conn http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	ctx, cancel := context.WithCancelCause(r.Context())
 	r = r.WithContext(ctx)
 	w := &response{ResponseWriter: conn, request: r, cancel: cancel, api: e.cfg.API(r.URL.Path)}
-	identify(r)
-	secure(w.Header())
+	ensureRequestID(r)
+	ensureTraceparent(r)
+	setSecurityHeaders(w.Header())
 	w.Header().Set(requestIDHeader, RequestID(r))
 	defer func() {
-		abort := e.recovered(recover(), w, r)
+		abort := e.answerPanic(recover(), w, r)
 		if w.status == 0 && !abort {
-			w.status = http.StatusOK // which net/http sends for a handler that sent nothing
+			w.status = http.StatusOK // net/http sends it for a handler that sent nothing
 		}
-		w.finish()
-		e.access(w, r, time.Since(began))
+		w.release()
+		e.logAccess(w, r, time.Since(began))
 		if abort {
 			panic(http.ErrAbortHandler)
 		}
 	}()
-	if p := e.refusal(r); p != nil {
+	if p := e.admitRequest(r); p != nil {
 		writeProblem(w, r, p)
 		return
 	}
 	if r.Body != nil {
-		// The limit is told the connection, not our wrapper: only so can it close it.
+		// MaxBytesReader gets the connection, not our wrapper, so that it can close it.
 		r.Body = http.MaxBytesReader(conn, r.Body, MaxBody)
 	}
 	e.next.ServeHTTP(w, r)
 }
 
-// refusal is the answer to a request that h never gets to see.
-func (e *edge) refusal(r *http.Request) *Problem {
+// admitRequest counts the request against the rate limit and checks its origin. It
+// returns the problem to refuse it with, or nil.
+func (e *middleware) admitRequest(r *http.Request) *Problem {
 	if peer, limited := peerOf(r, e.cfg.TrustedProxies); limited && e.limit != nil {
-		if wait := e.limit.take(peer); wait > 0 {
+		if wait := e.limit.reserve(peer); wait > 0 {
 			p := NewProblem(http.StatusTooManyRequests, "too-many-requests", "Too many requests",
 				"Please slow down and try again later.")
 			p.RetryAfter = wait
@@ -102,9 +103,10 @@ func (e *edge) refusal(r *http.Request) *Problem {
 	return nil
 }
 
-// recovered answers for a handler that panicked, and reports whether the
-// connection has to be cut because half an answer is already out.
-func (e *edge) recovered(v any, w *response, r *http.Request) (abort bool) {
+// answerPanic logs the panic v of a handler and answers 500. It returns true if the
+// connection must be cut, because a part of another answer was sent. A nil v is no
+// panic.
+func (e *middleware) answerPanic(v any, w *response, r *http.Request) (abort bool) {
 	if v == nil {
 		return false
 	}
@@ -120,11 +122,10 @@ func (e *edge) recovered(v any, w *response, r *http.Request) (abort bool) {
 	return false
 }
 
-// access writes the request's line in the access log; a status of 0 means that
-// nothing was answered. The query, the headers and
-// the peer stay out of it, and so does a path that no route matches unless it
-// looks like one.
-func (e *edge) access(w *response, r *http.Request, took time.Duration) {
+// logAccess writes the request's line in the access log; a status of 0 means that
+// nothing was answered. It logs no query, no header and no peer, and of a path that
+// matches no route only what plainPath returns.
+func (e *middleware) logAccess(w *response, r *http.Request, took time.Duration) {
 	route := r.Pattern
 	if route == "" {
 		route = plainPath(r.URL.Path)
@@ -134,33 +135,35 @@ func (e *edge) access(w *response, r *http.Request, took time.Duration) {
 		"duration_ms", float64(took.Microseconds())/1000, "request_id", RequestID(r))
 }
 
-// plainPath keeps a path of letters, digits and the marks of paths.
+// plainPath returns a short path of letters, digits and -_./ as it is, any other as
+// (other).
 func plainPath(path string) string {
 	if len(path) > 128 {
 		return "(other)"
 	}
 	for _, c := range path {
-		if !isWord(c) && !strings.ContainsRune("/-_.", c) {
+		if !isAlphanumeric(c) && !strings.ContainsRune("/-_.", c) {
 			return "(other)"
 		}
 	}
 	return path
 }
 
-// plainMethod keeps a method that is a short word: clients may invent others.
+// plainMethod returns a method that is a short word as it is, any other as (other):
+// clients may invent methods.
 func plainMethod(method string) string {
-	if len(method) > 16 || strings.ContainsFunc(method, func(c rune) bool { return !isWord(c) }) {
+	if len(method) > 16 || strings.ContainsFunc(method, func(c rune) bool { return !isAlphanumeric(c) }) {
 		return "(other)"
 	}
 	return method
 }
 
-func isWord(c rune) bool {
+func isAlphanumeric(c rune) bool {
 	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 }
 
-// secure sets the headers that every answer has unless its handler replaces them.
-func secure(h http.Header) {
+// setSecurityHeaders sets headers that a handler may replace.
+func setSecurityHeaders(h http.Header) {
 	h.Set("Content-Security-Policy", "default-src 'self'; object-src 'none'; base-uri 'none'; "+
 		"frame-ancestors 'none'; form-action 'self'")
 	h.Set("X-Content-Type-Options", "nosniff")

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// routes is a small API with every kind of answer, behind Handler.
+// routes is an API with every kind of answer, behind Handler.
 func routes(t *testing.T, log io.Writer) http.Handler {
 	t.Helper()
 	mux := http.NewServeMux()
@@ -181,7 +181,7 @@ func TestRequestIdentity(t *testing.T) {
 	}
 	r := httptest.NewRequest("GET", "/", nil)
 	r.Header.Set("Tracestate", "vendor=1")
-	if identify(r); r.Header.Get("Tracestate") != "" {
+	if ensureTraceparent(r); r.Header.Get("Tracestate") != "" {
 		t.Error("the tracestate outlived its traceparent")
 	}
 }
@@ -306,7 +306,7 @@ func TestHandlerKeepsTheWriterWhole(t *testing.T) {
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			t.Error(err)
 		}
-		w.WriteHeader(http.StatusTeapot) // too late, as everywhere
+		w.WriteHeader(http.StatusTeapot) // too late, as with any http.ResponseWriter
 	}), HandlerConfig{}).ServeHTTP(rec, httptest.NewRequest("GET", "/", nil))
 	if rec.Code != 200 {
 		t.Error(rec.Code)

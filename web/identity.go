@@ -14,34 +14,37 @@ const (
 	traceparentHeader = "Traceparent"
 )
 
-// RequestID returns the id of a request that came through [Handler], and "" of
-// any other. It is the id that the answer, its problem and the log show.
+// RequestID returns the id that [Handler] gave the request, "" without Handler. The
+// answer, its problem and the log show it.
 func RequestID(r *http.Request) string { return r.Header.Get(requestIDHeader) }
 
-// identify gives the request an id and a traceparent where it brought none, or
-// none that is well-formed: what stands in logs and headers is not the client's
-// to write.
-func identify(r *http.Request) {
+// ensureRequestID replaces a missing or malformed X-Request-Id: it goes into logs
+// and headers, where a client must not write other text.
+func ensureRequestID(r *http.Request) {
 	if ids := r.Header.Values(requestIDHeader); len(ids) != 1 || len(ids[0]) != 36 || uuid.Validate(ids[0]) != nil {
 		r.Header.Set(requestIDHeader, uuid.Must(uuid.NewV7()).String())
 	}
+}
+
+// ensureTraceparent begins a new trace if the request has no valid Traceparent.
+func ensureTraceparent(r *http.Request) {
 	if parents := r.Header.Values(traceparentHeader); len(parents) != 1 || !validTraceparent(parents[0]) {
 		r.Header.Set(traceparentHeader, newTraceparent())
-		r.Header.Del("Tracestate") // it belongs to the trace that was not taken over
+		r.Header.Del("Tracestate") // it belongs to the trace that was not continued
 	}
 }
 
-// newTraceparent begins a new W3C trace.
+// newTraceparent returns the traceparent of a new W3C trace.
 func newTraceparent() string {
 	var b [24]byte
 	_, _ = rand.Read(b[:]) // never fails
-	b[0] |= 1              // an id of zeros alone is not valid
+	b[0] |= 1              // an id of zeros is invalid
 	b[16] |= 1
 	return "00-" + hex.EncodeToString(b[:16]) + "-" + hex.EncodeToString(b[16:]) + "-01"
 }
 
 // validTraceparent reports whether s is a W3C traceparent of version 00, the only
-// one there is.
+// version so far.
 func validTraceparent(s string) bool {
 	parts := strings.Split(s, "-")
 	return len(parts) == 4 && parts[0] == "00" &&

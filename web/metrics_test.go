@@ -15,7 +15,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// A bad collector does something to whoever asks it.
+// A bad collector panics, fails or hangs when it is collected.
 type bad struct {
 	desc *prometheus.Desc
 	do   func(ch chan<- prometheus.Metric)
@@ -24,7 +24,7 @@ type bad struct {
 func (b bad) Describe(ch chan<- *prometheus.Desc) { ch <- b.desc }
 func (b bad) Collect(ch chan<- prometheus.Metric) { b.do(ch) }
 
-// badCollectors are all ways to spoil a page, by name.
+// badCollectors has a collector for each way to spoil a page, by name.
 func badCollectors(hang <-chan struct{}) map[string]prometheus.Collector {
 	collector := func(name string, do func(desc *prometheus.Desc, ch chan<- prometheus.Metric)) prometheus.Collector {
 		desc := prometheus.NewDesc(name, "Bad.", nil, nil)
@@ -48,8 +48,8 @@ func badCollectors(hang <-chan struct{}) map[string]prometheus.Collector {
 	}
 }
 
-// Each bad collector is left out of the page, and nothing else is. Twice,
-// because one that hangs has not come back yet.
+// Only the bad collectors are left out of the page. It is read twice, because the
+// first call of a collector that hangs is still under way at the second.
 func TestGuardedCollectorsSpoilNoPage(t *testing.T) {
 	for _, wrap := range []string{"", "pizza_"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -91,8 +91,8 @@ func scrape(t *testing.T, mux http.Handler) string {
 	return rec.Body.String()
 }
 
-// What nobody has guarded may cost the page its content, but neither the
-// answer nor the process; and what hangs is not called again and again.
+// A gatherer without Guard that panics, fails or hangs costs the page its content,
+// but neither the answer nor the process; while it hangs it is not called again.
 func TestPageIsThereWhateverGathers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := make(chan struct{})

@@ -14,26 +14,26 @@ import (
 )
 
 // ProblemBase begins the type of every problem. The whole type is an identifier
-// that never changes its meaning; it is not meant to be fetched.
+// that never changes its meaning; it is no address to fetch.
 const ProblemBase = "https://pizzaflow.example/problems/"
 
-// StatusClientClosedRequest is recorded (and never seen by anybody) when the
-// client left before its answer was ready.
+// StatusClientClosedRequest is the status in the access log when the client left
+// before its answer was ready.
 const StatusClientClosedRequest = 499
 
-// FieldError says what is wrong with one field of a request.
+// FieldError is the error of one field of a request.
 type FieldError struct {
 	// Pointer is a JSON pointer in URI fragment form, such as "#/items/0/quantity".
 	Pointer string `json:"pointer"`
-	// Code is stable and meant for programs, such as "unknown_field".
+	// Code is stable and for programs, such as "unknown_field".
 	Code string `json:"code"`
-	// Detail is meant for people. It never repeats the submitted value.
+	// Detail is for people. It never repeats the submitted value.
 	Detail string `json:"detail,omitempty"`
 }
 
-// Problem is an answer that is not a success, as RFC 9457 describes it. It is an
-// error, so that it can be returned from where the fault is found and written by
-// [Error] at the edge. A Problem may be shared: [Error] never changes it.
+// Problem is an error answer as RFC 9457 describes it. It is an error, so that the
+// function that finds a fault returns it and the handler writes it by [Error]. A
+// Problem may be shared: [Error] never changes it.
 type Problem struct {
 	// Type is a stable identifier, [ProblemBase] and a slug.
 	Type string `json:"type"`
@@ -47,7 +47,7 @@ type Problem struct {
 	Instance string `json:"instance,omitempty"`
 	// RequestID is the X-Request-Id of the answer. [Error] fills it in.
 	RequestID string `json:"request_id,omitempty"`
-	// Errors lists the fields at fault, if it is about fields.
+	// Errors lists the fields at fault, if there are any.
 	Errors []FieldError `json:"errors,omitempty"`
 	// RetryAfter, if positive, becomes the header Retry-After, in whole seconds
 	// rounded up.
@@ -61,8 +61,7 @@ func NewProblem(status int, slug, title, detail string) *Problem {
 	return &Problem{Type: ProblemBase + slug, Title: title, Status: status, Detail: detail}
 }
 
-// Invalid returns the 422 problem for a request that was understood and is not
-// acceptable.
+// Invalid returns the 422 problem for a well-formed request with unacceptable fields.
 func Invalid(errs ...FieldError) *Problem {
 	p := NewProblem(http.StatusUnprocessableEntity, "invalid-request", "The request is not acceptable",
 		"The request was understood, but some of its fields are missing or out of range.")
@@ -75,15 +74,15 @@ func NotFound(detail string) *Problem {
 	return NewProblem(http.StatusNotFound, "not-found", "Not found", detail)
 }
 
-// Unavailable returns the 503 problem, to be tried again after five seconds.
+// Unavailable returns the 503 problem, with Retry-After of five seconds.
 func Unavailable(detail string) *Problem {
 	p := NewProblem(http.StatusServiceUnavailable, "unavailable", "Temporarily unavailable", detail)
 	p.RetryAfter = 5 * time.Second
 	return p
 }
 
-// statusProblem is the problem for a status alone. Where the status says it all,
-// its type is about:blank, as RFC 9457 wants it.
+// statusProblem returns the problem for a status. If nothing is known beyond the
+// status, its type is about:blank, as RFC 9457 says.
 func statusProblem(status int) *Problem {
 	switch status {
 	case http.StatusNotFound:
@@ -102,8 +101,8 @@ func statusProblem(status int) *Problem {
 	return &Problem{Type: "about:blank", Title: http.StatusText(status), Status: status}
 }
 
-// Because returns a copy of p that wraps err, which is logged by [Error] where
-// the problem is our own fault (a status of 500 and above) and is never sent.
+// Because returns a copy of p that wraps err. [Error] logs err if the status is 500
+// or above, and never sends it.
 func (p *Problem) Because(err error) *Problem {
 	c := *p
 	c.cause = err
@@ -123,14 +122,14 @@ func (p *Problem) Error() string {
 	return s.String()
 }
 
-// Unwrap returns what [Problem.Because] was given.
+// Unwrap returns the error given to [Problem.Because].
 func (p *Problem) Unwrap() error { return p.cause }
 
 // Error answers the request with err. A [*Problem] in err's chain is written as it
-// is, a [*http.MaxBytesError] is 413; anything else is a 500 that tells nothing.
-// What is our fault (500 and above) is logged, with the request's id. When the
-// client has left, nothing is sent, and that is not logged as an error; when the
-// server is stopping and took the request's context away, it is a 503.
+// is, a [*http.MaxBytesError] is 413, and any other error is a 500 without details.
+// An answer of 500 and above is logged with the request's id. When the client has
+// left, nothing is sent, which is logged below level error; when the server cancelled
+// the request's context because it stops, the answer is 503.
 func Error(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -156,8 +155,8 @@ func Error(w http.ResponseWriter, r *http.Request, log *slog.Logger, err error) 
 	writeProblem(w, r, p)
 }
 
-// problemOf maps an error to its problem, or to nil where there is nobody left to
-// read it; cancelled says that the error is no more than that.
+// problemOf returns the problem of an error, nil if the client has left. cancelled
+// reports that the error is the cancelled context.
 func problemOf(ctx context.Context, err error) (p *Problem, cancelled bool) {
 	cancelled = errors.Is(err, context.Canceled)
 	gone := errors.Is(ctx.Err(), context.Canceled)
@@ -165,7 +164,7 @@ func problemOf(ctx context.Context, err error) (p *Problem, cancelled bool) {
 	var tooLarge *http.MaxBytesError
 	switch found := errors.As(err, &p); {
 	case gone && !stopped && (cancelled || !found):
-		return nil, cancelled // drivers have words of their own for a cancelled context
+		return nil, cancelled // drivers have errors of their own for a cancelled context
 	case found:
 		return p, cancelled
 	case errors.As(err, &tooLarge):
@@ -176,7 +175,7 @@ func problemOf(ctx context.Context, err error) (p *Problem, cancelled bool) {
 	return statusProblem(http.StatusInternalServerError), cancelled
 }
 
-// writeProblem sends p with what it leaves open filled in from the request.
+// writeProblem sends p with the id and the path of the request.
 func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	c := *p
 	c.RequestID = RequestID(r)
@@ -189,7 +188,7 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	}
 	h := w.Header()
 	for _, name := range []string{"Content-Encoding", "Etag", "Last-Modified", "Content-Disposition"} {
-		h.Del(name) // they described the answer that is not given
+		h.Del(name) // they describe the answer that p replaces
 	}
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -202,8 +201,8 @@ func writeProblem(w http.ResponseWriter, r *http.Request, p *Problem) {
 	writeBody(w, c.Status, "application/problem+json; charset=utf-8", body)
 }
 
-// JSON answers with v. A v that encoding/json cannot write is a mistake in the
-// program and panics, which [Handler] turns into a 500.
+// JSON answers with v. It panics if encoding/json cannot encode v, which [Handler]
+// answers with 500.
 func JSON(w http.ResponseWriter, status int, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {

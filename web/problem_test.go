@@ -16,7 +16,7 @@ import (
 
 const anID = "0190b2c3-4d5e-7f60-8172-839405162738"
 
-// goldens are answers that programs rely on: what changes one of them breaks a client.
+// goldens are answers that clients rely on: a change of one breaks a client.
 var goldens = []struct {
 	name   string
 	err    error
@@ -94,7 +94,7 @@ func TestProblemGoldens(t *testing.T) {
 	}
 }
 
-// fields spells out the problem in err's chain.
+// fields returns the fields of the problem in err's chain.
 func fields(err error) string {
 	if p := (*Problem)(nil); errors.As(err, &p) {
 		return fmt.Sprintf("%#v", *p)
@@ -112,7 +112,7 @@ func TestErrorLogsWhatIsOurFault(t *testing.T) {
 		ctx    context.Context
 		err    error
 		status int
-		level  string // "" is no line at all
+		level  string // "" for no line
 		logged string
 	}{
 		{"validation", t.Context(), Invalid(), 422, "", ""},

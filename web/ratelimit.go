@@ -9,26 +9,26 @@ import (
 	"time"
 )
 
-// maxPeers bounds the peers that a limiter remembers.
+// maxPeers is the limit of peers in a limiter.
 const maxPeers = 10_000
 
-// limiter allows each peer a number of requests a minute: all at once, if the
-// peer was quiet before, and then evenly. For each peer it keeps one time, the one
-// at which the peer's debt is paid.
+// limiter is a leaky bucket for each peer (the generic cell rate algorithm): a peer
+// may send all its requests of a minute at once, and then one each interval. For each
+// peer it keeps the time at which the bucket is empty.
 //
-// Peers are kept in two generations. When the young one is full it becomes the
-// old one and the old one is forgotten; a peer that comes again moves to the
-// young. So memory is bounded, no request waits for a sweep, and a busy peer is
-// not forgotten.
+// Peers are kept in two generations. When the young one is full it becomes the old
+// one, and the old one is dropped; a peer that sends another request moves to the
+// young one. So memory is bounded, no request waits for a sweep, and an active peer
+// keeps its bucket.
 type limiter struct {
-	interval time.Duration // one request costs this much
-	burst    time.Duration // and this much debt is allowed
+	interval time.Duration // the cost of one request
+	burst    time.Duration // the size of a bucket
 
 	mu         sync.Mutex
 	young, old map[netip.Prefix]time.Time
 }
 
-// newLimiter returns nil when there is no limit.
+// newLimiter returns nil for no limit.
 func newLimiter(perMinute int) *limiter {
 	if perMinute <= 0 {
 		return nil
@@ -40,33 +40,33 @@ func newLimiter(perMinute int) *limiter {
 	}
 }
 
-// take counts one request and returns 0, or returns how long the peer has to wait
-// for its next one.
-func (l *limiter) take(peer netip.Addr) time.Duration {
+// reserve counts one request and returns 0, or returns how long the peer must wait
+// before its next request.
+func (l *limiter) reserve(peer netip.Addr) time.Duration {
 	key := peerKey(peer)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	paid, ok := l.young[key]
+	emptyAt, ok := l.young[key]
 	if !ok {
-		paid = l.old[key]
+		emptyAt = l.old[key]
 	}
-	if paid.Before(now) {
-		paid = now
+	if emptyAt.Before(now) {
+		emptyAt = now
 	}
-	wait := max(0, paid.Add(l.interval).Sub(now)-l.burst)
+	wait := max(0, emptyAt.Add(l.interval).Sub(now)-l.burst)
 	if wait == 0 {
-		paid = paid.Add(l.interval)
+		emptyAt = emptyAt.Add(l.interval)
 	}
 	if !ok && len(l.young) >= maxPeers/2 {
 		l.old, l.young = l.young, make(map[netip.Prefix]time.Time)
 	}
-	l.young[key] = paid
+	l.young[key] = emptyAt
 	return wait
 }
 
-// peerKey is what is counted: one IPv4 address, or the /64 network of an IPv6
-// one, which is what a single customer is given.
+// peerKey returns an IPv4 address, or the /64 network of an IPv6 address: providers
+// give one customer a whole /64.
 func peerKey(peer netip.Addr) netip.Prefix {
 	bits := 32
 	if peer.Is6() {
@@ -76,14 +76,14 @@ func peerKey(peer netip.Addr) netip.Prefix {
 	return key
 }
 
-// peerOf returns who is asking, and whether the rate limit is for them. A trusted
-// proxy is taken at its word: the last address in X-Forwarded-For that is not a
-// trusted proxy itself. Whatever others write there is ignored. This machine is
-// not limited, unless as a trusted proxy it says that it speaks for another.
+// peerOf returns the peer of a request and whether the rate limit applies to it. If
+// the connection is from a trusted proxy, the peer is the last address in
+// X-Forwarded-For that is no trusted proxy; else the header is ignored. Requests from
+// this machine are not limited, unless it is a trusted proxy that forwards for others.
 func peerOf(r *http.Request, trusted []netip.Prefix) (peer netip.Addr, limited bool) {
 	peer, ok := parseAddr(r.RemoteAddr)
 	if !ok {
-		return netip.Addr{}, true // a connection without an IP address: all of them count as one
+		return netip.Addr{}, true // no IP address: all such connections share a bucket
 	}
 	isTrusted := func(a netip.Addr) bool {
 		return slices.ContainsFunc(trusted, func(p netip.Prefix) bool { return p.Contains(a) })
@@ -95,7 +95,7 @@ func peerOf(r *http.Request, trusted []netip.Prefix) (peer netip.Addr, limited b
 	for _, hop := range slices.Backward(strings.Split(strings.Join(hops, ","), ",")) {
 		next, ok := parseAddr(strings.TrimSpace(hop))
 		if !ok {
-			break // count it as the proxy that let this through
+			break // the proxy that passed it on is counted
 		}
 		if peer = next; !isTrusted(peer) {
 			break
@@ -104,8 +104,8 @@ func peerOf(r *http.Request, trusted []netip.Prefix) (peer netip.Addr, limited b
 	return peer, true
 }
 
-// parseAddr reads an address with or without a port; an IPv4 address in IPv6
-// clothes and a zone do not make another peer of it.
+// parseAddr reads an address with or without a port. It unmaps IPv4-mapped IPv6
+// addresses and drops the zone, so that a peer has one address.
 func parseAddr(s string) (netip.Addr, bool) {
 	if ap, err := netip.ParseAddrPort(s); err == nil {
 		return ap.Addr().Unmap().WithZone(""), true

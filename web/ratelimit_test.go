@@ -74,12 +74,12 @@ func TestLimiterRemembersBusyPeersInBoundedMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLimiter(1)
 		busy := netip.MustParseAddr("203.0.113.7")
-		if l.take(busy) != 0 {
+		if l.reserve(busy) != 0 {
 			t.Fatal("refused at once")
 		}
 		for i := range 40_000 {
-			l.take(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
-			if i%4000 == 0 && l.take(busy) == 0 {
+			l.reserve(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}))
+			if i%4000 == 0 && l.reserve(busy) == 0 {
 				t.Fatalf("forgotten after %d others", i)
 			}
 			if known := len(l.young) + len(l.old); known > maxPeers {
@@ -104,10 +104,10 @@ func TestPeers(t *testing.T) {
 		{"[::ffff:203.0.113.7]:1", nil, nil, "203.0.113.7", true},
 		{"[fe80::1%eth0]:1", nil, nil, "fe80::1", true},
 		{"pipe", nil, nil, "invalid IP", true},
-		// Nobody who is not trusted is believed.
+		// The header of a peer that is not trusted is ignored.
 		{"203.0.113.7:1", []string{"127.0.0.1"}, trusted, "203.0.113.7", true},
 		{"127.0.0.1:1", []string{"198.51.100.1"}, nil, "127.0.0.1", false},
-		// A trusted proxy is, but not what others wrote before it.
+		// Of a trusted proxy's header, the addresses that others wrote before it are ignored.
 		{"10.1.1.1:1", []string{"203.0.113.7"}, trusted, "203.0.113.7", true},
 		{"127.0.0.1:1", []string{"203.0.113.7"}, trusted, "203.0.113.7", true},
 		{"[fd00::1]:1", []string{"2001:db8::1"}, trusted, "2001:db8::1", true},

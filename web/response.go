@@ -8,29 +8,29 @@ import (
 	"time"
 )
 
-// streamWriteTimeout is how long one write to an event stream may take. It takes
-// the place of the server's time-outs, which count from the request on.
+// streamWriteTimeout limits each write to an event stream. It replaces the server's
+// time-outs, which limit the whole request.
 const streamWriteTimeout = 30 * time.Second
 
-// response stands between a handler and the connection. It remembers what was
-// answered, turns the plain-text errors of the standard library into problems
-// where a program is asking, and lets event streams live as long as they like.
+// response wraps the http.ResponseWriter of a connection. It records the status,
+// replaces the plain-text errors of the standard library by problems where
+// HandlerConfig.API says so, and frees event streams from the server's time-outs.
 type response struct {
 	http.ResponseWriter
 	request *http.Request
 	cancel  context.CancelCauseFunc // of the request's context
-	api     bool                    // errors are problems here
+	api     bool                    // plain-text errors become problems
 
 	status   int // 0 until the header is sent
 	stream   bool
-	replaced bool        // the handler's body gave way to a problem
-	detach   func() bool // from the signal that the server stops
+	replaced bool        // a problem was sent in place of the handler's body
+	detach   func() bool // ends the wait for the server's stop
 }
 
 // Unwrap lets http.ResponseController reach the connection.
 func (w *response) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// WriteHeader sends the header, or a problem in place of a plain-text error.
+// WriteHeader sends the header, or a problem that replaces a plain-text error.
 func (w *response) WriteHeader(status int) {
 	if status >= 100 && status < 200 && status != http.StatusSwitchingProtocols {
 		w.ResponseWriter.WriteHeader(status)
@@ -55,8 +55,8 @@ func (w *response) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// openStream frees the answer from the server's time-outs and ties it to the
-// server's stop instead: a stream has no end to be waited for.
+// openStream frees the answer from the server's time-outs. The request's context
+// ends when the server begins to stop, which would otherwise wait for the stream.
 func (w *response) openStream() {
 	w.stream = true
 	if stopping, ok := w.request.Context().Value(stoppingKey{}).(context.Context); ok {
@@ -64,9 +64,9 @@ func (w *response) openStream() {
 	}
 }
 
-// extend gives the next write of a stream its time. A writer without a connection
-// (a recorder) has no deadline to move.
-func (w *response) extend() {
+// extendWriteDeadline sets the deadline of a stream's next write. A writer without a
+// connection (a recorder) has none, which is no error.
+func (w *response) extendWriteDeadline() {
 	_ = http.NewResponseController(w.ResponseWriter).SetWriteDeadline(time.Now().Add(streamWriteTimeout))
 }
 
@@ -79,35 +79,35 @@ func (w *response) Write(b []byte) (int, error) {
 		w.WriteHeader(http.StatusOK)
 	}
 	if w.stream {
-		w.extend()
+		w.extendWriteDeadline()
 	}
 	return w.ResponseWriter.Write(b)
 }
 
-// FlushError sends what was written so far.
+// FlushError flushes the answer.
 func (w *response) FlushError() error {
 	if w.status == 0 {
 		w.WriteHeader(http.StatusOK)
 	}
 	if w.stream {
-		w.extend()
+		w.extendWriteDeadline()
 	}
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// Flush is FlushError for those who ask for an http.Flusher.
+// Flush implements http.Flusher.
 func (w *response) Flush() { _ = w.FlushError() }
 
-// finish lets go of what the request holds.
-func (w *response) finish() {
+// release releases the resources of the request.
+func (w *response) release() {
 	if w.detach != nil {
 		w.detach()
 	}
 	w.cancel(errFinished)
 }
 
-// stoppingKey is the context key of the context that [Serve] ends when it is
-// asked to stop, long before it takes away the requests' own.
+// stoppingKey is the key of a context that [Serve] ends when it begins to stop,
+// seconds before it cancels the requests' own contexts.
 type stoppingKey struct{}
 
 var (

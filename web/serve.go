@@ -17,19 +17,19 @@ const (
 	idleTimeout       = 60 * time.Second
 	maxHeaderBytes    = 16 << 10
 
-	// stopTimeout is how long requests may take to finish once the server stops,
-	// and stopNotice how long before its end their contexts are cancelled.
+	// stopTimeout is how long requests may take to finish when the server stops.
+	// stopNotice before its end their contexts are cancelled.
 	stopTimeout = 10 * time.Second
 	stopNotice  = 2 * time.Second
 )
 
-// Serve answers the requests that come to ln until ctx ends; it always closes ln.
-// A listener that fails is returned as an error.
+// Serve serves h on ln until ctx ends. It always closes ln, and returns the error of
+// a listener that failed.
 //
-// When ctx ends, no new request is taken, event streams behind [Handler] end at
-// once, and the other requests may finish: after eight seconds their contexts are
-// cancelled, after ten their connections are cut, which is logged. Then Serve
-// returns nil.
+// When ctx ends, Serve accepts no new request, ends event streams behind [Handler] at
+// once, and lets the other requests finish: after eight seconds it cancels their
+// contexts, after ten it cuts their connections, which is logged. Then it returns
+// nil.
 //
 // A request has 5 seconds for its header (of 16 KiB at most) and 15 for its body,
 // an answer 30, an idle connection 60.

@@ -54,7 +54,7 @@ type pipeAddr struct{}
 func (pipeAddr) Network() string { return "pipe" }
 func (pipeAddr) String() string  { return "pipe" }
 
-// served runs Serve in memory; stop begins its end, and wait gives its result.
+// served runs Serve in memory; stop ends its context, and wait returns its result.
 type served struct {
 	*pipes
 	client *http.Client
@@ -97,7 +97,7 @@ func TestServeTimeouts(t *testing.T) {
 	for _, c := range []struct {
 		name, sent string
 		after      time.Duration
-		status     string // of the last answer; "" is none
+		status     string // of the last answer; "" for none
 	}{
 		{"nothing", "", 5 * time.Second, ""},
 		{"half a header", "GET / HTTP/1.1\r\nHost: x\r\n", 5 * time.Second, ""},
@@ -148,8 +148,8 @@ func TestServeGivesUpOnAClientThatDoesNotRead(t *testing.T) {
 	})
 }
 
-// ticker is an event stream that knows nothing of deadlines or stops: an event
-// every ten seconds until its request ends.
+// ticker is an event stream that sets no deadline and does not notice a stop: it sends
+// an event every ten seconds until its request ends.
 func ticker(ended chan<- error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
@@ -218,7 +218,7 @@ func TestEventStreamsOutliveTheTimeoutsAndEndAtTheStop(t *testing.T) {
 
 func TestEventStreamsMayFlushWhenTheyLike(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const size, events = 8 << 10, 5 // larger than any buffer on the way
+		const size, events = 8 << 10, 5 // larger than any buffer between handler and client
 		s := serve(t, Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "text/event-stream")
 			for range events {
@@ -279,7 +279,7 @@ func TestAnEventStreamEndsWithItsClient(t *testing.T) {
 	})
 }
 
-// Hints may come before an answer; what counts is the answer.
+// Early hints may precede an answer; the status recorded is the answer's.
 func TestInformationalAnswersPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -330,7 +330,7 @@ func TestServeLetsRequestsFinish(t *testing.T) {
 	})
 }
 
-// fetch gets a page and gives its status and body in one line.
+// fetch gets a page and returns its status and body in one line.
 func fetch(c *http.Client) string {
 	resp, err := c.Get("http://pizza/")
 	if err != nil {

@@ -32,8 +32,8 @@ func listen(t *testing.T, h http.Handler) string {
 	return ln.Addr().String()
 }
 
-// exchange sends parts on a fresh connection and returns the statuses of all
-// answers up to its end. What comes after a refusal may fail to be sent.
+// exchange sends parts on a new connection and returns the statuses of all answers
+// up to its end. Sending the parts after a refusal may fail.
 func exchange(t *testing.T, addr string, parts ...string) (statuses []string) {
 	t.Helper()
 	conn, err := net.Dial("tcp", addr)
@@ -66,8 +66,8 @@ func exchange(t *testing.T, addr string, parts ...string) (statuses []string) {
 	}
 }
 
-// TestOnTheWire sends what no well-behaved client sends. Whatever is answered, at
-// most the announced number of orders is placed, and nothing is smuggled.
+// TestOnTheWire sends malformed requests. Whatever the answers are, no more orders are
+// placed than each case says: no request is smuggled.
 func TestOnTheWire(t *testing.T) {
 	var placed atomic.Int64
 	mux := http.NewServeMux()

@@ -15,18 +15,18 @@ type field struct {
 	optional bool
 }
 
-// shapes remembers what fieldsOf found out, as a map[string]field for each type.
-var shapes sync.Map
+// fieldCache has the results of fieldsOf: a map[string]field for each type.
+var fieldCache sync.Map
 
-// fieldsOf lists a struct's fields by their JSON names, those of embedded structs
-// included.
+// fieldsOf returns a struct's fields by their JSON names, including the fields of
+// embedded structs.
 func fieldsOf(t reflect.Type) map[string]field {
-	if known, ok := shapes.Load(t); ok {
+	if known, ok := fieldCache.Load(t); ok {
 		return known.(map[string]field)
 	}
 	fields := map[string]field{}
 	collectFields(t, fields)
-	shapes.Store(t, fields)
+	fieldCache.Store(t, fields)
 	return fields
 }
 
@@ -64,13 +64,13 @@ var (
 	textDecoder = reflect.TypeFor[encoding.TextUnmarshaler]()
 )
 
-// hasOwnDecoder reports whether t reads itself from JSON.
+// hasOwnDecoder reports whether t has an UnmarshalJSON or UnmarshalText.
 func hasOwnDecoder(t reflect.Type) bool {
 	p := reflect.PointerTo(t)
 	return t.Kind() != reflect.Interface && (p.Implements(jsonDecoder) || p.Implements(textDecoder))
 }
 
-// describe says in words what JSON a t is read from.
+// describe names the JSON value that a t is decoded from.
 func describe(t reflect.Type) string {
 	switch {
 	case reflect.PointerTo(t).Implements(jsonDecoder):
