@@ -6,21 +6,20 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 
 	"pizzaflow/sqldb"
 )
 
-// A source is a table of a service's database: a query, and how many columns it
-// has. They are the evidence's, in their order, once finish has done with them.
+// A source is a query to a service's database whose rows are copied to a table of the evidence, column by column.
 type source struct {
 	table   string
 	columns int
 	query   string
-	finish  func(cells []any) // may be nil
+	finish  func(cells []any) // changes a row before it is stored; may be nil
 }
 
+// sources are the queries to the services' own tables.
 var sources = map[string][]source{
 	"notification": {
 		{"contacts", 1, `SELECT order_id FROM order_contacts WHERE order_number IS NOT NULL`, nil},
@@ -39,14 +38,14 @@ var sources = map[string][]source{
 	},
 }
 
-// library are the tables that each service has from the outbox library.
-func library(service string) []source {
+// outboxSources are the queries to the outbox's tables, which each service has.
+func outboxSources(service string) []source {
 	return []source{
 		{"events", 11, `SELECT '` + service + `', o.seq, o.id, o.aggregate_id, o.aggregate_version, o.event_type, o.topic, CAST(o.event_data AS TEXT),
 			CASE WHEN o.published_at IS NULL THEN 0 ELSE 1 END, CASE WHEN b.seq IS NULL THEN 0 ELSE 1 END, o.created_at
 			FROM outbox o LEFT JOIN outbox_blocked b ON b.seq = o.seq`, finishEvent},
-		{"letters", 8, `SELECT '` + service + `', topic, value, key, CAST(headers AS TEXT), '', CASE WHEN published_at IS NULL THEN 0 ELSE 1 END, created_at
-			FROM outbox WHERE event_data IS NULL`, finishLetter},
+		{"dead_letters", 8, `SELECT '` + service + `', topic, value, key, CAST(headers AS TEXT), '', CASE WHEN published_at IS NULL THEN 0 ELSE 1 END, created_at
+			FROM outbox WHERE event_data IS NULL`, finishDeadLetter},
 		{"inbox", 2, `SELECT consumer, event_id FROM inbox_events`, nil},
 		{"parked", 7, `SELECT consumer, event_id, state, topic, partition, record_offset, key FROM parked_records`, nil},
 		{"dead", 6, `SELECT '` + service + `', consumer, event_id, topic, topic || '/' || partition || '/' || record_offset, last_failed_at
@@ -54,14 +53,14 @@ func library(service string) []source {
 	}
 }
 
-// tableTimeout is for the reading of one table, however many rows it has.
+// tableTimeout is how long the copy of one table may take: longer than any table needs.
 const tableTimeout = time.Hour
 
-// copyDatabase copies what a service's database holds at one moment.
+// copyDatabase copies a snapshot of a service's database.
 func (e *evidence) copyDatabase(ctx context.Context, service string, db *sqldb.DB) (err error) {
 	options := &sql.TxOptions{ReadOnly: true, Isolation: sql.LevelRepeatableRead}
 	if db.Engine == sqldb.SQLite {
-		options = nil // reads there are of one moment, and that pool can do nothing else
+		options = nil // a read transaction there is a snapshot, and the pool allows no writes
 	}
 	tx, err := db.Read().BeginTx(sqldb.WithStatementTimeout(ctx, tableTimeout), options)
 	if err != nil {
@@ -72,12 +71,12 @@ func (e *evidence) copyDatabase(ctx context.Context, service string, db *sqldb.D
 			err = errors.Join(err, e)
 		}
 	}()
-	if db.Engine == sqldb.Postgres { // a copy may be slower than what the server sent ahead
+	if db.Engine == sqldb.Postgres { // while rows that were sent ahead are copied the server sees an idle session
 		if _, err := tx.ExecContext(ctx, `SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 			return fmt.Errorf("read the database of %s: %w", service, err)
 		}
 	}
-	for _, s := range append(library(service), sources[service]...) {
+	for _, s := range append(outboxSources(service), sources[service]...) {
 		if err := e.copyTable(ctx, tx, s); err != nil {
 			return fmt.Errorf("read the database of %s: %s: %w", service, s.table, err)
 		}
@@ -91,7 +90,7 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 		return err
 	}
 	defer rows.Close()
-	return e.fill(ctx, s.table, s.columns, func(put func(...any) error) error {
+	return e.fill(ctx, s.table, s.columns, func(insert func(...any) error) error {
 		cells, into := make([]any, s.columns), make([]any, s.columns)
 		for i := range cells {
 			into[i] = &cells[i]
@@ -111,7 +110,7 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 			if s.finish != nil {
 				s.finish(cells)
 			}
-			if err := put(cells...); err != nil {
+			if err := insert(cells...); err != nil {
 				return err
 			}
 		}
@@ -119,13 +118,10 @@ func (e *evidence) copyTable(ctx context.Context, tx *sql.Tx, s source) error {
 	})
 }
 
-// finishEvent puts what an event's data is known by in place of the data, of
-// which a dead letter has none.
+// finishEvent replaces an event's data by its checksum. A dead letter, which is in the outbox as well, has no data.
 func finishEvent(cells []any) {
 	if data, ok := cells[7].(string); ok {
 		sum := sha256.Sum256([]byte(data))
 		cells[7] = sum[:16]
 	}
 }
-
-func closing(err error, c io.Closer) error { return errors.Join(err, c.Close()) }

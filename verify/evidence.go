@@ -5,17 +5,18 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"time"
 
 	"pizzaflow/sqldb"
 )
 
-// tables are where the evidence is kept. Times are microseconds since 1970.
+// tables hold the evidence. Times are microseconds since 1970; a position is topic/partition/offset of a record.
 var tables = []string{
 	`CREATE TABLE promised (key TEXT, order_id TEXT, total INTEGER)`,
 	`CREATE TABLE orders (id TEXT PRIMARY KEY, status TEXT, version INTEGER, total INTEGER, currency TEXT, created_at INTEGER,
-		paid_at INTEGER, payment_id TEXT, attention TEXT, loaded INTEGER)`, // loaded: by pizza load, which gives every order a key
+		paid_at INTEGER, payment_id TEXT, attention TEXT, loaded INTEGER)`, // loaded: placed by pizza load, which gives every order a key
 	`CREATE TABLE keys (key TEXT PRIMARY KEY, order_id TEXT)`,
 	`CREATE TABLE items (order_id TEXT PRIMARY KEY, total INTEGER)`,
 	`CREATE TABLE history (order_id TEXT, version INTEGER, status TEXT)`,
@@ -27,50 +28,50 @@ var tables = []string{
 		published INTEGER, blocked INTEGER, created_at INTEGER)`,
 	`CREATE TABLE inbox (consumer TEXT, event_id TEXT)`,
 	`CREATE TABLE parked (consumer TEXT, event_id TEXT, state TEXT, topic TEXT, part INTEGER, pos INTEGER, key TEXT)`,
-	`CREATE TABLE dead (service TEXT, consumer TEXT, event_id TEXT, topic TEXT, place TEXT, failed_at INTEGER)`, // place: of the record, topic/partition/offset
-	`CREATE TABLE letters (service TEXT, topic TEXT, consumer TEXT, place TEXT, failed_at INTEGER, sum BLOB, published INTEGER, created_at INTEGER)`,
-	`CREATE TABLE posted (topic TEXT, sum BLOB)`, // the letters on the topics
+	`CREATE TABLE dead (service TEXT, consumer TEXT, event_id TEXT, topic TEXT, position TEXT, failed_at INTEGER)`,
+	// dead letters in the outboxes, and on their topics
+	`CREATE TABLE dead_letters (service TEXT, topic TEXT, consumer TEXT, position TEXT, failed_at INTEGER, sum BLOB, published INTEGER, created_at INTEGER)`,
+	`CREATE TABLE dlq_records (topic TEXT, sum BLOB)`,
 	`CREATE TABLE records (topic TEXT, part INTEGER, pos INTEGER, key TEXT, event_id TEXT, type TEXT, version INTEGER, sum BLOB, at INTEGER,
-		written INTEGER, early INTEGER)`, // at: the event's time; early: was there before the databases were read
-	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, since INTEGER)`, // since: the time of its first record, where older ones are gone
+		written INTEGER, before_snapshot INTEGER)`, // at: the event's time; before_snapshot: 1 if the record was there before the databases were read
+	`CREATE TABLE partitions (topic TEXT, part INTEGER, first INTEGER, retained_since INTEGER)`, // retained_since: the first record's time, 0 if none was deleted before it
 	`CREATE TABLE charges (id TEXT PRIMARY KEY, order_id TEXT, status TEXT, amount INTEGER, currency TEXT, refunded INTEGER)`,
 	`CREATE TABLE messages (channel TEXT, delivery_id TEXT)`,
-	`CREATE TABLE channels (channel TEXT)`, // by which the sandbox receives
+	`CREATE TABLE channels (channel TEXT)`, // whose messages the sandbox receives
 	`CREATE TABLE subscriptions (consumer TEXT, topic TEXT, type TEXT)`,
-	// what is asked about is what was so a while before the evidence was collected
-	`CREATE TABLE began (at INTEGER)`,
+	`CREATE TABLE began (at INTEGER)`, // when the collection began
 }
 
-// indexes are made when the evidence is complete.
-var indexes = []string{
+// derived are the indexes and the tables that are made when the evidence is complete.
+var derived = []string{
 	`CREATE INDEX history_order ON history (order_id)`, `CREATE INDEX events_id ON events (id)`, `CREATE INDEX events_aggregate ON events (aggregate)`,
 	`CREATE INDEX records_event ON records (event_id)`, `CREATE INDEX records_key ON records (topic, key)`, `CREATE INDEX payments_order ON payments (order_id)`,
 	`CREATE INDEX deliveries_order ON deliveries (order_id)`, `CREATE INDEX inbox_event ON inbox (event_id)`, `CREATE INDEX parked_event ON parked (event_id)`,
 	`CREATE INDEX keys_order ON keys (order_id)`,
-	`CREATE INDEX parked_place ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
-	`CREATE INDEX letters_place ON letters (place)`, `CREATE INDEX posted_sum ON posted (sum)`,
+	`CREATE INDEX parked_position ON parked (topic, part, pos)`, `CREATE INDEX parked_key ON parked (topic, key)`,
+	`CREATE INDEX dead_letters_position ON dead_letters (position)`, `CREATE INDEX dlq_records_sum ON dlq_records (sum)`,
 	`CREATE INDEX charges_order ON charges (order_id)`, `CREATE INDEX messages_delivery ON messages (delivery_id)`,
-	// since when a service has all rows of its events: those of the last week, and an
-	// hour for what goes meanwhile, and all from its oldest on, and a minute for
-	// clocks that differ; rows that are blocked stay behind when those around them go
-	`CREATE TABLE kept AS SELECT e.service, CASE WHEN MIN(e.seq) = 1 THEN 0
+	// Since when a service has all rows of its events. With its first event it has all; else it has those of the last week,
+	// less an hour for rows that are pruned during the collection, and those from its oldest row on, less a minute for clocks
+	// that differ. Blocked rows do not count, because they outlive their neighbours.
+	`CREATE TABLE retained AS SELECT e.service, CASE WHEN MIN(e.seq) = 1 THEN 0
 		ELSE MIN(COALESCE(MIN(e.created_at) + 60000000, b.at), b.at - 7 * 86400000000 + 3600000000) END AS since
 		FROM began b, (SELECT service, seq, created_at FROM events WHERE blocked = 0 UNION ALL VALUES ('order', NULL, NULL), ('payment', NULL, NULL), ('notification', NULL, NULL)) e GROUP BY e.service`,
-	// where a key's first record stands
-	`CREATE TABLE homes AS SELECT topic, key, part FROM
+	// the partition that has a key's first record
+	`CREATE TABLE first_partitions AS SELECT topic, key, part FROM
 		(SELECT topic, key, part, ROW_NUMBER() OVER (PARTITION BY topic, key ORDER BY written, pos) AS n FROM records) WHERE n = 1`,
-	`CREATE INDEX homes_key ON homes (topic, key)`,
-	// keys of which an event first came in another partition; repetitions may stand
-	// elsewhere: the topic has more partitions than it had
-	`CREATE TABLE crossed AS SELECT r.topic, r.key, MIN(r.at) AS since, h.part AS home, MIN(r.part) FILTER (WHERE r.part <> h.part) AS lowest,
-		MAX(r.part) FILTER (WHERE r.part <> h.part) AS highest, MAX(r.written) FILTER (WHERE r.part = h.part) AS stayed,
-		MIN(r.written) FILTER (WHERE r.part <> h.part) AS went, 0 AS raised
+	`CREATE INDEX first_partitions_key ON first_partitions (topic, key)`,
+	// Keys with an event whose first record is in another partition than the key's first record. Repetitions may be in
+	// other partitions, when the topic was given more of them.
+	`CREATE TABLE keys_in_two_partitions AS SELECT r.topic, r.key, MIN(r.at) AS since, f.part AS first_part, MIN(r.part) FILTER (WHERE r.part <> f.part) AS lowest_other,
+		MAX(r.part) FILTER (WHERE r.part <> f.part) AS highest_other, MAX(r.written) FILTER (WHERE r.part = f.part) AS last_in_first,
+		MIN(r.written) FILTER (WHERE r.part <> f.part) AS first_in_other, 0 AS repartitioned
 		FROM (SELECT topic, key, part, at, written, ROW_NUMBER() OVER (PARTITION BY topic, key, event_id ORDER BY written) AS n FROM records WHERE key <> '') r
-		JOIN homes h ON h.topic = r.topic AND h.key = r.key GROUP BY r.topic, r.key HAVING COUNT(*) FILTER (WHERE r.n = 1 AND r.part <> h.part) > 0`,
+		JOIN first_partitions f ON f.topic = r.topic AND f.key = r.key GROUP BY r.topic, r.key HAVING COUNT(*) FILTER (WHERE r.n = 1 AND r.part <> f.part) > 0`,
 	`ANALYZE`,
 }
 
-// An evidence is the file with what was found.
+// An evidence is the SQLite file with the evidence.
 type evidence struct{ db *sqldb.DB }
 
 func newEvidence(ctx context.Context, dir string, began time.Time) (_ *evidence, err error) {
@@ -84,16 +85,9 @@ func newEvidence(ctx context.Context, dir string, began time.Time) (_ *evidence,
 			return nil, fmt.Errorf("keep evidence: %w", closing(err, db))
 		}
 	}
-	err = e.fill(ctx, "began", 1, func(put func(...any) error) error { return put(began.UnixMicro()) })
+	err = fillFrom(ctx, e, "began", []int64{began.UnixMicro()}, func(at int64) []any { return []any{at} })
 	if err == nil {
-		err = e.fill(ctx, "subscriptions", 3, func(put func(...any) error) error {
-			for _, s := range subscriptions {
-				if err := put(s.consumer, s.topic, s.eventType); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		err = fillFrom(ctx, e, "subscriptions", subscriptions, func(s subscription) []any { return []any{s.consumer, s.topic, s.eventType} })
 	}
 	if err != nil {
 		return nil, closing(err, db)
@@ -101,8 +95,10 @@ func newEvidence(ctx context.Context, dir string, began time.Time) (_ *evidence,
 	return e, nil
 }
 
-// fill puts rows into a table, all in one transaction.
-func (e *evidence) fill(ctx context.Context, table string, columns int, from func(put func(...any) error) error) error {
+func closing(err error, c io.Closer) error { return errors.Join(err, c.Close()) }
+
+// fill inserts the rows that from passes to insert, all in one transaction.
+func (e *evidence) fill(ctx context.Context, table string, columns int, from func(insert func(...any) error) error) error {
 	return e.db.Tx(ctx, func(tx *sql.Tx) error {
 		stmt, err := tx.PrepareContext(ctx, `INSERT INTO `+table+` VALUES (`+sqldb.List(1, columns)+`)`) //nolint:sqlclosecheck // it loses sight of it in the function below
 		if err != nil {
@@ -118,12 +114,25 @@ func (e *evidence) fill(ctx context.Context, table string, columns int, from fun
 	})
 }
 
-// complete makes what was found quick to ask.
+// fillFrom inserts a row for each item of the list.
+func fillFrom[T any](ctx context.Context, e *evidence, table string, list []T, row func(T) []any) error {
+	var none T
+	return e.fill(ctx, table, len(row(none)), func(insert func(...any) error) error {
+		for _, item := range list {
+			if err := insert(row(item)...); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// complete makes the indexes and the derived tables.
 func (e *evidence) complete(ctx context.Context) error {
-	for _, statement := range indexes {
+	for _, statement := range derived {
 		if _, err := e.db.ExecContext(ctx, statement); err != nil {
 			return fmt.Errorf("keep evidence: %w", err)
 		}
 	}
-	return e.tellRaised(ctx)
+	return e.markRepartitioned(ctx)
 }

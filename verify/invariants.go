@@ -1,42 +1,42 @@
 package verify
 
-// What an invariant needs to be asked about, beside the databases.
+// What evidence an invariant needs besides the databases.
 const (
-	needsLog     = "the log of pizza load"
-	needsTopics  = "the topics"
-	needsLetters = "the dead-letter topics"
-	needsSandbox = "the sandbox"
+	needsLog         = "the log of pizza load"
+	needsTopics      = "the topics"
+	needsDeadLetters = "the dead-letter topics"
+	needsSandbox     = "the sandbox"
 )
 
-// An invariant is one question to the evidence: whatever it returns is wrong,
-// told by the first column.
+// An invariant is one query on the evidence. Each row of its result is a violation, identified by the first column.
 type invariant struct {
 	name, says string
 	needs      string
-	atRest     bool // holds only when everything has come to rest
+	atRest     bool // holds only when the system has come to rest
 	query      string
 }
 
-// A while before the evidence was collected: what was so by then was so in every
-// source, whichever was read first.
+// settledBy is a while before the collection began: payments and messages of that time and before are in every source,
+// whichever was read first.
 const settledBy = `(SELECT at - 5000000 FROM began)`
 
-// young is how much was too young to be asked about: it came since then, until
-// the time $1. What has a later time is of a clock that is ahead.
-const young = `SELECT (SELECT COUNT(*) FROM orders WHERE paid_at BETWEEN ` + settledBy + ` AND $1)
+// tooYoung counts the payments and messages of later than settledBy, up to the time $1: a time after that is of a clock
+// that is ahead.
+const tooYoung = `SELECT (SELECT COUNT(*) FROM orders WHERE paid_at BETWEEN ` + settledBy + ` AND $1)
 	+ (SELECT COUNT(*) FROM deliveries WHERE sent_at BETWEEN ` + settledBy + ` AND $1)`
 
-// An inbox forgets after 15 days what was handled, however long a topic keeps it.
+// remembered is since when the inboxes know all events that were handled: they forget after 15 days, however long a topic
+// retains its records.
 const remembered = `(SELECT at - 14 * 86400000000 FROM began)`
 
-// Rows of published events go after a week, and records of topics when their
-// retention is over. What is older than that, and than the first that is left, is
-// not asked about.
+// Since when a service has all rows of its events, and a topic all its records: rows of published events are pruned after a
+// week, and records when the topic's retention is over. Nothing older is asked about. Each wants a service or topic, and ")".
 const (
-	keptOf    = `(SELECT since FROM kept WHERE kept.service = `
-	keptTopic = `(SELECT MAX(since) FROM partitions p WHERE p.topic = `
+	rowsRetainedSince    = `(SELECT since FROM retained WHERE retained.service = `
+	recordsRetainedSince = `(SELECT MAX(retained_since) FROM partitions p WHERE p.topic = `
 )
 
+// invariants are all of them, in the order in which they are shown.
 var invariants = []invariant{
 	// acceptance
 	{
@@ -48,7 +48,7 @@ var invariants = []invariant{
 		query: `SELECT p.order_id FROM promised p JOIN orders o ON o.id = p.order_id WHERE p.total <> 0 AND o.total <> p.total`,
 	},
 	{
-		name: "one order for a key", says: "an Idempotency-Key stands for one order, and no order of pizza load is without", // keys live a day
+		name: "one order for a key", says: "an Idempotency-Key stands for one order, and no order of pizza load is without", // keys are deleted after a day
 		query: `SELECT p.key FROM promised p JOIN keys k ON k.key = p.key WHERE k.order_id <> p.order_id
 			UNION SELECT key FROM promised GROUP BY key HAVING COUNT(DISTINCT order_id) > 1
 			UNION SELECT o.id FROM orders o WHERE o.loaded = 1 AND o.created_at > (SELECT at FROM began) - 23 * 3600 * 1000000
@@ -60,7 +60,7 @@ var invariants = []invariant{
 	},
 	{
 		name: "orders have their event", says: "an order and its OrderCreated are stored together",
-		query: `SELECT o.id FROM orders o WHERE o.created_at >= ` + keptOf + `'order') AND 1 <>
+		query: `SELECT o.id FROM orders o WHERE o.created_at >= ` + rowsRetainedSince + `'order') AND 1 <>
 			(SELECT COUNT(*) FROM events e WHERE e.aggregate = o.id AND e.type = 'OrderCreated' AND e.service = 'order')`,
 	},
 	// state
@@ -83,7 +83,7 @@ var invariants = []invariant{
 	{
 		name: "events are gapless", says: "an aggregate's events are numbered 1 to n",
 		query: `SELECT e.aggregate FROM events e WHERE e.version IS NOT NULL GROUP BY e.service, e.topic, e.aggregate
-			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND COALESCE(` + keptOf + `e.service), 0) = 0)`,
+			HAVING MAX(e.version) - MIN(e.version) + 1 <> COUNT(*) OR (MIN(e.version) <> 1 AND COALESCE(` + rowsRetainedSince + `e.service), 0) = 0)`,
 	},
 	{
 		name: "events follow the orders", says: "an order's last event has its version",
@@ -96,35 +96,34 @@ var invariants = []invariant{
 	},
 	{
 		name: "published events are on their topic", says: "with the data they were written with", needs: needsTopics,
-		query: `SELECT e.id FROM events e WHERE e.published = 1 AND e.sum IS NOT NULL AND e.created_at > ` + keptTopic + `e.topic)
+		query: `SELECT e.id FROM events e WHERE e.published = 1 AND e.sum IS NOT NULL AND e.created_at > ` + recordsRetainedSince + `e.topic)
 			AND NOT EXISTS (SELECT 1 FROM records r WHERE r.event_id = e.id AND r.topic = e.topic AND r.key = e.aggregate
 				AND r.type = e.type AND r.version = e.version AND r.sum = e.sum)`,
 	},
 	{
 		name: "records come from the outbox", says: "nobody else writes our topics", needs: needsTopics,
-		query: `SELECT r.topic || '/' || r.part || '/' || r.pos FROM records r WHERE r.early = 1
-			AND r.at >= COALESCE((SELECT since FROM kept WHERE kept.service || '-events' = r.topic), 0)
+		query: `SELECT r.topic || '/' || r.part || '/' || r.pos FROM records r WHERE r.before_snapshot = 1
+			AND r.at >= COALESCE((SELECT since FROM retained WHERE retained.service || '-events' = r.topic), 0)
 			AND NOT EXISTS (SELECT 1 FROM events e WHERE e.id = r.event_id)`,
 	},
 	{
 		name: "first occurrences are in order", says: "of an aggregate's events, none overtakes another", needs: needsTopics,
-		// What comes late is behind a later one, unless its first record fell to the
-		// retention and this is a repetition. What is missing was cut off with it, or
-		// its row is gone, or was given up by an operator.
-		query: `WITH firsts AS (SELECT topic, key, version, MIN(pos) AS pos, MIN(at) AS at FROM records JOIN homes USING (topic, key, part) WHERE version > 0 GROUP BY topic, key, version),
+		// A version that comes late is behind a later one, unless its first record was deleted by the retention and this is a
+		// repetition. A version that is missing was deleted with it, or its row was pruned, or an operator skipped it.
+		query: `WITH firsts AS (SELECT topic, key, version, MIN(pos) AS pos, MIN(at) AS at FROM records JOIN first_partitions USING (topic, key, part) WHERE version > 0 GROUP BY topic, key, version),
 				steps AS (SELECT topic, key, version, LAG(version) OVER (PARTITION BY topic, key ORDER BY pos) AS before, MIN(at) OVER (PARTITION BY topic, key) AS since
 					FROM firsts)
 			SELECT DISTINCT s.key FROM steps s
-			WHERE (version < before AND s.since > ` + keptTopic + `s.topic))
+			WHERE (version < before AND s.since > ` + recordsRetainedSince + `s.topic))
 				OR (version > COALESCE(before, 0) + 1
 					AND (before IS NOT NULL OR NOT EXISTS (SELECT 1 FROM partitions p WHERE p.topic = s.topic AND p.first > 0))
-					AND s.since >= COALESCE((SELECT since FROM kept WHERE kept.service || '-events' = s.topic), 0)
+					AND s.since >= COALESCE((SELECT since FROM retained WHERE retained.service || '-events' = s.topic), 0)
 					AND version - COALESCE(before, 0) - 1 <> (SELECT COUNT(*) FROM events e WHERE e.aggregate = s.key AND e.topic = s.topic
 						AND e.blocked = 1 AND e.published = 0 AND e.version < s.version AND e.version > COALESCE(before, 0)))`,
 	},
 	{
 		name: "a key has one partition", says: "or its order would be nobody's", needs: needsTopics,
-		query: `SELECT DISTINCT c.key FROM crossed c WHERE c.raised = 0 AND c.since > ` + keptTopic + `c.topic)`,
+		query: `SELECT DISTINCT c.key FROM keys_in_two_partitions c WHERE c.repartitioned = 0 AND c.since > ` + recordsRetainedSince + `c.topic)`,
 	},
 	{
 		name: "repetitions are identical", says: "a record that comes again is the same", needs: needsTopics,
@@ -141,8 +140,8 @@ var invariants = []invariant{
 	},
 	{
 		name: "the money is right", says: "taken and kept: an order's total if it is paid, else nothing", needs: needsSandbox, atRest: true,
-		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, SUM(amount - refunded) AS kept FROM charges WHERE status = 'succeeded' GROUP BY order_id) c
-			ON c.order_id = o.id WHERE COALESCE(c.kept, 0) <> CASE WHEN o.status = 'paid' THEN o.total ELSE 0 END`,
+		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, SUM(amount - refunded) AS captured FROM charges WHERE status = 'succeeded' GROUP BY order_id) c
+			ON c.order_id = o.id WHERE COALESCE(c.captured, 0) <> CASE WHEN o.status = 'paid' THEN o.total ELSE 0 END`,
 	},
 	{
 		name: "payments are for orders", says: "one for each",
@@ -155,7 +154,7 @@ var invariants = []invariant{
 				ON e.aggregate = p.id
 			WHERE (p.status = 'completed' AND e.type <> 'PaymentCompleted') OR (p.status = 'failed' AND e.type <> 'PaymentFailed')
 				OR (p.status IN ('completed', 'failed') AND e.n <> 1) OR (p.status NOT IN ('completed', 'failed') AND e.n IS NOT NULL)
-				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND p.ended_at >= ` + keptOf + `'payment'))`,
+				OR (p.status IN ('completed', 'failed') AND e.n IS NULL AND p.ended_at >= ` + rowsRetainedSince + `'payment'))`,
 	},
 	{
 		name: "paid orders have their payment", says: "and it is completed",
@@ -187,15 +186,15 @@ var invariants = []invariant{
 	},
 	{
 		name: "dead records have their letter", says: "stored together with what makes them dead",
-		query: `SELECT d.consumer || ' ' || d.event_id FROM dead d WHERE d.failed_at >= ` + keptOf + `d.service)
-			AND NOT EXISTS (SELECT 1 FROM letters l WHERE l.place = d.place AND l.consumer = d.consumer AND l.failed_at = d.failed_at
+		query: `SELECT d.consumer || ' ' || d.event_id FROM dead d WHERE d.failed_at >= ` + rowsRetainedSince + `d.service)
+			AND NOT EXISTS (SELECT 1 FROM dead_letters l WHERE l.position = d.position AND l.consumer = d.consumer AND l.failed_at = d.failed_at
 				AND l.service = d.service AND l.topic = d.topic || '-dlq')`,
 	},
 	{
-		name: "dead letters are on their topic", says: "with the key, the headers and the value they were written with", needs: needsLetters,
-		// Several services write there, and their clocks differ.
-		query: `SELECT l.consumer || ' ' || l.place FROM letters l WHERE l.published = 1 AND l.created_at > ` + keptTopic + `l.topic) + 60000000
-			AND NOT EXISTS (SELECT 1 FROM posted p WHERE p.topic = l.topic AND p.sum = l.sum)`,
+		name: "dead letters are on their topic", says: "with the key, the headers and the value they were written with", needs: needsDeadLetters,
+		// several services write there, and their clocks differ
+		query: `SELECT l.consumer || ' ' || l.position FROM dead_letters l WHERE l.published = 1 AND l.created_at > ` + recordsRetainedSince + `l.topic) + 60000000
+			AND NOT EXISTS (SELECT 1 FROM dlq_records p WHERE p.topic = l.topic AND p.sum = l.sum)`,
 	},
 	// deliveries
 	{
@@ -204,7 +203,7 @@ var invariants = []invariant{
 	},
 	{
 		name: "customers are told", says: "of the order and of what became of its payment, by mail and by SMS", atRest: true,
-		// of the payment of an order that is marked, the operator knows more
+		// of a pending order that is marked, messages about the payment are not asked about
 		query: `SELECT o.id FROM orders o LEFT JOIN (SELECT order_id, SUM(type = 'order_confirmation') AS ordered, SUM(type = 'payment_confirmation') AS paid,
 				SUM(type = 'payment_failed') AS failed FROM deliveries GROUP BY order_id) d ON d.order_id = o.id
 			WHERE COALESCE(d.ordered, 0) <> 2 OR (NOT (o.status = 'pending' AND o.attention IS NOT NULL) AND
@@ -221,7 +220,7 @@ var invariants = []invariant{
 	},
 }
 
-// figures are told, and are no violation.
+// figures are counts that are shown with the findings.
 var figures = []struct{ name, query string }{
 	{"orders", `SELECT COUNT(*) FROM orders`},
 	{"orders paid", `SELECT COUNT(*) FROM orders WHERE status = 'paid'`},

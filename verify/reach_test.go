@@ -10,8 +10,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// A broker that nothing is heard of costs the sandbox none of its
-// time.
+// A broker that does not answer costs the sandbox none of its time.
 func TestSandboxIsReachedThoughNoBrokerAnswers(t *testing.T) {
 	silence := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		<-ctx.Done()
@@ -19,10 +18,9 @@ func TestSandboxIsReachedThoughNoBrokerAnswers(t *testing.T) {
 	}
 	sandbox := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`[]`)) }))
 	defer sandbox.Close()
-	missing := map[string]string{}
 	cfg := Config{Kafka: []kgo.Opt{kgo.SeedBrokers("127.0.0.1:1"), kgo.Dialer(silence)}, Sandbox: sandbox.URL}
-	cfg.reach(t.Context(), missing)
-	if missing[needsTopics] == "" || missing[needsLetters] == "" || missing[needsSandbox] != "" {
+	missing, _ := cfg.reach(t.Context())
+	if missing[needsTopics] == "" || missing[needsDeadLetters] == "" || missing[needsSandbox] != "" {
 		t.Errorf("%q", missing)
 	}
 }

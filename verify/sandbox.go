@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// copySandbox copies what the sandbox has charged and received.
+// copySandbox copies the charges that the sandbox made and the messages that it received.
 func (e *evidence) copySandbox(ctx context.Context, url string) error {
 	type charge struct {
 		ID             string `json:"id"`
@@ -19,21 +19,21 @@ func (e *evidence) copySandbox(ctx context.Context, url string) error {
 		Currency       string `json:"currency"`
 		RefundedAmount int64  `json:"refunded_amount"`
 	}
-	err := e.fill(ctx, "charges", 6, func(put func(...any) error) error {
+	err := e.fill(ctx, "charges", 6, func(insert func(...any) error) error {
 		return list(ctx, url+"/payments/charges", func(c charge) error {
-			return put(c.ID, c.OrderReference, c.Status, c.Amount, c.Currency, c.RefundedAmount)
+			return insert(c.ID, c.OrderReference, c.Status, c.Amount, c.Currency, c.RefundedAmount)
 		})
 	})
 	if err != nil {
 		return err
 	}
-	return e.fill(ctx, "messages", 2, func(put func(...any) error) error {
+	return e.fill(ctx, "messages", 2, func(insert func(...any) error) error {
 		type mail struct {
 			MessageID string `json:"message_id"`
 		}
 		err := list(ctx, url+"/mail/messages", func(m mail) error {
 			id, _, _ := strings.Cut(strings.Trim(m.MessageID, "<>"), "@")
-			return put("email", id)
+			return insert("email", id)
 		})
 		if err != nil {
 			return err
@@ -41,11 +41,11 @@ func (e *evidence) copySandbox(ctx context.Context, url string) error {
 		type sms struct {
 			Reference string `json:"reference"`
 		}
-		return list(ctx, url+"/sms/messages", func(m sms) error { return put("sms", m.Reference) })
+		return list(ctx, url+"/sms/messages", func(m sms) error { return insert("sms", m.Reference) })
 	})
 }
 
-// direct asks past any proxy: the sandbox is one of our own.
+// direct goes past any proxy, because the sandbox is part of the system.
 var direct = &http.Client{Transport: &http.Transport{}}
 
 // list reads a JSON array, one element at a time.
@@ -77,7 +77,7 @@ func list[T any](ctx context.Context, url string, use func(T) error) error {
 			return err
 		}
 	}
-	if _, err := dec.Token(); err != nil { // an answer that breaks off proves nothing
+	if _, err := dec.Token(); err != nil { // an answer that breaks off before its end is no evidence
 		return fmt.Errorf("ask the sandbox: %s: %w", url, err)
 	}
 	return nil

@@ -20,21 +20,23 @@ import (
 // stalled is how long a broker may be silent about records that it has.
 const stalled = time.Minute
 
-// A shelf is topics whose records are kept in one table.
-type shelf struct {
-	topics   []string
-	table    string
-	columns  int
-	describe func(r *kgo.Record, early bool) []any
+// A topicSet is topics whose records are copied to one table.
+type topicSet struct {
+	topics  []string
+	table   string
+	columns int
+	row     func(r *kgo.Record, beforeSnapshot bool) []any
 }
 
 var (
-	events  = shelf{event.Topics(), "records", 11, describe}
-	letters = shelf{letterTopics(), "posted", 2, describeLetter}
+	eventTopics      = topicSet{event.Topics(), "records", 11, recordRow}
+	deadLetterTopics = topicSet{deadLetterTopicNames(), "dlq_records", 2, dlqRow}
 )
 
-// subscriptions are who handles which events, each with an inbox.
-var subscriptions = []struct{ consumer, topic, eventType string }{
+// A subscription is a type of event that a consumer handles, with an inbox.
+type subscription struct{ consumer, topic, eventType string }
+
+var subscriptions = []subscription{
 	{"payment-service", event.OrderTopic, "OrderCreated"},
 	{"notification-service", event.OrderTopic, "OrderCreated"},
 	{"notification-service", event.PaymentTopic, "PaymentCompleted"},
@@ -43,9 +45,9 @@ var subscriptions = []struct{ consumer, topic, eventType string }{
 	{"order-service", event.PaymentTopic, "PaymentFailed"},
 }
 
-// ends are the offsets at which the partitions end.
-func (s shelf) ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
-	listed, err := kadm.NewClient(client).ListEndOffsets(ctx, s.topics...)
+// offsets lists offsets, and fails when a partition has none.
+func offsets(ctx context.Context, list func(context.Context, ...string) (kadm.ListedOffsets, error), topics []string) (kadm.ListedOffsets, error) {
+	listed, err := list(ctx, topics...)
 	if err == nil {
 		err = listed.Error()
 	}
@@ -55,99 +57,128 @@ func (s shelf) ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets
 	return listed, nil
 }
 
-// copyTopics copies the records up to where the topics end now. What lies
-// before early was there when nothing else had been read.
-func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, s shelf, early kadm.ListedOffsets) error {
-	// a control record may be the last of a partition, which would not end without it
+// ends are the offsets at which the partitions end.
+func (s topicSet) ends(ctx context.Context, client *kgo.Client) (kadm.ListedOffsets, error) {
+	return offsets(ctx, kadm.NewClient(client).ListEndOffsets, s.topics)
+}
+
+// copyTopics copies the records up to where the topics end now. Records before the offsets of snapshot were there before
+// the databases were read.
+func (e *evidence) copyTopics(ctx context.Context, options []kgo.Opt, s topicSet, snapshot kadm.ListedOffsets) error {
+	// a control record may be the last of a partition, and a reader that is not given it would not see the end
 	client, err := kgo.NewClient(slices.Concat(options, []kgo.Opt{kgo.KeepControlRecords()})...)
 	if err != nil {
 		return fmt.Errorf("read the topics: %w", err)
 	}
 	defer client.Close()
-	last, err := s.ends(ctx, client)
+	r, err := newTopicReader(ctx, client, s, snapshot)
 	if err != nil {
 		return err
 	}
-	first, err := kadm.NewClient(client).ListStartOffsets(ctx, s.topics...)
-	if err == nil {
-		err = first.Error()
+	if err := e.fill(ctx, s.table, s.columns, func(insert func(...any) error) error { return r.readAll(ctx, insert) }); err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("read the topics: %w", err)
+	return e.fill(ctx, "partitions", 4, r.partitions)
+}
+
+// A topicReader reads each partition of a topicSet from its first record to its end.
+type topicReader struct {
+	set        topicSet
+	client     *kgo.Client
+	snapshot   kadm.ListedOffsets
+	begin, end kadm.ListedOffsets
+	unread     map[string]map[int32]int64 // by topic and partition: the end of those that are not read to it
+	count      int                        // of unread
+	firsts     []kgo.Record               // the first record of each partition, without its value
+}
+
+func newTopicReader(ctx context.Context, client *kgo.Client, s topicSet, snapshot kadm.ListedOffsets) (r *topicReader, err error) {
+	r = &topicReader{set: s, client: client, snapshot: snapshot, unread: map[string]map[int32]int64{}}
+	if r.end, err = s.ends(ctx, client); err != nil {
+		return nil, err
 	}
-	from, left := map[string]map[int32]kgo.Offset{}, map[string]map[int32]int64{}
-	remaining := 0
-	last.Each(func(end kadm.ListedOffset) {
-		begin, _ := first.Lookup(end.Topic, end.Partition)
+	if r.begin, err = offsets(ctx, kadm.NewClient(client).ListStartOffsets, s.topics); err != nil {
+		return nil, err
+	}
+	from := map[string]map[int32]kgo.Offset{}
+	r.end.Each(func(end kadm.ListedOffset) {
+		begin, _ := r.begin.Lookup(end.Topic, end.Partition)
 		if end.Offset <= begin.Offset {
 			return
 		}
 		if from[end.Topic] == nil {
-			from[end.Topic], left[end.Topic] = map[int32]kgo.Offset{}, map[int32]int64{}
+			from[end.Topic], r.unread[end.Topic] = map[int32]kgo.Offset{}, map[int32]int64{}
 		}
 		from[end.Topic][end.Partition] = kgo.NewOffset().At(begin.Offset)
-		left[end.Topic][end.Partition] = end.Offset
-		remaining++
+		r.unread[end.Topic][end.Partition] = end.Offset
+		r.count++
 	})
 	client.AddConsumePartitions(from)
-	var starts []kgo.Record // of the partitions
-	err = e.fill(ctx, s.table, s.columns, func(put func(...any) error) error {
-		for remaining > 0 {
-			fetches, err := poll(ctx, client)
-			if err != nil {
-				return fmt.Errorf("read the topics: %d partitions are not read to their end: %w", remaining, err)
-			}
-			var failed error
-			fetches.EachPartition(func(p kgo.FetchTopicPartition) {
-				end, wanted := left[p.Topic][p.Partition]
-				failed = errors.Join(failed, p.Err)
-				for _, r := range p.Records {
-					if !wanted || r.Offset >= end {
-						break
-					}
-					if begin, _ := first.Lookup(p.Topic, p.Partition); r.Offset == begin.Offset {
-						starts = append(starts, kgo.Record{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Timestamp: r.Timestamp})
-					}
-					if r.Attrs.IsControl() {
-						continue
-					}
-					before, _ := early.Lookup(r.Topic, r.Partition)
-					failed = errors.Join(failed, put(s.describe(r, r.Offset < before.Offset)...))
-				}
-				if n := len(p.Records); wanted && n > 0 && p.Records[n-1].Offset >= end-1 {
-					delete(left[p.Topic], p.Partition)
-					remaining--
-				}
-			})
-			if failed != nil {
-				return fmt.Errorf("read the topics: %w", failed)
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return e.fill(ctx, "partitions", 4, func(put func(...any) error) error {
-		var errs []error
-		last.Each(func(end kadm.ListedOffset) {
-			begin, _ := first.Lookup(end.Topic, end.Partition)
-			since := int64(0)
-			if begin.Offset > 0 {
-				since = time.Now().UnixMicro() // nothing is left of it
-				i := slices.IndexFunc(starts, func(r kgo.Record) bool { return r.Topic == end.Topic && r.Partition == end.Partition })
-				if i >= 0 {
-					since = starts[i].Timestamp.UnixMicro()
-				}
-			}
-			errs = append(errs, put(end.Topic, end.Partition, begin.Offset, since))
-		})
-		return errors.Join(errs...)
-	})
+	return r, nil
 }
 
-// poll returns what is read next. Where nothing comes for stalled, nothing more
-// will.
+// readAll inserts a row for each record.
+func (r *topicReader) readAll(ctx context.Context, insert func(...any) error) error {
+	for r.count > 0 {
+		fetches, err := poll(ctx, r.client)
+		if err != nil {
+			return fmt.Errorf("read the topics: %d partitions are not read to their end: %w", r.count, err)
+		}
+		var failed error
+		fetches.EachPartition(func(p kgo.FetchTopicPartition) { failed = errors.Join(failed, p.Err, r.take(p, insert)) })
+		if failed != nil {
+			return fmt.Errorf("read the topics: %w", failed)
+		}
+	}
+	return nil
+}
+
+// take inserts what was fetched of a partition, up to its end.
+func (r *topicReader) take(p kgo.FetchTopicPartition, insert func(...any) error) (failed error) {
+	end, wanted := r.unread[p.Topic][p.Partition]
+	if !wanted {
+		return nil
+	}
+	begin, _ := r.begin.Lookup(p.Topic, p.Partition)
+	snapshot, _ := r.snapshot.Lookup(p.Topic, p.Partition)
+	for _, record := range p.Records {
+		if record.Offset >= end {
+			break
+		}
+		if record.Offset == begin.Offset {
+			r.firsts = append(r.firsts, kgo.Record{Topic: record.Topic, Partition: record.Partition, Timestamp: record.Timestamp})
+		}
+		if !record.Attrs.IsControl() {
+			failed = errors.Join(failed, insert(r.set.row(record, record.Offset < snapshot.Offset)...))
+		}
+	}
+	if n := len(p.Records); n > 0 && p.Records[n-1].Offset >= end-1 {
+		delete(r.unread[p.Topic], p.Partition)
+		r.count--
+	}
+	return failed
+}
+
+// partitions inserts a row for each partition.
+func (r *topicReader) partitions(insert func(...any) error) error {
+	var errs []error
+	r.end.Each(func(end kadm.ListedOffset) {
+		begin, _ := r.begin.Lookup(end.Topic, end.Partition)
+		retainedSince := int64(0)
+		if begin.Offset > 0 {
+			retainedSince = time.Now().UnixMicro() // if no record is left
+			i := slices.IndexFunc(r.firsts, func(f kgo.Record) bool { return f.Topic == end.Topic && f.Partition == end.Partition })
+			if i >= 0 {
+				retainedSince = r.firsts[i].Timestamp.UnixMicro()
+			}
+		}
+		errs = append(errs, insert(end.Topic, end.Partition, begin.Offset, retainedSince))
+	})
+	return errors.Join(errs...)
+}
+
+// poll returns the next records. When none comes for as long as stalled, it fails: the partitions would never be read to
+// their ends.
 func poll(ctx context.Context, client *kgo.Client) (kgo.Fetches, error) {
 	ctx, cancel := context.WithTimeout(ctx, stalled)
 	defer cancel()
@@ -155,9 +186,8 @@ func poll(ctx context.Context, client *kgo.Client) (kgo.Fetches, error) {
 	return fetches, fetches.Err0()
 }
 
-// describe is a record as evidence. Of one that is no envelope there is only
-// where it is.
-func describe(r *kgo.Record, early bool) []any {
+// recordRow is the row of records for a record. If its value is no envelope, the row tells its position and no event.
+func recordRow(r *kgo.Record, beforeSnapshot bool) []any {
 	var m struct {
 		EventID     string          `json:"event_id"`
 		EventType   string          `json:"event_type"`
@@ -168,7 +198,7 @@ func describe(r *kgo.Record, early bool) []any {
 	err := json.Unmarshal(r.Value, &m)
 	id, e := uuid.Parse(m.EventID)
 	if m.EventID = id.String(); err != nil || e != nil {
-		m.EventID = "" // it is told as one without a row
+		m.EventID = "" // it matches no row of an outbox
 	}
 	if m.Timestamp.IsZero() {
 		m.Timestamp = r.Timestamp
@@ -179,7 +209,9 @@ func describe(r *kgo.Record, early bool) []any {
 			version, _ = strconv.ParseInt(string(h.Value), 10, 64) // 0 is no version
 		}
 	}
-	return []any{r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro(), r.Timestamp.UnixMicro(), boolean(early)}
+	return []any{
+		r.Topic, r.Partition, r.Offset, string(r.Key), m.EventID, m.EventType, version, sum[:16], m.Timestamp.UnixMicro(), r.Timestamp.UnixMicro(), boolean(beforeSnapshot),
+	}
 }
 
 func boolean(b bool) int {

@@ -13,8 +13,7 @@ import (
 	"pizzaflow/kafka/kafkatest"
 )
 
-// A transaction of somebody else ends a partition with a record that no reader
-// is given.
+// A transaction of another producer ends a partition with a control record, which readers are not given by default.
 func TestTopicsAreReadToTheirEnd(t *testing.T) {
 	config := kafkatest.Start(t, kafka.Topic{Name: event.OrderTopic, Partitions: 1, Replicas: -1}, kafka.Topic{Name: event.PaymentTopic, Partitions: 2, Replicas: -1})
 	options, err := config.Options()
@@ -41,23 +40,23 @@ func TestTopicsAreReadToTheirEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer e.db.Close()
-	early, err := events.ends(t.Context(), client)
+	snapshot, err := eventTopics.ends(t.Context(), client)
 	if err == nil {
-		err = e.copyTopics(t.Context(), options, events, early)
+		err = e.copyTopics(t.Context(), options, eventTopics, snapshot)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
 	var n int
 	var id string
-	if err := e.db.QueryRow(`SELECT COUNT(*), MIN(event_id) FROM records WHERE early = 1`).Scan(&n, &id); err != nil || n != 1 || id != "0190f5c4-0000-7000-8000-000000000001" {
+	if err := e.db.QueryRow(`SELECT COUNT(*), MIN(event_id) FROM records WHERE before_snapshot = 1`).Scan(&n, &id); err != nil || n != 1 || id != "0190f5c4-0000-7000-8000-000000000001" {
 		t.Errorf("%d records, of event %q (%v), want one, of the id in small letters", n, id, err)
 	}
 }
 
-// Keys go where the producers put them, before their topic is given more
-// partitions and after, and nowhere else.
-func TestKeysCrossWhenPartitionsAreAdded(t *testing.T) {
+// A key may be in two partitions where producers put it before and after its topic was given more partitions, and in no
+// others.
+func TestKeysChangePartitionWhenPartitionsAreAdded(t *testing.T) {
 	config := kafkatest.Start(t, kafka.Topic{Name: event.OrderTopic, Partitions: 2, Replicas: -1}, kafka.Topic{Name: event.PaymentTopic, Partitions: 1, Replicas: -1})
 	options, err := config.Options()
 	if err != nil {
@@ -91,22 +90,22 @@ func TestKeysCrossWhenPartitionsAreAdded(t *testing.T) {
 	}
 	produce(2, 0, 20, now, byKey)
 	produce(2, 20, 40, now, kgo.BasicConsistentPartitioner(func(string) func(*kgo.Record, int) int {
-		return func(r *kgo.Record, n int) int { return (belongs(string(r.Key), n) + 1) % n }
+		return func(r *kgo.Record, n int) int { return (partitionOf(string(r.Key), n) + 1) % n }
 	}))
 	e, err := newEvidence(t.Context(), t.TempDir(), now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer e.db.Close()
-	if err := e.copyTopics(t.Context(), options, events, nil); err != nil {
+	if err := e.copyTopics(t.Context(), options, eventTopics, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := e.complete(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var moved, astray, wrong int
-	err = e.db.QueryRow(`SELECT SUM(raised = 1), SUM(raised = 0), SUM((raised = 1) <> (CAST(substr(key, 4) AS INTEGER) < 20)) FROM crossed`).Scan(&moved, &astray, &wrong)
-	if err != nil || moved < 10 || astray < 10 || wrong != 0 {
-		t.Errorf("%d moved, %d are astray, %d are taken for the other (%v), want 10 at least, 10 at least and none", moved, astray, wrong, err)
+	var repartitioned, astray, wrong int
+	err = e.db.QueryRow(`SELECT SUM(repartitioned = 1), SUM(repartitioned = 0), SUM((repartitioned = 1) <> (CAST(substr(key, 4) AS INTEGER) < 20)) FROM keys_in_two_partitions`).Scan(&repartitioned, &astray, &wrong)
+	if err != nil || repartitioned < 10 || astray < 10 || wrong != 0 {
+		t.Errorf("%d moved, %d are astray, %d are taken for the other (%v), want 10 at least, 10 at least and none", repartitioned, astray, wrong, err)
 	}
 }

@@ -8,8 +8,7 @@ import (
 	"time"
 )
 
-// sound is the evidence of two orders, one paid and one whose payment failed, of
-// which nothing is wrong. The second came before the first in no respect.
+// sound is the evidence of two orders, one paid and one whose payment failed, with no violation.
 var sound = []string{
 	`INSERT INTO promised VALUES ('k1', 'o1', 100), ('k2', 'o2', 200)`,
 	`INSERT INTO orders VALUES ('o1', 'paid', 2, 100, 'RUB', 1000, 2000, 'p1', NULL, 1), ('o2', 'payment_failed', 2, 200, 'RUB', 1000, NULL, 'p2', NULL, 0)`,
@@ -27,8 +26,8 @@ var sound = []string{
 	`INSERT INTO records SELECT topic, part, pos + 10, key, event_id, type, version, sum, at, written + 10, 1 FROM records WHERE event_id = 'e1'`, // it may come again
 	`INSERT INTO partitions VALUES ('order-events', 0, 0, 0), ('order-events', 1, 0, 0), ('payment-events', 0, 0, 0), ('payment-events', 1, 0, 0)`,
 	`INSERT INTO dead VALUES ('payment', 'payment-service', 'e8', 'order-events', 'order-events/0/5', 900)`,
-	`INSERT INTO letters VALUES ('payment', 'order-events-dlq', 'payment-service', 'order-events/0/5', 900, x'0a', 1, 70000000)`,
-	`INSERT INTO posted VALUES ('order-events-dlq', x'0a'), ('order-events-dlq', x'0a'), ('order-events-dlq', x'0b')`, // again, and somebody's
+	`INSERT INTO dead_letters VALUES ('payment', 'order-events-dlq', 'payment-service', 'order-events/0/5', 900, x'0a', 1, 70000000)`,
+	`INSERT INTO dlq_records VALUES ('order-events-dlq', x'0a'), ('order-events-dlq', x'0a'), ('order-events-dlq', x'0b')`, // again, and somebody's
 	`INSERT INTO partitions VALUES ('order-events-dlq', 0, 0, 0), ('payment-events-dlq', 0, 0, 0)`,
 	`INSERT INTO inbox SELECT DISTINCT s.consumer, r.event_id FROM records r JOIN subscriptions s ON s.topic = r.topic AND s.type = r.type`,
 	`INSERT INTO deliveries SELECT o.id || t.type || c.channel, o.id,
@@ -41,14 +40,13 @@ var sound = []string{
 // later makes the events old enough to be pruned.
 const later = `UPDATE began SET at = at + 8 * 86400000000`
 
-// raised has order-events get a third partition, and of a key an event from
-// before in partition 0, where it belongs of two, and one from after in
-// partition 1, where it belongs of three.
-const raised = `INSERT INTO partitions VALUES ('order-events', 2, 0, 0);
+// repartitioned gives order-events a third partition, and a key an event of before in partition 0, where the key belongs of
+// two partitions, and one of after in partition 1, where it belongs of three.
+const repartitioned = `INSERT INTO partitions VALUES ('order-events', 2, 0, 0);
 	INSERT INTO events VALUES ('order', 5, 'e8', 'k3', 1, 'Before', 'order-events', x'08', 1, 0, 1000), ('order', 6, 'e9', 'k3', 2, 'After', 'order-events', x'09', 1, 0, 1000);
 	INSERT INTO records VALUES ('order-events', 0, 50, 'k3', 'e8', 'Before', 1, x'08', 1000, 2000, 1), ('order-events', 1, 50, 'k3', 'e9', 'After', 2, x'09', 1000, 3000, 1)`
 
-// plant is what goes wrong, and which invariants must see it: no fewer, no more.
+// plant are changes of the evidence, each with the invariants that must see a violation: no fewer, no more.
 var plant = []struct{ statement, seen string }{
 	{`DELETE FROM orders WHERE id = 'o3'`, ``},
 	{`INSERT INTO promised VALUES ('k3', 'o3', 100)`, `promised orders exist`},
@@ -75,7 +73,7 @@ var plant = []struct{ statement, seen string }{
 	{`UPDATE events SET published = 0, blocked = 1 WHERE id = 'e3'`, ``},
 	{`DELETE FROM records WHERE event_id = 'e4'`, `published events are on their topic`},
 	{`UPDATE events SET sum = x'ff' WHERE id = 'e5'`, `published events are on their topic`},
-	{`UPDATE partitions SET first = 5, since = 3000; DELETE FROM records WHERE event_id IN ('e1', 'e2')`, ``}, // retention
+	{`UPDATE partitions SET first = 5, retained_since = 3000; DELETE FROM records WHERE event_id IN ('e1', 'e2')`, ``}, // retention
 	// pruned
 	{`DELETE FROM events; ` + later, ``},
 	{`DELETE FROM events WHERE service = 'order' AND seq < 3; UPDATE events SET created_at = 2000; ` + later, ``},
@@ -97,7 +95,7 @@ var plant = []struct{ statement, seen string }{
 		`UPDATE events SET blocked = 1, published = 0 WHERE id = 'e1'; DELETE FROM records WHERE event_id = 'e1'`, ``,
 	},
 	{ // the retention took the first time it was there
-		`UPDATE partitions SET first = 2, since = 1500 WHERE topic = 'order-events'; DELETE FROM records WHERE event_id = 'e1' AND pos < 10`, ``,
+		`UPDATE partitions SET first = 2, retained_since = 1500 WHERE topic = 'order-events'; DELETE FROM records WHERE event_id = 'e1' AND pos < 10`, ``,
 	},
 	{ // another machine's clock
 		later + `; UPDATE orders SET created_at = 1500 WHERE id = 'o1'; UPDATE records SET at = 1500 WHERE event_id = 'e1'; DELETE FROM events WHERE id = 'e1'`, ``,
@@ -107,19 +105,19 @@ var plant = []struct{ statement, seen string }{
 		`INSERT INTO records SELECT topic, part + 2, pos - 4, key, event_id, type, version, sum, at, 5000, 1 FROM records WHERE event_id IN ('e3', 'e4');
 		INSERT INTO records SELECT topic, part, 50, '', event_id, type, 0, sum, at, 6000, 1 FROM records WHERE event_id IN ('e3')`, ``,
 	},
-	{raised, ``},
-	{raised + `; UPDATE records SET part = 2 WHERE event_id = 'e9'`, `a key has one partition`}, // it does not belong there
-	{raised + `; UPDATE records SET part = 2 WHERE event_id = 'e8'`, `a key has one partition`}, // nor did it there
+	{repartitioned, ``},
+	{repartitioned + `; UPDATE records SET part = 2 WHERE event_id = 'e9'`, `a key has one partition`}, // it does not belong there
+	{repartitioned + `; UPDATE records SET part = 2 WHERE event_id = 'e8'`, `a key has one partition`}, // nor did it there
 	{ // there were three before
-		raised + `; INSERT INTO records SELECT topic, 2, 1, key, event_id, type, version, sum, at, 1900, 1 FROM records WHERE event_id = 'e2'`,
+		repartitioned + `; INSERT INTO records SELECT topic, 2, 1, key, event_id, type, version, sum, at, 1900, 1 FROM records WHERE event_id = 'e2'`,
 		`a key has one partition`,
 	},
 	{ // and back
-		raised + `; INSERT INTO records SELECT topic, part, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
+		repartitioned + `; INSERT INTO records SELECT topic, part, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
 		`a key has one partition`,
 	},
 	{ // and on
-		raised + `; INSERT INTO records SELECT topic, 2, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
+		repartitioned + `; INSERT INTO records SELECT topic, 2, 52, key, event_id, type, version, sum, at, 4000, 1 FROM records WHERE event_id = 'e8'`,
 		`a key has one partition`,
 	},
 	{`UPDATE records SET sum = x'ff' WHERE event_id = 'e1' AND pos > 10`, `repetitions are identical`},
@@ -143,21 +141,21 @@ var plant = []struct{ statement, seen string }{
 		`nothing is retried`,
 	},
 	// dead letters
-	{`DELETE FROM letters`, `dead records have their letter`},
-	{`UPDATE letters SET consumer = 'notification-service'`, `dead records have their letter`},
-	{`UPDATE letters SET place = 'order-events/0/6'`, `dead records have their letter`},
-	{`UPDATE letters SET service = 'notification'`, `dead records have their letter`},
-	{`UPDATE letters SET topic = 'payment-events-dlq'`, `dead records have their letter, dead letters are on their topic`},
+	{`DELETE FROM dead_letters`, `dead records have their letter`},
+	{`UPDATE dead_letters SET consumer = 'notification-service'`, `dead records have their letter`},
+	{`UPDATE dead_letters SET position = 'order-events/0/6'`, `dead records have their letter`},
+	{`UPDATE dead_letters SET service = 'notification'`, `dead records have their letter`},
+	{`UPDATE dead_letters SET topic = 'payment-events-dlq'`, `dead records have their letter, dead letters are on their topic`},
 	{`UPDATE dead SET failed_at = 950`, `dead records have their letter`}, // it was replayed and died again
-	{`UPDATE dead SET service = 'notification'; DELETE FROM letters`, `dead records have their letter`},
-	{`UPDATE dead SET service = 'notification'; DELETE FROM letters; UPDATE began SET at = at + 8 * 86400000000`, ``}, // pruned
-	{`UPDATE letters SET published = 0; DELETE FROM posted`, ``},
-	{`DELETE FROM posted WHERE sum = x'0a'`, `dead letters are on their topic`},
-	{`UPDATE posted SET topic = 'payment-events-dlq'`, `dead letters are on their topic`},
-	{`DELETE FROM dead; DELETE FROM posted`, `dead letters are on their topic`}, // it was replayed and handled
-	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 80000000 WHERE topic = 'order-events-dlq'`, ``},
-	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 10000000 WHERE topic = 'order-events-dlq'`, ``}, // by another clock
-	{`DELETE FROM posted; UPDATE partitions SET first = 1, since = 9999999 WHERE topic = 'order-events-dlq'`, `dead letters are on their topic`},
+	{`UPDATE dead SET service = 'notification'; DELETE FROM dead_letters`, `dead records have their letter`},
+	{`UPDATE dead SET service = 'notification'; DELETE FROM dead_letters; UPDATE began SET at = at + 8 * 86400000000`, ``}, // pruned
+	{`UPDATE dead_letters SET published = 0; DELETE FROM dlq_records`, ``},
+	{`DELETE FROM dlq_records WHERE sum = x'0a'`, `dead letters are on their topic`},
+	{`UPDATE dlq_records SET topic = 'payment-events-dlq'`, `dead letters are on their topic`},
+	{`DELETE FROM dead; DELETE FROM dlq_records`, `dead letters are on their topic`}, // it was replayed and handled
+	{`DELETE FROM dlq_records; UPDATE partitions SET first = 1, retained_since = 80000000 WHERE topic = 'order-events-dlq'`, ``},
+	{`DELETE FROM dlq_records; UPDATE partitions SET first = 1, retained_since = 10000000 WHERE topic = 'order-events-dlq'`, ``}, // by another clock
+	{`DELETE FROM dlq_records; UPDATE partitions SET first = 1, retained_since = 9999999 WHERE topic = 'order-events-dlq'`, `dead letters are on their topic`},
 	{ // long after, on a topic that keeps its records for longer than an inbox
 		`UPDATE began SET at = 1400000000000; DELETE FROM inbox; DELETE FROM events`, ``,
 	},
@@ -181,7 +179,7 @@ var plant = []struct{ statement, seen string }{
 	{`DELETE FROM channels WHERE channel = 'sms'; DELETE FROM messages WHERE channel = 'sms'`, ``}, // they go elsewhere
 }
 
-// Each invariant sees what is wrong, and only that.
+// Each invariant sees the violations that are planted for it, and no others.
 func TestInvariantsSeeWhatIsPlanted(t *testing.T) {
 	everSeen := map[string]bool{}
 	for _, p := range plant {
@@ -222,14 +220,14 @@ func TestInvariantsSeeWhatIsPlanted(t *testing.T) {
 	}
 }
 
-// What cannot be read is not checked, and says why.
+// An invariant whose evidence is missing is not checked, and its finding says why.
 func TestNotChecked(t *testing.T) {
 	e, err := newEvidence(t.Context(), t.TempDir(), time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer e.db.Close()
-	r, err := e.ask(t.Context(), map[string]string{needsTopics: "away", needsLetters: "away", needsSandbox: "away", needsLog: "none"})
+	r, err := e.ask(t.Context(), map[string]string{needsTopics: "away", needsDeadLetters: "away", needsSandbox: "away", needsLog: "none"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,8 +238,8 @@ func TestNotChecked(t *testing.T) {
 	}
 }
 
-// What came as the evidence was collected, or a moment before, is counted, and
-// not what a clock that is ahead has noted.
+// Payments and messages of the time of the collection, or of a moment before, are counted, but not those that a clock that
+// is ahead has given a later time.
 func TestTooYoungToBeAskedAbout(t *testing.T) {
 	e, err := newEvidence(t.Context(), t.TempDir(), time.UnixMicro(10_000_000))
 	if err != nil {

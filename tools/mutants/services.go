@@ -85,15 +85,15 @@ var services = []mutant{
 	},
 	{
 		name: "verify: a key that lies astray passes for one that moved",
-		old:  `belonged(key, home, seen+1, count) && belongs(key, count) == later`,
-		new:  `belonged(key, home, seen+1, count)`,
-		test: "./verify -run ^TestKeysCrossWhenPartitionsAreAdded$",
+		old:  `belonged(key, first, highestUsed+1, now) && partitionOf(key, now) == other`,
+		new:  `belonged(key, first, highestUsed+1, now)`,
+		test: "./verify -run ^TestKeysChangePartitionWhenPartitionsAreAdded$",
 	},
 	{
 		name: "verify: a dead letter is known by its key alone",
 		old:  `	add(r.Value)`,
 		new:  ``,
-		test: "./verify -run ^TestLettersAreKnownByAllTheySay$",
+		test: "./verify -run ^TestDeadLettersAreIdentifiedByAllTheirBytes$",
 	},
 	{
 		name: "verify: a missing right ends it",
