@@ -22,9 +22,9 @@
 // Shown by TestCrashPoints, TestRelayPublishesWhatIsCommitted,
 // TestGapsUnderKills, TestTopicCreatedAnewGetsEverything.
 //
-// In the order of each aggregate. What has the same key appears on the topic in
-// the order of its versions; after a crash a stretch may appear again, but
-// nothing appears for the first time before what precedes it. Needs: the
+// In the order of each aggregate. Records with the same key appear on the topic in
+// the order of their versions; after a crash some may appear again, but no record
+// appears for the first time before one that precedes it. Needs: the
 // aggregate's row is changed before Add in the same transaction, so that its
 // lock makes numbers follow commits; a number of partitions that does not
 // change while events are under way.
@@ -32,36 +32,44 @@
 // TestRelayUnderConcurrentWriters, TestStoppedRelaysUnderLoad.
 //
 // One publisher at a time, replaced within seconds. Of all the relays of one
-// database the holder of a lease publishes; one that sleeps through its end can
-// repeat, and never hide. Needs: clocks that run, not clocks that agree.
+// database the holder of a lease publishes; a holder that sleeps through the end of
+// its lease can repeat records, and never hide one. Needs: clocks that run, not clocks that agree.
 // Shown by TestTakeOverWithinSeconds, TestStoppedInMidRound,
 // TestFailOverToALaggingStandby.
 //
 // Handled exactly once for each group. The mark in the inbox, what the handler
 // writes and the events it adds are one transaction; offsets are committed only
-// below everything that is done. Needs: a handler that touches nothing but its
-// transaction (calls to the outside are for the package job), and inbox rows that outlive
-// the records.
+// up to the first record that is not done. Needs: a handler that touches nothing but its
+// transaction (calls to the outside are for [pizzaflow/job]), and inbox rows that
+// outlive the records.
 // Shown by TestEffectHappensOnce, TestCrashPoints, TestSimulation.
 //
-// One bad record stops its own key and nothing else. It is tried again, then
-// stands in the dead letters; what follows under its key waits behind it, in
-// order, and comes after it when it is replayed. What the broker refuses waits
-// in a lane of its partition or topic.
+// One bad record stops its own key and nothing else. It is retried, then becomes a
+// dead letter; the records that follow under its key wait behind it, in order, and
+// come after it when it is replayed. A topic or partition that does not take events
+// is paused by itself, and its events wait.
 // Shown by TestRetriesKeepTheirDelays, TestRecordsBehindARetriedOneFollowInOrder,
 // TestRefusedTopicStopsNobodyElse, TestAbsentLeaderStopsNobodyElse.
 //
-// Nothing is dropped silently. Whatever is not published or not handled is a
-// row that an [pizzaflow/outbox/admin.Operator] sees and can mend. What is away, the database or what a
-// handler needs, is waited for and costs no attempt.
+// Nothing is dropped silently. Each event that is not published and each record
+// that is not handled is a row that an [pizzaflow/outbox/admin.Operator] can see and
+// mend. While the database is away, or a service that a handler needs, the records
+// wait, which costs no attempt.
 // Shown by TestOperatorMendsABlockedKey, TestOperatorReplaysAndDiscards,
 // TestUnavailableSpendsNothing, TestSkippedRecordsRaiseTheAlarm.
 //
-// # The pieces
+// # The packages
 //
-// This package writes events: [Outbox] and [Tx]. Package relay publishes them,
-// package inbox receives them, and package admin is for who has to mend
-// something. Package job makes the calls to the outside that a handler must not
-// make itself. The tables are a set of migrations, [Schema], for a database
-// opened by sqldb.
+// This package writes events: [Outbox] and [Tx]. [pizzaflow/outbox/relay] publishes
+// them, [pizzaflow/outbox/inbox] receives them, and [pizzaflow/outbox/admin] is for
+// an operator who has to mend something. [pizzaflow/job] makes the calls to the
+// outside that a handler must not make itself, and knows nothing of an outbox. The
+// tables are a set of migrations, [Schema], for a database opened by
+// [pizzaflow/sqldb].
+//
+// Read outbox.go (Event, Outbox, Tx), then trace.go (the trace that an event
+// carries), numbering.go (a database whose sequence begins anew) and initialrows.go.
+// Shared with the other packages of the library, and closed to adopters, are
+// internal/wire (the form of a record), internal/store (rows, states and SQL) and
+// internal/handoff (committed events on their way to the relay in memory).
 package outbox

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// The tests that the documentation calls upon are there.
+// Every test that the package comment names exists.
 func TestGuaranteesHaveTheirTests(t *testing.T) {
 	doc, err := os.ReadFile("doc.go")
 	if err != nil {

@@ -2,9 +2,8 @@ package outbox
 
 import "pizzaflow/sqldb"
 
-// CommitElsewhere has o believe that e was committed while its relay led in an
-// earlier term, as number seq: on a server whose last commits its successor
-// never received.
+// CommitElsewhere offers e to the relay of an earlier term of o, as number seq: as if
+// it was committed on a server whose last commits its successor never received.
 func CommitElsewhere(o *Outbox, seq int64, e Event) {
 	tx := &Tx{}
 	tx.Add(1, e)

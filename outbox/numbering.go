@@ -10,12 +10,13 @@ import (
 	"pizzaflow/sqldb"
 )
 
-type numbering struct{ table, column, highest string }
+// A numberedTable is a table whose rows the database numbers, with the query for the
+// highest number that it has ever given as far as the tables tell.
+type numberedTable struct{ table, column, highest string }
 
-// numbered are the tables whose rows the database numbers, with the highest
-// number that it has ever given as far as the tables tell. An event whose number
-// is not above the low watermark is never read by the relay.
-var numbered = []numbering{
+// numberedTables are the library's. An event whose number is not above the low
+// watermark is never read by the relay.
+var numberedTables = []numberedTable{
 	{"outbox_events", "seq", `
 		SELECT MAX(n) FROM (
 			SELECT floor AS n FROM outbox_lease
@@ -26,16 +27,18 @@ var numbered = []numbering{
 	{"operator_actions", "id", `SELECT MAX(id) FROM operator_actions`},
 }
 
-// RepairNumbering makes sure that the database gives no number a second time.
-// A dump that was restored table by table, or a replica that was promoted, has
-// the rows and a sequence that begins anew: its next events would stand below
-// what the relay has done with, and be published by nobody. It returns the
-// tables whose sequence was moved past the rows. It is for after the migrations
-// and before anything is written; events that were written before all the same,
-// by a process that did not notice that its database was exchanged, get new
-// numbers. A role that may not change a sequence gets an error.
+// RepairNumbering makes sure that the database gives no number a second time. A
+// dump that was restored table by table, or a replica that was promoted, has the
+// rows and a sequence that begins anew: its next events would stand below the low
+// watermark, and no relay would publish them.
+//
+// Call it after the migrations and before the first write. It returns the tables
+// whose sequence was moved past the rows. Events that were written before the
+// repair, by a process that did not notice that its database was exchanged, get new
+// numbers. The error is the database's: that of a role, say, that may not change a
+// sequence.
 func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err error) {
-	for _, n := range numbered {
+	for _, n := range numberedTables {
 		var behind []string
 		err := db.Tx(ctx, func(tx *sql.Tx) error {
 			behind = nil
@@ -61,15 +64,16 @@ func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err err
 	return moved, nil
 }
 
-// numberedTwice reports whether err says that the database gave a number that a
-// row has already. No statement is to blame for it: the database was exchanged
-// under this process for one whose sequence is behind.
-func numberedTwice(err error) bool {
+// isNumberTaken reports whether err says that the database gave a number that a row
+// has already. No statement is at fault: the database was exchanged under this
+// process for another whose sequence is behind.
+func isNumberTaken(err error) bool {
 	constraint := sqldb.ViolatedConstraint(err)
-	return slices.ContainsFunc(numbered, func(n numbering) bool { return constraint == n.table+"_pkey" })
+	return slices.ContainsFunc(numberedTables, func(n numberedTable) bool { return constraint == n.table+"_pkey" })
 }
 
-// renumberSQL gives an event the next number. SQLite counts insertions alone.
+// renumberSQL gives an event the next number. SQLite moves its sequence for
+// insertions alone, so it is moved by hand.
 var renumberSQL = map[sqldb.Engine][]string{
 	sqldb.Postgres: {`UPDATE outbox_events SET seq = DEFAULT WHERE seq = $1`},
 	sqldb.SQLite: {
@@ -78,10 +82,10 @@ var renumberSQL = map[sqldb.Engine][]string{
 	},
 }
 
-// renumber gives new numbers to the events with numbers below next that the
-// sequence gave since it began anew: those that the relay has nothing to do with
-// any more, and yet has never published, for they are younger than the range
-// that they stand in. The sequence must have been moved.
+// renumber gives new numbers to the events below next that got theirs since the
+// sequence began anew. Such an event stands below the low watermark and yet was
+// never published: it is younger than the published range that it stands in. The
+// sequence must have been moved past next before.
 func renumber(ctx context.Context, engine sqldb.Engine, tx *sql.Tx, next int64) error {
 	rows, err := tx.QueryContext(ctx, `
 		SELECT seq FROM outbox_events e

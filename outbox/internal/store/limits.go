@@ -5,19 +5,19 @@ import (
 	"time"
 )
 
-// An event may come again for as long as somebody keeps it: the outbox for some
-// days, and when it is published anew on the last of them, the topic for some
-// more, until the segment that it stands in is deleted. Only then may the inbox
-// forget that it was handled.
+// An event may be delivered again for as long as a copy of it exists: the outbox
+// keeps it for OutboxRetention, and when it is published again on the last day, the
+// topic keeps the record for TopicRetention, until its segment is deleted. Only then
+// may the inbox forget that the event was handled.
 const (
 	OutboxRetention = 7 * 24 * time.Hour
 	TopicRetention  = 8 * 24 * time.Hour // a week, and a segment of a day
 )
 
-// DeadLetterSuffix makes the name of a topic that of its dead-letter topic.
+// DeadLetterSuffix is appended to a topic's name for its dead-letter topic.
 const DeadLetterSuffix = "-dlq"
 
-// MaxBytes is how large a record of the topic may be.
+// MaxBytes is how many bytes a record of the topic may have.
 func MaxBytes(topic string) int {
 	if strings.HasSuffix(topic, DeadLetterSuffix) {
 		return MaxDeadLetterBytes

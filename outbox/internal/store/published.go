@@ -11,15 +11,15 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// An Unpublished is what is unpublished according to the tables.
+// Unpublished counts the events that are neither published nor blocked.
 type Unpublished struct {
 	Events int64
 	Oldest time.Time // when the oldest was written; zero without any
 }
 
-// FromUnpublished are the events e above a floor that are neither published nor
-// blocked: what lies between what is done with, and above it. Nothing else of
-// the table is looked at.
+// FromUnpublished is the FROM clause of the events e above the low watermark $1 that
+// are neither published nor blocked: the gaps between published ranges and blocked
+// events, and all above the last. No other event is read.
 const FromUnpublished = `FROM (
 	SELECT MAX(last_seq) OVER (ORDER BY first_seq, last_seq) + 1 AS lo, LEAD(first_seq) OVER (ORDER BY first_seq, last_seq) - 1 AS hi FROM (
 		SELECT CAST($1 AS BIGINT) AS first_seq, CAST($1 AS BIGINT) AS last_seq
@@ -27,7 +27,8 @@ const FromUnpublished = `FROM (
 		UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > $1) done
 	) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`
 
-// CountUnpublished counts what is neither published nor blocked, up to limit.
+// CountUnpublished counts the unpublished events above the low watermark floor, up
+// to limit.
 func CountUnpublished(ctx context.Context, tx *sql.Tx, floor, limit int64) (r Unpublished, err error) {
 	err = tx.QueryRowContext(ctx, `SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at `+FromUnpublished+` LIMIT $2) unpublished`, floor, limit).
 		Scan(&r.Events, sqldb.Time(&r.Oldest))
@@ -40,8 +41,8 @@ func CountUnpublished(ctx context.Context, tx *sql.Tx, floor, limit int64) (r Un
 // AllSeqs is above the number of every event.
 const AllSeqs = int64(math.MaxInt64)
 
-// ByNumber has the transaction find rows by their numbers alone: a plan that
-// reads a whole table would go for a part of it.
+// ByNumber has PostgreSQL find rows by index for the rest of the transaction: going
+// by its statistics it might read a whole table for a part of it.
 func ByNumber(ctx context.Context, db *sqldb.DB, tx *sql.Tx) error {
 	if db.Engine != sqldb.Postgres {
 		return nil
@@ -66,8 +67,8 @@ func Snapshot(ctx context.Context, db *sqldb.DB) (*sql.Tx, error) {
 	return tx, nil
 }
 
-// EndTerm ends the term of whatever relay leads, and lowers the floor below
-// the first event that is to be looked at again.
+// EndTerm ends the term of the relay that leads, if one does, and lowers the low
+// watermark below first, the first event that the next term has to read again.
 func EndTerm(ctx context.Context, tx *sql.Tx, first int64) error {
 	_, err := tx.ExecContext(ctx, `
 		UPDATE outbox_lease SET holder = '', epoch = epoch + 1, renewal = renewal + 1,
@@ -79,19 +80,19 @@ func EndTerm(ctx context.Context, tx *sql.Tx, first int64) error {
 	return nil
 }
 
-// RangesAbove are the conditions for the ranges that reach above a number. They
-// are disjoint and in order, so the last one that does not begin above it is the
-// first that can reach there: nothing before it is read.
+// RangesAbove is the condition for the published ranges that reach above the number
+// $1. Ranges are disjoint and in order, so the last range that does not begin above
+// $1 is the first that can reach above it: no earlier range is read.
 const RangesAbove = `first_seq >= COALESCE((SELECT MAX(first_seq) FROM outbox_published WHERE first_seq <= $1), 0) AND last_seq > $1`
 
-// cutSQL ends the range that spans a number before it: it can only be the last
-// of those that begin before it.
+// cutSQL ends the published range that spans the number $1 just before it: only the
+// last range that begins before $1 can.
 const cutSQL = `
 	UPDATE outbox_published SET last_seq = $1 - 1
 	WHERE first_seq = (SELECT MAX(first_seq) FROM outbox_published WHERE first_seq < $1) AND last_seq >= $1`
 
-// Rewind has everything from a seq on published again, by ending the term and
-// taking away what says that it was published. What is blocked stays blocked.
+// Rewind has all events from a seq on published again, by ending the term and
+// deleting the published ranges from there on. Blocked events stay blocked.
 func Rewind(ctx context.Context, tx *sql.Tx, from int64) error {
 	if err := EndTerm(ctx, tx, from); err != nil {
 		return err

@@ -1,5 +1,7 @@
-// Package store has the rows of the outbox's tables, and the SQL that more than
-// one of the packages of the outbox runs.
+// Package store has the rows of the outbox's tables, and the states and the SQL that
+// more than one package of the library needs: row.go (an event), published.go (the
+// low watermark, published ranges, the relay's term), parked.go (parked records),
+// limits.go (retention, sizes) and values.go (how values are stored).
 package store
 
 import (
@@ -23,10 +25,10 @@ type Row struct {
 	Headers     wire.Headers
 	Value       []byte
 	CreatedAt   time.Time
-	Partition   int32 // where it will go, -1 when that cannot be said
+	Partition   int32 // where it will go, -1 when that is not known
 }
 
-// Queue is what must stay in order: the records of one key on one topic. A
+// Queue names the records that must stay in order: those of one key on one topic. A
 // record without a key is a queue of its own.
 func (r *Row) Queue() string {
 	if r.Key == nil {
@@ -35,8 +37,8 @@ func (r *Row) Queue() string {
 	return r.Topic + "\x00" + string(r.Key)
 }
 
-// Size is about what the row takes as a record: the envelope and the headers
-// come to less than 700 bytes beside what is counted.
+// Size estimates the bytes of the row as a record: beside key, data, value and
+// headers, the envelope and the standard headers take less than 700.
 func (r *Row) Size() int {
 	n := 700 + 3*len(r.Key) + len(r.Data.String) + len(r.Value)
 	for _, h := range r.Headers {

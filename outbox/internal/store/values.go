@@ -10,7 +10,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Patient is for statements that may read or write all that is retained.
+// Patient gives statements time that may read or write all retained events.
 func Patient(ctx context.Context) context.Context {
 	return sqldb.WithStatementTimeout(ctx, 10*time.Minute)
 }
@@ -33,7 +33,7 @@ func Text(s string, limit int) string {
 	return s
 }
 
-// KeyHash is what a key is looked for by; nil for no key.
+// KeyHash is the hash by which a key is found in an index; nil without a key.
 func KeyHash(key []byte) any {
 	if key == nil {
 		return nil
@@ -50,7 +50,7 @@ func Hash(parts ...[]byte) int64 {
 	return int64(h.Sum64())
 }
 
-// NullBytes is b as an argument: nil is NULL, which empty is not.
+// NullBytes is b as an argument: nil is NULL, an empty slice is not.
 func NullBytes(b []byte) any {
 	if b == nil {
 		return nil

@@ -1,4 +1,5 @@
-// Package wire has the form of a record: its envelope and its headers.
+// Package wire has the form of a record: its envelope, its headers, and how an
+// outbox stores headers. Producer and consumer agree here and nowhere else.
 package wire
 
 import (
@@ -66,7 +67,7 @@ func AppendJSON(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// Open decodes a record's value. What it refuses, no retry will cure.
+// Open decodes a record's value. No retry will cure its error: it is no envelope.
 func Open(value []byte) (Envelope, error) {
 	var m Envelope
 	if err := json.Unmarshal(value, &m); err != nil {
@@ -93,8 +94,8 @@ func Header(r *kgo.Record, name string) string {
 	return ""
 }
 
-// NumberHeader is the header of that name as a number, or the default when it
-// is missing or is none.
+// NumberHeader is the header of that name as a number; missing, when there is no
+// such header or it is no number.
 func NumberHeader(r *kgo.Record, name string, missing int64) int64 {
 	n, err := strconv.ParseInt(Header(r, name), 10, 64)
 	if err != nil {
@@ -103,8 +104,8 @@ func NumberHeader(r *kgo.Record, name string, missing int64) int64 {
 	return n
 }
 
-// Headers stores headers as JSON: [{"key":…,"value":…}], with "base64" for
-// what is not text. Order and repetition are kept.
+// Headers are a record's headers, stored as JSON: [{"key":…,"value":…}], with
+// "base64" for a value that is not text. Order and repetition are kept.
 type Headers []kgo.RecordHeader
 
 type storedHeader struct {
@@ -145,13 +146,14 @@ func (l *Headers) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// A HeaderReader reads stored lists. Most events of a round have the same one.
+// A HeaderReader reads stored headers. It keeps the last list it parsed: most events
+// of a batch have the same headers.
 type HeaderReader struct {
 	text string
 	list Headers
 }
 
-// Read parses a stored list.
+// Read parses stored headers. The caller must not change the list.
 func (h *HeaderReader) Read(text string) (Headers, error) {
 	if text == h.text {
 		return h.list, nil
@@ -164,7 +166,7 @@ func (h *HeaderReader) Read(text string) (Headers, error) {
 	return list, nil
 }
 
-// SchemaVersion is what an event says of its schema; 1 when it says nothing.
+// SchemaVersion is the result of the event's method of that name, 1 without one.
 func SchemaVersion(e any) int {
 	if v, ok := e.(interface{ SchemaVersion() int }); ok {
 		return v.SchemaVersion()
