@@ -320,7 +320,7 @@ func (p *process) startService(ctx context.Context, d ops.Database, build builde
 		TopicRetention: p.cfg.topicsHold(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := relay.New(relay.Config{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, Since: p.unclean, Rewound: p.rewound, Alone: alone(out), Metrics: reg, Log: p.host.Log})
+	relay := relay.New(relay.Config{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, RepublishSince: p.unclean, Rewound: p.rewound, Alone: alone(out), Metrics: reg, Log: p.host.Log})
 	p.engine.Go(name+" worker", svc.Run)
 	p.engine.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.engine.Go(name+" relay", p.withTopics(relay.Run))

@@ -85,7 +85,7 @@ func (d *deployment) testNoRights(t *testing.T) {
 	if o, err := d.look(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
 		t.Errorf("without the news of its payment the order is %q: %v", o.Status, err)
 	}
-	if !d.logged(t, "event refused", "payment-events") {
+	if !d.logged(t, "partition paused", "payment-events") {
 		t.Error("the refusal is not in the log")
 	}
 	if err := forgive(); err != nil {
@@ -142,7 +142,7 @@ func (d *deployment) testOversized(t *testing.T) {
 	if o, err := d.look(t.Context(), blocked.OrderID); err != nil || o.Status != "pending" {
 		t.Errorf("the order that is blocked is %q: %v", o.Status, err)
 	}
-	if !d.logged(t, "event refused", blocked.OrderID) {
+	if !d.logged(t, "event blocked", blocked.OrderID) {
 		t.Error("the refusal is not in the log")
 	}
 	d.mendBlocked(t, blocked, limit)

@@ -123,7 +123,7 @@ func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.consume("nowhere", 1200)
-		testkit.Eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
+		testkit.Eventually(t, "the topic is resumed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
 	})
 }
 

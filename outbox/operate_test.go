@@ -101,7 +101,7 @@ func TestOperatorGivesUpARefusedTopic(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "the operator sees the lane", func() bool {
+		testkit.Eventually(t, "the operator sees the paused topic", func() bool {
 			s, err := op.Status(t.Context())
 			return err == nil && s.Unpublished == 2 && len(s.Paused) == 1 && s.Paused[0].Topic == "nowhere" && s.Paused[0].Waiting == 2
 		})

@@ -87,7 +87,7 @@ func TestRelayRepeatsWhatTheBrokerMayHaveLost(t *testing.T) {
 		testkit.Eventually(t, "all are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 0 })
 		stop()
 		rewound := make(chan int, 1)
-		testkit.Run(t, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, Since: since, Log: f.log, Rewound: func() {
+		testkit.Run(t, relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, RepublishSince: since, Log: f.log, Rewound: func() {
 			rewound <- f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`)
 		}}).Run)
 		if n := <-rewound; n != 2 {

@@ -25,16 +25,15 @@ func (f *fixture) strayed(account string) {
 	}
 }
 
-// What ends the trying of lanes ends the term: else they would wait until
-// somebody starts the process again.
-func TestLanesOutliveTheirConnection(t *testing.T) {
+// A failed read of a paused topic ends the term: else the topic would stay paused
+// until the process is started again.
+func TestPausedTopicOutlivesItsConnection(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
-	_ = slog.DiscardHandler
 	testkit.Run(t, f.relay().Run)
 	f.strayed("a")
 	const session = `SELECT pid FROM pg_stat_activity WHERE query LIKE '%seq = ANY (%' AND query NOT LIKE '%pg_stat%'
 		AND application_name = current_setting('application_name') LIMIT 1`
-	testkit.Eventually(t, "the lane is tried", func() bool { return f.count(`SELECT COUNT(*) FROM (`+session+`) s`) == 1 })
+	testkit.Eventually(t, "the paused topic is tried", func() bool { return f.count(`SELECT COUNT(*) FROM (`+session+`) s`) == 1 })
 	f.count(fmt.Sprintf(`SELECT COUNT(pg_terminate_backend(pid)) FROM (%s) s`, session))
 	if _, err := f.admin().CreateTopic(t.Context(), 1, 1, nil, "nowhere"); err != nil {
 		t.Fatal(err)
@@ -42,9 +41,9 @@ func TestLanesOutliveTheirConnection(t *testing.T) {
 	f.consume("nowhere", 1)
 }
 
-// A lane that finds a topic to be a new one sends nothing there before what the
-// old one had.
-func TestTopicCreatedAnewBehindALane(t *testing.T) {
+// A try of a paused topic that was created anew sends nothing there before the
+// events of the old one.
+func TestPausedTopicIsCreatedAnew(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.log = slog.New(slog.DiscardHandler)
 		testkit.Run(t, f.relay().Run)
@@ -56,7 +55,7 @@ func TestTopicCreatedAnewBehindALane(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.move("a", 1)
-		testkit.Eventually(t, "it waits in a lane", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 })
+		testkit.Eventually(t, "the topic is paused", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 })
 		if _, err := adm.CreateTopic(t.Context(), 3, 1, nil, "moves"); err != nil {
 			t.Fatal(err)
 		}

@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -12,61 +11,57 @@ import (
 	"pizzaflow/outbox/internal/store"
 )
 
-// A standing is how far a term has come, by what it has in memory.
-type standing struct {
-	unpublished int64          // events that it has read and not recorded as published
+// A progress is how far a term has come, by what it has in memory.
+type progress struct {
+	unpublished int64          // events that it has read and not marked
 	oldest      time.Time      // when the oldest of them was written; zero without any
-	refused     map[string]int // those of them that are refused now, by lane
-	blocked     int            // events that are refused for ever, and those behind them
-	complete    bool           // there are no other unpublished ones, as of a few seconds ago
+	paused      map[string]int // how many of them wait, by paused partition
+	blocked     int            // events that are blocked and were not skipped
+	complete    bool           // no other event is unpublished, as of a few seconds ago
 }
 
-// readerPatience is how long the reader may be kept from reading by what it has
-// read, before the term is not taken to know all there is.
-const readerPatience = 5 * time.Second
+// maxDispatch is how long the reader may wait for the publisher before the term no
+// longer counts as knowing all events.
+const maxDispatch = 5 * time.Second
 
-// standing tells how far the term has come. It asks nobody.
-func (t *term) standing() standing {
+// progress returns how far the term has come, without a query.
+func (t *term) progress() progress {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	s := standing{refused: map[string]int{}, blocked: t.blockedRows}
-	s.complete = !t.behind && (t.handing.IsZero() || time.Since(t.handing) < readerPatience)
+	s := progress{paused: map[string]int{}, blocked: t.blockedRows}
+	s.complete = !t.catchingUp && (t.dispatchingSince.IsZero() || time.Since(t.dispatchingSince) < maxDispatch)
 	count := func(n int, oldest time.Time) {
 		if s.unpublished += int64(n); n > 0 && (s.oldest.IsZero() || oldest.Before(s.oldest)) {
 			s.oldest = oldest
 		}
 	}
-	for _, r := range t.flights {
-		count(r.left, r.rows[0].CreatedAt)
+	for _, b := range t.inFlight {
+		count(b.unpublished, b.rows[0].CreatedAt)
 	}
-	for _, l := range t.lanes {
-		count(len(l.seqs), l.oldest)
-		name, _, alone := strings.Cut(l.name, "#")
-		if alone { // of which there may be as many as records
-			name += "#"
-		}
-		s.refused[name] += len(l.seqs)
+	for _, p := range t.paused {
+		count(len(p.seqs), p.oldest)
+		s.paused[p.name] = len(p.seqs)
 	}
 	return s
 }
 
-// askUnpublished counts what is unpublished by the tables alone.
+// askUnpublished counts the unpublished events in the tables.
 func (r *Relay) askUnpublished(ctx context.Context) (store.Unpublished, error) {
 	tx, err := store.Snapshot(ctx, r.db)
 	if err != nil {
 		return store.Unpublished{}, fmt.Errorf("count unpublished: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // it has changed nothing
-	var floor int64
-	if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&floor); err != nil {
+	var lowWatermark int64
+	if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&lowWatermark); err != nil {
 		return store.Unpublished{}, fmt.Errorf("read lease: %w", err)
 	}
-	return store.CountUnpublished(ctx, tx, floor, measure.Limit+1)
+	return store.CountUnpublished(ctx, tx, lowWatermark, measure.Limit+1)
 }
 
-// A backlog shows what is unpublished. Only the relay that leads does, so that
-// a sum over all processes is right. It tells what its term has in memory; of
-// what the term could not read yet it tells what was counted in the tables.
+// A backlog exposes the unpublished events as metrics, if its relay leads: so a sum
+// over all processes is right. It adds up what the term has in memory; while the
+// term could not read all events, it uses what was counted in the tables.
 type backlog struct {
 	relay   *Relay
 	counted *measure.Measure[store.Unpublished]
@@ -86,8 +81,8 @@ func newBacklog(r *Relay, cfg Config) *backlog {
 		}),
 		leader:      desc("outbox_leader", "1 while this process publishes, 0 while another does or none."),
 		unpublished: desc("outbox_unpublished", "Committed events that are not published yet; 100001 when there are more."),
-		refused:     desc("outbox_refused", "Events among them that the broker does not take now, by lane: a topic or a partition.", "lane"),
-		blocked:     desc("outbox_blocked", "Events that the broker refuses for ever, and those behind them."),
+		refused:     desc("outbox_refused", "Events among them that wait in a paused partition (label lane): a partition, a topic, or its events without a key.", "lane"),
+		blocked:     desc("outbox_blocked", "Events that the broker refuses permanently, and later ones of their keys."),
 		oldest:      desc("outbox_oldest_seconds", "Age of the oldest event that is not published; 0 without one."),
 	}
 }
@@ -112,9 +107,9 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	gauge(b.leader, 1)
-	s := t.standing()
-	for lane, n := range s.refused {
-		gauge(b.refused, float64(n), lane)
+	s := t.progress()
+	for name, n := range s.paused {
+		gauge(b.refused, float64(n), name)
 	}
 	gauge(b.blocked, float64(s.blocked))
 	known := s.complete
@@ -122,7 +117,7 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 		var r store.Unpublished
 		if r, known = b.counted.Get(); known {
 			s.unpublished = max(s.unpublished, r.Events)
-			if s.oldest.IsZero() { // else what is in hand was written before what is not
+			if s.oldest.IsZero() { // else the events in memory are older than those not read yet
 				s.oldest = r.Oldest
 			}
 		}

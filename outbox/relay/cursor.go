@@ -8,51 +8,52 @@ import (
 // A span is a stretch of seqs, both ends included.
 type span struct{ lo, hi int64 }
 
-// A gap is a stretch below the head that was not seen. Its numbers belong to
-// transactions that are still open, or were rolled back.
+// A gap is a stretch below the high watermark whose rows no read has returned. Its
+// numbers belong to transactions that are still open, or were rolled back.
 //
-// An INSERT locks the table before it draws a number and keeps the lock until
-// its commit can be seen. So a gap is dead, rolled back and never to be
-// filled, once every transaction that held such a lock after the gap was
-// noticed has ended and a read begun after that still misses it. No clock has
-// a say in it: a transaction may stay open for as long as it likes.
+// An INSERT locks the table before it draws a number and keeps the lock until its
+// commit is visible. So a gap is dead, which means that its numbers were rolled
+// back, once every transaction that held such a lock after the gap was noticed has
+// ended and a read begun after that still misses its rows. No clock decides it: a
+// transaction may stay open for any length of time.
 type gap struct {
 	span
-	asked   bool     // whether the holders were listed since the gap was noticed
-	holders []string // those of them that have not ended yet
+	listed  bool     // the writers were listed since the gap was noticed
+	writers []string // the transactions among them that have not ended yet
 }
 
-// A cursor knows which rows of the outbox are still to be read: those above
-// the head and those in the gaps below it.
+// A cursor knows which rows of the outbox are still to be read: those above the
+// high watermark and those in the gaps below it.
 type cursor struct {
-	head int64
-	gaps []gap // in order, disjoint
+	highWatermark int64
+	gaps          []gap // in order, disjoint
 }
 
-// newCursor starts from what is stored: everything up to floor is done with,
-// and above it what the published ranges, in order, leave out is not.
-func newCursor(floor int64, published []span) *cursor {
-	c := &cursor{head: floor}
+// newCursor makes the cursor of what is stored: nothing up to the low watermark is
+// to be read, and above it the numbers between the published ranges, in order, are.
+func newCursor(lowWatermark int64, published []span) *cursor {
+	c := &cursor{highWatermark: lowWatermark}
 	for _, s := range published {
-		if s.lo > c.head+1 {
-			c.gaps = append(c.gaps, gap{span: span{c.head + 1, s.lo - 1}})
+		if s.lo > c.highWatermark+1 {
+			c.gaps = append(c.gaps, gap{span: span{c.highWatermark + 1, s.lo - 1}})
 		}
-		c.head = max(c.head, s.hi)
+		c.highWatermark = max(c.highWatermark, s.hi)
 	}
 	return c
 }
 
-// floor is the highest seq up to which everything was read or is dead.
-func (c *cursor) floor() int64 {
+// lowWatermark is the highest seq up to which every row was read or its number
+// rolled back.
+func (c *cursor) lowWatermark() int64 {
 	if len(c.gaps) > 0 {
 		return c.gaps[0].lo - 1
 	}
-	return c.head
+	return c.highWatermark
 }
 
 // wants reports whether the row was not read yet.
 func (c *cursor) wants(seq int64) bool {
-	if seq > c.head {
+	if seq > c.highWatermark {
 		return true
 	}
 	i, found := slices.BinarySearchFunc(c.gaps, seq, func(g gap, seq int64) int {
@@ -67,17 +68,18 @@ func (c *cursor) wants(seq int64) bool {
 	return found && i >= 0
 }
 
-// How far a read has looked, when it was not cut off by its limit, or when it
-// has not looked at all: rows that were handed over say nothing about others.
+// How far a read is complete when its limit did not cut it off, and when the rows
+// were offered and not read: offered rows say nothing about others.
 const (
 	everywhere = int64(math.MaxInt64)
 	nowhere    = int64(0)
 )
 
-// read takes note of the seqs, in order, that a read of gaps and head has
-// returned. It has looked up to complete: what it misses there is still
-// missing, and gaps whose holders had all ended before it are dropped.
-func (c *cursor) read(seqs []int64, complete int64) {
+// noteRead takes note of the seqs, in order, that a read of the gaps and above the
+// high watermark has returned. The read is complete up to a seq: up to there rows
+// that it did not return were not visible, and gaps whose writers had all ended
+// before it are dropped.
+func (c *cursor) noteRead(seqs []int64, complete int64) {
 	var left []gap
 	for _, g := range c.gaps {
 		i, _ := slices.BinarySearch(seqs, g.lo)
@@ -89,34 +91,35 @@ func (c *cursor) read(seqs []int64, complete int64) {
 		left = appendGap(left, g, lo, g.hi, complete)
 	}
 	for _, seq := range seqs {
-		if seq > c.head {
-			if seq > c.head+1 {
-				left = append(left, gap{span: span{c.head + 1, seq - 1}})
+		if seq > c.highWatermark {
+			if seq > c.highWatermark+1 {
+				left = append(left, gap{span: span{c.highWatermark + 1, seq - 1}})
 			}
-			c.head = seq
+			c.highWatermark = seq
 		}
 	}
 	c.gaps = left
 }
 
-// appendGap keeps what a read has left of g, unless it is dead.
+// appendGap appends the part of g from lo to hi, which a read has not returned,
+// unless it is dead.
 func appendGap(gaps []gap, g gap, lo, hi, complete int64) []gap {
-	if lo > hi || (g.asked && len(g.holders) == 0 && hi <= complete) {
+	if lo > hi || (g.listed && len(g.writers) == 0 && hi <= complete) {
 		return gaps
 	}
-	return append(gaps, gap{span: span{lo, hi}, asked: g.asked, holders: g.holders})
+	return append(gaps, gap{span: span{lo, hi}, listed: g.listed, writers: g.writers})
 }
 
-// locks takes note of the transactions that hold a writer's lock on the table
-// right now, listed after the last read.
-func (c *cursor) locks(current []string) {
+// noteWriters takes note of the transactions that hold a writer's lock on the
+// table, listed after the last read.
+func (c *cursor) noteWriters(current []string) {
 	for i := range c.gaps {
 		g := &c.gaps[i]
-		if !g.asked {
-			g.asked, g.holders = true, current
+		if !g.listed {
+			g.listed, g.writers = true, current
 			continue
 		}
-		g.holders = slices.DeleteFunc(slices.Clone(g.holders), func(h string) bool { return !slices.Contains(current, h) })
+		g.writers = slices.DeleteFunc(slices.Clone(g.writers), func(h string) bool { return !slices.Contains(current, h) })
 	}
 }
 

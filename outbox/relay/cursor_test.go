@@ -19,7 +19,7 @@ type table struct {
 	begun   int
 }
 
-func (w *table) holders() []string {
+func (w *table) writers() []string {
 	var out []string
 	for tx := range w.open {
 		out = append(out, tx)
@@ -28,11 +28,11 @@ func (w *table) holders() []string {
 }
 
 // read is what the relay's statement returns: the lowest rows in the gaps and
-// above the head.
+// above the high watermark.
 func (w *table) read(c *cursor, limit int) (seqs []int64, cut bool) {
 	slices.Sort(w.visible)
 	for _, seq := range w.visible {
-		wanted := seq > c.head || slices.ContainsFunc(c.gaps, func(g gap) bool { return g.lo <= seq && seq <= g.hi })
+		wanted := seq > c.highWatermark || slices.ContainsFunc(c.gaps, func(g gap) bool { return g.lo <= seq && seq <= g.hi })
 		if wanted != c.wants(seq) {
 			panic(fmt.Sprintf("the cursor wants %d: %v, its gaps say otherwise", seq, c.wants(seq)))
 		}
@@ -51,63 +51,63 @@ func rowsOf(seqs ...int64) []store.Row {
 	return rows
 }
 
-// Whatever the interleaving of writers, rollbacks, refusals and restarts, every
-// committed row is published, none twice without a restart, and at the end the
-// floor has passed everything, the rolled-back numbers too.
+// However writers, rollbacks, refusals and restarts interleave, every committed row
+// is published, none twice without a restart, and at the end the low watermark has
+// passed all numbers, the rolled-back ones too.
 func TestCursorMissesNothing(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := &table{open: map[string][]int64{}}
-		term := &term{cursor: newCursor(0, nil), lanes: map[string]*lane{}}
+		term := &term{cursor: newCursor(0, nil), paused: map[string]*pausedPartition{}}
 		var committed []int64
 		published := map[int64]int{}
 		restarts := 0
 		limit := rapid.IntRange(1, 6).Draw(t, "limit")
 
-		// land has the oldest round in flight acknowledged and marked, or refused in part
-		land := func(refuse bool) {
-			rd := term.flights[0]
-			for _, row := range rd.rows {
+		// acknowledge has the oldest batch in flight acknowledged and marked, or refused in part
+		acknowledge := func(refuse bool) {
+			b := term.inFlight[0]
+			for _, row := range b.rows {
 				if refuse && rapid.Bool().Draw(t, "refused") {
-					if term.lanes["x"] == nil {
-						term.lanes["x"] = &lane{}
+					if term.paused["x"] == nil {
+						term.paused["x"] = &pausedPartition{}
 					}
-					term.lanes["x"].add(row.Seq)
+					term.paused["x"].insert(row.Seq)
 				} else {
 					published[row.Seq]++
 				}
 			}
-			if f := term.floor(); f >= rd.rows[0].Seq {
-				t.Fatalf("floor %d while %d is in flight", f, rd.rows[0].Seq)
+			if low := term.lowWatermark(); low >= b.rows[0].Seq {
+				t.Fatalf("low watermark %d while %d is in flight", low, b.rows[0].Seq)
 			}
-			term.flights = term.flights[1:]
+			term.inFlight = term.inFlight[1:]
 		}
-		// mend has the first rows of the lane published
-		mend := func(n int) {
-			l := term.lanes["x"]
-			if l == nil {
+		// retry has the first rows of the paused partition published
+		retry := func(n int) {
+			p := term.paused["x"]
+			if p == nil {
 				return
 			}
-			for _, seq := range l.seqs[:min(n, len(l.seqs))] {
+			for _, seq := range p.seqs[:min(n, len(p.seqs))] {
 				published[seq]++
 			}
-			if l.seqs = l.seqs[min(n, len(l.seqs)):]; len(l.seqs) == 0 {
-				delete(term.lanes, "x")
+			if p.seqs = p.seqs[min(n, len(p.seqs)):]; len(p.seqs) == 0 {
+				delete(term.paused, "x")
 			}
 		}
-		round := func(refuse, ask bool) {
+		readBatch := func(refuse, ask bool) {
 			seqs, cut := w.read(term.cursor, limit)
 			complete := everywhere
 			if cut {
 				complete = seqs[len(seqs)-1]
 			}
-			term.take(rowsOf(seqs...), complete)
+			term.startBatch(rowsOf(seqs...), complete)
 			if ask {
-				term.cursor.locks(w.holders())
+				term.cursor.noteWriters(w.writers())
 			}
-			for len(term.flights) > 0 && (!refuse || rapid.Bool().Draw(t, "landed")) {
-				land(refuse)
+			for len(term.inFlight) > 0 && (!refuse || rapid.Bool().Draw(t, "acknowledged")) {
+				acknowledge(refuse)
 			}
-			mend(rapid.IntRange(0, 3).Draw(t, "mended"))
+			retry(rapid.IntRange(0, 3).Draw(t, "retried"))
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"draw": func(t *rapid.T) {
@@ -116,7 +116,7 @@ func TestCursorMissesNothing(t *testing.T) {
 				w.open[tx] = append(w.open[tx], w.next)
 			},
 			"end": func(t *rapid.T) {
-				txs := w.holders()
+				txs := w.writers()
 				if len(txs) == 0 {
 					t.Skip("nobody writes")
 				}
@@ -129,8 +129,8 @@ func TestCursorMissesNothing(t *testing.T) {
 				delete(w.open, tx)
 				w.begun++
 			},
-			"round": func(t *rapid.T) { round(true, rapid.Bool().Draw(t, "asked")) },
-			"hand over": func(t *rapid.T) { // rows that were just committed, by those who did it
+			"batch": func(t *rapid.T) { readBatch(true, rapid.Bool().Draw(t, "listed")) },
+			"offer": func(t *rapid.T) { // rows that were just committed
 				var fresh []int64
 				for _, seq := range w.visible {
 					if term.cursor.wants(seq) {
@@ -140,24 +140,24 @@ func TestCursorMissesNothing(t *testing.T) {
 				if len(fresh) == 0 {
 					t.Skip("nothing is new")
 				}
-				term.take(rowsOf(rapid.SampledFrom(fresh).Draw(t, "handed over")), nowhere)
+				term.startBatch(rowsOf(rapid.SampledFrom(fresh).Draw(t, "offered")), nowhere)
 			},
-			"restart": func(*rapid.T) { // with what the tables say: the floor and the ranges above it
-				floor := term.floor()
+			"restart": func(*rapid.T) { // from the tables: the low watermark and the ranges above it
+				lowWatermark := term.lowWatermark()
 				var marked []int64
 				for seq := range published {
-					if seq > floor {
+					if seq > lowWatermark {
 						marked = append(marked, seq)
 					}
 				}
 				slices.Sort(marked)
-				term.cursor, term.flights, term.lanes = newCursor(floor, spans(marked)), nil, map[string]*lane{}
+				term.cursor, term.inFlight, term.paused = newCursor(lowWatermark, spans(marked)), nil, map[string]*pausedPartition{}
 				restarts++
 			},
 			"": func(t *rapid.T) {
 				for _, seq := range committed {
-					if published[seq] == 0 && seq <= term.floor() {
-						t.Fatalf("%d is not published and the floor is %d", seq, term.floor())
+					if published[seq] == 0 && seq <= term.lowWatermark() {
+						t.Fatalf("%d is not published and the low watermark is %d", seq, term.lowWatermark())
 					}
 				}
 			},
@@ -166,17 +166,17 @@ func TestCursorMissesNothing(t *testing.T) {
 			w.visible, committed = append(w.visible, seqs...), append(committed, seqs...)
 			delete(w.open, tx)
 		}
-		for range 3 + len(committed) { // two idle rounds more than it takes, for the dead
-			round(false, true)
+		for range 3 + len(committed) { // two idle reads more than it takes, for the dead gaps
+			readBatch(false, true)
 		}
-		mend(len(committed))
+		retry(len(committed))
 		for _, seq := range committed {
 			if published[seq] != 1 {
 				t.Fatalf("%d was published %d times, with %d restarts", seq, published[seq], restarts)
 			}
 		}
-		if c := term.cursor; term.floor() != c.head || len(c.gaps) != 0 {
-			t.Fatalf("floor %d, head %d, gaps %v, want none", term.floor(), c.head, c.gaps)
+		if c := term.cursor; term.lowWatermark() != c.highWatermark || len(c.gaps) != 0 {
+			t.Fatalf("low watermark %d, high watermark %d, gaps %v, want none", term.lowWatermark(), c.highWatermark, c.gaps)
 		}
 	})
 }

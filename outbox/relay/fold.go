@@ -11,14 +11,13 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Every mark adds a range to outbox_published: under a light load, one for each
+// Every mark adds ranges to outbox_published: under a light load, one for each
 // event. Neighbours that were published in the same minute are folded into one
-// range, so that how many there are depends on the time and on the holes in the
-// numbers, and not on the events.
+// range, so that the number of ranges depends on the time and on the holes between
+// the numbers, and not on the number of events.
 
 const (
-	foldEvery  = time.Minute
-	foldWithin = time.Minute // by which a folded range may be too young
+	foldWithin = time.Minute // by which the time of a folded range may be too late for an event
 	foldRows   = 1000        // ranges that are read at once
 )
 
@@ -28,26 +27,26 @@ type publishedRange struct {
 	at time.Time
 }
 
-// grows reports whether next is the rest of what r is the beginning of.
-func (r publishedRange) grows(next publishedRange) bool {
+// foldsWith reports whether r and the next range can become one.
+func (r publishedRange) foldsWith(next publishedRange) bool {
 	return r.hi+1 == next.lo && r.at.Truncate(foldWithin).Equal(next.at.Truncate(foldWithin))
 }
 
-// A folding is what a number of neighbours become: the first of them grows, and
-// the others go. It is as old as the youngest of them.
+// A folding is the range that neighbours become: the first of them is extended, and
+// the others are deleted. Its time is the latest of theirs.
 type folding struct {
 	publishedRange
-	gone []int64 // first_seq of the others
+	gone []int64 // first_seq of the deleted ones
 }
 
-// foldTogether folds ranges, in order, of which open is the one before. Those
-// that were published at or after closed stay as they are: neighbours of theirs
-// may still come. The last folding is the next call's open one.
+// foldTogether folds ranges, in order, into open, the folding before them, and into
+// new ones. Ranges that were published at or after closed stay as they are, because
+// neighbours of theirs may still come. The last folding is open for the next call.
 func foldTogether(open folding, ranges []publishedRange, closed time.Time) []folding {
 	out := []folding{open}
 	for _, r := range ranges {
 		last := &out[len(out)-1]
-		if !r.at.Before(closed) || !last.grows(r) {
+		if !r.at.Before(closed) || !last.foldsWith(r) {
 			out = append(out, folding{publishedRange: r})
 			continue
 		}
@@ -60,9 +59,9 @@ func foldTogether(open folding, ranges []publishedRange, closed time.Time) []fol
 }
 
 // fold folds the ranges from a number on, a few at a time, and returns the number
-// from which the next call has to look.
+// from which on the next call has ranges to fold.
 func (t *term) fold(ctx context.Context, from int64, now time.Time) (next int64, err error) {
-	closed := now.Add(-foldWithin).Truncate(foldWithin) // a mark is committed some time after what it says
+	closed := now.Add(-foldWithin).Truncate(foldWithin) // a mark is committed some time after its published_at
 	next = store.AllSeqs
 	var open folding
 	for {
@@ -99,7 +98,7 @@ func scanRange(rows *sql.Rows) (r publishedRange, err error) {
 	return r, err
 }
 
-// foldSQL is one statement, for the reason that markAtOnce is one.
+// foldSQL is one statement for the same reason as markAtOnce.
 const foldSQL = `
 	WITH l AS (SELECT 1 FROM outbox_lease WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE),
 		gone AS (DELETE FROM outbox_published WHERE first_seq = ANY($2::bigint[]) AND EXISTS (SELECT 1 FROM l))
@@ -122,7 +121,7 @@ func (t *term) storeFolded(ctx context.Context, folded []folding) error {
 		return err
 	}
 	return t.db.Tx(ctx, func(tx *sql.Tx) error {
-		if err := t.lease.holds(ctx, tx); err != nil {
+		if err := t.lease.fence(ctx, tx); err != nil {
 			return err
 		}
 		for _, f := range folded {

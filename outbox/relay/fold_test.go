@@ -20,7 +20,7 @@ import (
 // idleTerm is a term of the holder of epoch 0 that does nothing by itself.
 func idleTerm(db *sqldb.DB) *term {
 	relay := New(Config{Outbox: outbox.New(db, "/accounts"), Log: slog.New(slog.DiscardHandler)})
-	return &term{Relay: relay, cursor: newCursor(0, nil), lease: new(lease), reads: db, lanes: map[string]*lane{}}
+	return &term{Relay: relay, cursor: newCursor(0, nil), lease: new(lease), reads: db, paused: map[string]*pausedPartition{}}
 }
 
 func exec(t *testing.T, db *sqldb.DB, query string, args ...any) {
@@ -79,7 +79,7 @@ func TestFoldTogether(t *testing.T) {
 		folded := append(first[:len(first)-1], foldTogether(open, ranges[cut:], closed)...)
 		for i, f := range folded[1:] {
 			before := folded[i]
-			if f.at.Before(closed) && before.grows(f.publishedRange) {
+			if f.at.Before(closed) && before.foldsWith(f.publishedRange) {
 				t.Fatalf("%v and %v are neighbours of a minute", before, f)
 			}
 			for n := f.lo; n <= f.hi; n++ {
@@ -146,7 +146,7 @@ func TestFold(t *testing.T) {
 }
 
 // What relays and operators read of the published ranges does not depend on how
-// many there are: with 200,000 below the floor, as a day of few events leaves, a
+// many there are: with 200,000 below the low watermark, as a day of few events leaves, a
 // start reads as much as with none.
 func TestFewRangesAreRead(t *testing.T) {
 	const many = 200_000
@@ -181,8 +181,8 @@ func TestFewRangesAreRead(t *testing.T) {
 			if err := term.load(ctx, 2*many-10); err != nil {
 				return err
 			}
-			if term.cursor.head != 2*many+1 {
-				return fmt.Errorf("the head is %d", term.cursor.head)
+			if term.cursor.highWatermark != 2*many+1 {
+				return fmt.Errorf("the high watermark is %d", term.cursor.highWatermark)
 			}
 			return nil
 		}},
@@ -201,7 +201,7 @@ func TestFewRangesAreRead(t *testing.T) {
 			return store.Rewind(ctx, tx, 2*many-20)
 		}},
 		{"since", 100, func(ctx context.Context) error {
-			term.again = first.Add((many - 10) * time.Second)
+			term.republishSince = first.Add((many - 10) * time.Second)
 			if err := term.rewindSince(ctx); err != errRewound { //nolint:errorlint // itself
 				return err
 			}
@@ -232,12 +232,12 @@ func TestRangesAbove(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		at := sqldb.Now()
 		storeRanges(t, db, []publishedRange{{span{3, 5}, at}, {span{6, 6}, at}, {span{9, 12}, at}})
-		for floor, want := range map[int64][]span{
+		for lowWatermark, want := range map[int64][]span{
 			0: {{3, 6}, {9, 12}}, 2: {{3, 6}, {9, 12}}, 3: {{3, 6}, {9, 12}}, 5: {{6, 6}, {9, 12}}, 6: {{9, 12}}, 10: {{9, 12}}, 12: nil, 20: nil,
 		} {
-			done, _, _, err := idleTerm(db).loadDone(t.Context(), floor)
+			done, _, _, err := idleTerm(db).loadDone(t.Context(), lowWatermark)
 			if err != nil || !slices.Equal(done, want) {
-				t.Errorf("above %d: %v, %v; want %v", floor, done, err, want)
+				t.Errorf("above %d: %v, %v; want %v", lowWatermark, done, err, want)
 			}
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
@@ -250,17 +250,17 @@ func TestMarksSpareTheLease(t *testing.T) {
 	const marks = 1000
 	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	db.SetMaxOpenConns(1) // whose counters are read
-	l := &lease{db: db, conn: db, ttl: time.Hour, turn: make(chan struct{}, 1)}
+	l := &lease{db: db, conn: db, ttl: time.Hour, connLock: make(chan struct{}, 1)}
 	for seq := range int64(marks) {
 		if err := l.mark(t.Context(), seq+1, []span{{seq + 1, seq + 1}}, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
-	var updates, floor int
+	var updates, lowWatermark int
 	exec(t, db, `SELECT pg_stat_force_next_flush()`)
-	err := db.QueryRow(`SELECT n_tup_upd, (SELECT floor FROM outbox_lease) FROM pg_stat_user_tables WHERE schemaname = current_schema() AND relname = 'outbox_lease'`).Scan(&updates, &floor)
-	if err != nil || updates > marks/10 || floor != updates {
-		t.Errorf("%d marks: %d versions, floor %d, %v", marks, updates, floor, err)
+	err := db.QueryRow(`SELECT n_tup_upd, (SELECT floor FROM outbox_lease) FROM pg_stat_user_tables WHERE schemaname = current_schema() AND relname = 'outbox_lease'`).Scan(&updates, &lowWatermark)
+	if err != nil || updates > marks/10 || lowWatermark != updates {
+		t.Errorf("%d marks: %d versions, low watermark %d, %v", marks, updates, lowWatermark, err)
 	}
 	if n := len(storedRanges(t, db)); n != marks {
 		t.Errorf("%d ranges of %d", n, marks)
@@ -270,6 +270,6 @@ func TestMarksSpareTheLease(t *testing.T) {
 		if err := l.mark(t.Context(), marks+1, []span{{marks + 1, marks + 1}}, nil); err != errLeaseLost { //nolint:errorlint // itself
 			t.Errorf("a mark of a term that is over: %v", err)
 		}
-		l.floors = 1 // with the floor, too
+		l.tokens = 1 // for a mark that stores the low watermark, too
 	}
 }

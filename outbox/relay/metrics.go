@@ -19,7 +19,7 @@ func newRelayMetrics(cfg Config) relayMetrics {
 			Name: "outbox_published_total", Help: "Events published and recorded as such.", ConstLabels: of,
 		})),
 		errors: measure.Register(cfg.Metrics, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "outbox_publish_errors_total", Help: "Records refused by the broker and rounds that came to nothing.", ConstLabels: of,
+			Name: "outbox_publish_errors_total", Help: "Records refused by the broker and failed batches.", ConstLabels: of,
 		})),
 		delay: measure.Register(cfg.Metrics, prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "outbox_publish_delay_seconds", Help: "From writing an event to recording it as published.", ConstLabels: of,

@@ -14,51 +14,86 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A lane holds the rows of a partition, or of a whole topic, that is not taking
-// records now: a topic that is gone or may not be written to, a partition
-// without a leader. Everything for it waits there, in order, and is tried again
-// beside the rounds, which go on for everything else. A lane is closed when its
-// last row has landed.
-type lane struct {
-	name      string
-	topic     string
-	partition bool // its rows are for one partition
-	since     time.Time
-	cause     error
-	seqs      []int64   // never empty
-	oldest    time.Time // when its first row was written, as far as it was looked at
-	tries     int       // that came to nothing, in a row
-	due       time.Time
-	limit     int  // how many rows to try next: a few, to see, and many while they are taken
-	single    bool // one by one, to find the record that spoils its batch
-	moving    bool // the last try was taken whole
-	busy      bool // being tried
+// A pausedPartition is a partition that takes no records now, because it has no
+// leader for instance. It also stands for two sets of rows that may go to several
+// partitions: those of a whole topic that is gone or may not be written to, and
+// those of a topic that have no key. Its rows wait in order and are retried while
+// batches go on for everything else (paused_retry.go). The partition is resumed
+// when none waits any more.
+//
+// The table outbox_lanes shows the paused partitions to operators.
+type pausedPartition struct {
+	name     string // "topic/3"; "topic" for the whole topic, "topic#" for its rows without a key
+	topic    string
+	single   bool // it is one partition of the topic
+	since    time.Time
+	cause    error     // of the last refusal
+	seqs     []int64   // of the rows that wait, in order; never empty
+	oldest   time.Time // when the first of them was written, as far as that was read
+	failures int       // of tries, in a row
+	due      time.Time // when the next try may begin
+	limit    int       // rows of the next try: few to probe the partition, more each time all are taken
+	oneByOne bool      // the next try sends row by row, to find the record that spoils its record batch
+	resuming bool      // all rows of the last try were taken
+	trying   bool
 }
 
 const (
-	laneFew     = 100
-	laneBackoff = 10 * time.Second // at most, between two tries
+	probeRows     = 100
+	maxRetryPause = 10 * time.Second
 )
 
-func (l *lane) first() int64 { return l.seqs[0] }
+func (p *pausedPartition) first() int64 { return p.seqs[0] }
 
-// add puts a row into its place. Rows come in order, nearly always.
-func (l *lane) add(seq int64) {
-	if n := len(l.seqs); n == 0 || l.seqs[n-1] < seq {
-		l.seqs = append(l.seqs, seq)
+// add has a row wait.
+func (p *pausedPartition) add(row *store.Row) {
+	if len(p.seqs) == 0 || row.Seq < p.first() {
+		p.oldest = row.CreatedAt
+	}
+	p.insert(row.Seq)
+}
+
+// insert puts a seq in its place. Nearly all come in order.
+func (p *pausedPartition) insert(seq int64) {
+	if n := len(p.seqs); n == 0 || p.seqs[n-1] < seq {
+		p.seqs = append(p.seqs, seq)
 		return
 	}
-	if i, found := slices.BinarySearch(l.seqs, seq); !found {
-		l.seqs = slices.Insert(l.seqs, i, seq)
+	if i, found := slices.BinarySearch(p.seqs, seq); !found {
+		p.seqs = slices.Insert(p.seqs, i, seq)
 	}
 }
 
-// take adds a row.
-func (l *lane) take(row *store.Row) {
-	if len(l.seqs) == 0 || row.Seq < l.first() {
-		l.oldest = row.CreatedAt
+// remove takes out the seqs that were tried, but for those to keep. Only the seqs
+// up to the last tried one are looked at: millions may wait behind it.
+func (p *pausedPartition) remove(tried []int64, keep map[int64]bool) {
+	var left []int64
+	n, found := slices.BinarySearch(p.seqs, tried[len(tried)-1])
+	if found {
+		n++
 	}
-	l.add(row.Seq)
+	for _, seq := range p.seqs[:n] {
+		if _, was := slices.BinarySearch(tried, seq); !was || keep[seq] {
+			left = append(left, seq)
+		}
+	}
+	n -= copy(p.seqs[n-len(left):n], left)
+	p.seqs = p.seqs[n:]
+}
+
+// schedule decides when and how rows are tried next. The cause is why the last try
+// failed, nil if all its rows were taken.
+func (p *pausedPartition) schedule(cause error) {
+	switch {
+	case cause == nil:
+		p.failures, p.limit, p.oneByOne, p.due = 0, min(10*p.limit, batchRows), false, time.Now()
+	case permanentlyRefused(cause): // one record spoils its record batch
+		p.oneByOne, p.limit, p.due = true, probeRows, time.Now()
+	default:
+		p.failures++
+		p.cause = cause
+		p.limit, p.due = probeRows, time.Now().Add(retry.Backoff(p.failures, time.Second, maxRetryPause))
+	}
 }
 
 // refusesTopic reports whether err concerns the topic as a whole.
@@ -73,124 +108,116 @@ func refusesTopic(err error) bool {
 	return false
 }
 
-func partitionLane(row *store.Row) string { return fmt.Sprintf("%s/%d", row.Topic, row.Partition) }
+func partitionName(row *store.Row) string { return fmt.Sprintf("%s/%d", row.Topic, row.Partition) }
 
-// laneOf is the lane for a row that was refused. Records without a key are in
-// nobody's way: those of a topic share a lane, beside what comes later.
-func laneOf(row *store.Row, err error) string {
+// nameToPause is the name of the paused partition for a row that was refused. No
+// record must stay behind one without a key: such rows of a topic wait together,
+// and later ones are sent.
+func nameToPause(row *store.Row, err error) string {
 	switch {
-	case refusesTopic(err), row.Key != nil && row.Partition < 0: // what follows under the key must find it
+	case refusesTopic(err), row.Key != nil && row.Partition < 0: // where the later rows of the key are looked for
 		return row.Topic
 	case row.Key == nil:
 		return row.Topic + "#"
 	}
-	return partitionLane(row)
+	return partitionName(row)
 }
 
-// waits puts the row into its lane, if there is one.
-func (t *term) waits(row *store.Row) bool {
-	if len(t.lanes) == 0 {
-		return false
+// pausedFor is the paused partition that the row must wait in, nil without one.
+func (t *term) pausedFor(row *store.Row) *pausedPartition {
+	if len(t.paused) == 0 {
+		return nil
 	}
-	for _, name := range []string{partitionLane(row), row.Topic} {
-		if l := t.lanes[name]; l != nil {
-			l.take(row)
-			return true
+	if p := t.paused[partitionName(row)]; p != nil {
+		return p
+	}
+	return t.paused[row.Topic]
+}
+
+// pause pauses the partition of a refused row, if it is not paused yet, and has
+// the row wait there.
+func (t *term) pause(row *store.Row, err error) {
+	name := nameToPause(row, err)
+	p := t.paused[name]
+	if p == nil {
+		p = &pausedPartition{
+			name: name, topic: row.Topic, single: name == partitionName(row),
+			since: sqldb.Now(), cause: err, limit: probeRows, due: time.Now().Add(500 * time.Millisecond),
 		}
+		t.paused[name] = p
+		t.metrics.errors.Inc()
+		t.cfg.Log.Error("partition paused", "service", t.cfg.Service, "partition", name, "topic", row.Topic,
+			"event_id", row.ID, "event_type", row.EventType, "aggregate_id", row.AggregateID, "err", err)
 	}
-	return false
+	if permanentlyRefused(err) { // the client fails a whole record batch for one record: find out which
+		p.oneByOne, p.due = true, time.Now()
+	}
+	p.add(row)
+	t.suspectTopics(err)
+	t.wakeRetryLoop()
 }
 
-// openLane puts a refused row into a lane.
-func (t *term) openLane(row *store.Row, err error) {
-	name := laneOf(row, err)
-	l := t.lanes[name]
-	if l == nil {
-		l = &lane{name: name, topic: row.Topic, partition: name == partitionLane(row), since: sqldb.Now(), cause: err, limit: laneFew, due: time.Now().Add(500 * time.Millisecond)}
-		t.lanes[name] = l
-		t.tellRefused(row, err)
-	}
-	if forEver(err) { // the client fails a whole batch for one record: find out which
-		l.single, l.due = true, time.Now()
-	}
-	l.take(row)
-	t.look(err)
-	t.callLaneLoop()
-}
-
-// look has the topics looked at when err may mean that they are new ones.
-func (t *term) look(err error) {
-	if errors.Is(err, kerr.UnknownTopicID) || errors.Is(err, kerr.UnknownTopicOrPartition) {
-		select {
-		case t.suspect <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// dateLane notes how old a lane's first row is, which has just been read.
-func (t *term) dateLane(l *lane, rows []store.Row) {
+// endTry takes the rows that were tried out of a paused partition, but for those
+// to keep, and resumes the partition if no row is left.
+func (t *term) endTry(p *pausedPartition, tried []int64, keep map[int64]bool, cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(rows) > 0 && rows[0].Seq == l.first() {
-		l.oldest = rows[0].CreatedAt
-	}
-}
-
-// closeLane takes out of a lane what was tried and does not stay, and closes
-// it if that was all.
-func (t *term) closeLane(l *lane, tried []int64, stay map[int64]bool, cause error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	l.busy, l.moving = false, cause == nil
-	var left []int64 // of those up to the last that was tried: a lane may be long
-	n, found := slices.BinarySearch(l.seqs, tried[len(tried)-1])
-	if found {
-		n++
-	}
-	for _, seq := range l.seqs[:n] {
-		if _, was := slices.BinarySearch(tried, seq); !was || stay[seq] {
-			left = append(left, seq)
-		}
-	}
-	n -= copy(l.seqs[n-len(left):n], left)
-	if l.seqs = l.seqs[n:]; len(l.seqs) == 0 {
-		delete(t.lanes, l.name)
-		t.cfg.Log.Info("what was refused is done with", "service", t.cfg.Service, "lane", l.name)
+	p.trying, p.resuming = false, cause == nil
+	if p.remove(tried, keep); len(p.seqs) == 0 {
+		delete(t.paused, p.name)
+		t.cfg.Log.Info("partition resumed", "service", t.cfg.Service, "partition", p.name)
 		return
 	}
-	switch {
-	case cause == nil:
-		l.tries, l.limit, l.single, l.due = 0, min(10*l.limit, roundRows), false, time.Now()
-	case forEver(cause): // one of them spoils it for all
-		l.single, l.limit, l.due = true, laneFew, time.Now()
-	default:
-		l.tries++
-		l.cause = cause
-		l.limit, l.due = laneFew, time.Now().Add(retry.Backoff(l.tries, time.Second, laneBackoff))
+	p.schedule(cause)
+	if cause != nil && !permanentlyRefused(cause) {
 		t.metrics.errors.Inc()
-		t.cfg.Log.Warn("events still refused", "service", t.cfg.Service, "lane", l.name, "waiting", len(l.seqs), "err", cause)
-		t.look(cause)
+		t.cfg.Log.Warn("partition still paused", "service", t.cfg.Service, "partition", p.name, "waiting", len(p.seqs), "err", cause)
+		t.suspectTopics(cause)
 	}
 }
 
-// showLane stores what there is to know of a lane, for people to see.
-func (t *term) showLane(ctx context.Context, l *lane) {
+// setOldest notes how old the first row of a paused partition is, if it is the
+// first of those that have just been read.
+func (t *term) setOldest(p *pausedPartition, rows []store.Row) {
 	t.mu.Lock()
-	waiting, cause := len(l.seqs), l.cause
+	defer t.mu.Unlock()
+	if len(rows) > 0 && rows[0].Seq == p.first() {
+		p.oldest = rows[0].CreatedAt
+	}
+}
+
+// storePaused stores the state of a paused partition for operators to see.
+func (t *term) storePaused(ctx context.Context, p *pausedPartition) {
+	t.mu.Lock()
+	waiting, cause := len(p.seqs), p.cause
 	t.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	var err error
 	if waiting == 0 {
-		_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_lanes WHERE lane = $1`, store.Text(l.name, 500))
+		_, err = t.db.ExecContext(ctx, `DELETE FROM outbox_lanes WHERE lane = $1`, store.Text(p.name, 500))
 	} else {
 		_, err = t.db.ExecContext(ctx, `
 			INSERT INTO outbox_lanes (lane, topic, waiting, reason, since, tried_at) VALUES ($1, $2, $3, $4, $5, $6)
 			ON CONFLICT (lane) DO UPDATE SET waiting = excluded.waiting, reason = excluded.reason, since = excluded.since, tried_at = excluded.tried_at`,
-			store.Text(l.name, 500), l.topic, waiting, store.Reason(cause), l.since, sqldb.Now())
+			store.Text(p.name, 500), p.topic, waiting, store.Reason(cause), p.since, sqldb.Now())
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		t.cfg.Log.Warn("show what is refused", "service", t.cfg.Service, "lane", l.name, "err", err)
+		t.cfg.Log.Warn("store paused partition", "service", t.cfg.Service, "partition", p.name, "err", err)
 	}
+}
+
+// clearPaused deletes the paused partitions that an earlier term stored.
+func (t *term) clearPaused(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
+	defer cancel()
+	unlock, err := t.lease.lockConn(ctx)
+	if err != nil {
+		return fmt.Errorf("clear paused partitions: %w", err)
+	}
+	defer unlock()
+	if _, err := t.lease.conn.ExecContext(ctx, `DELETE FROM outbox_lanes`); err != nil {
+		return fmt.Errorf("clear paused partitions: %w", err)
+	}
+	return nil
 }

@@ -8,139 +8,105 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 
-	"pizzaflow/outbox"
-	"pizzaflow/outbox/admin"
 	"pizzaflow/outbox/internal/store"
 	"pizzaflow/sqldb"
-	"pizzaflow/sqldb/sqltest"
 )
 
-// An event that an operator has just released is not deleted by a term that has
-// not noticed yet that it is over.
-func TestPruneOfAnEarlierTerm(t *testing.T) {
-	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		old := sqldb.Now().Add(-48 * time.Hour)
-		_, err := db.ExecContext(t.Context(), `
-			INSERT INTO outbox_events (id, aggregate_id, event_type, topic, key, headers, value, created_at)
-			VALUES ($1, 'a', 'Moved', 'moves', $2, '[]', $2, $3)`, newID(t), []byte("a"), old)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, q := range []string{
-			`INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES (1, 'moves', NULL, 'too large', CURRENT_TIMESTAMP)`,
-			`UPDATE outbox_lease SET holder = 'me', epoch = 1, floor = 1`,
-		} {
-			if _, err := db.ExecContext(t.Context(), q); err != nil {
-				t.Fatal(err)
-			}
-		}
-		term := &term{Relay: New(Config{Outbox: outbox.New(db, "/accounts"), Log: slog.New(slog.DiscardHandler)}), cursor: newCursor(1, nil), lease: &lease{epoch: 1}}
-		if _, err := admin.New(db).Retry(t.Context(), admin.BlockedFilter{}, admin.Action{By: "test"}); err != nil {
-			t.Fatal(err)
-		}
-		if n, err := term.pruneOnce(t.Context(), old.Add(time.Hour)); err != nil || n != 0 {
-			t.Errorf("%d deleted that were never published, %v", n, err)
-		}
-		if n, err := term.deleteEvents(t.Context(), []int64{1}, []int64{1}); err != nil || n != 0 {
-			t.Errorf("%d deleted by what was read before the term was over, %v", n, err)
-		}
-	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-}
-
-// What is refused before the partitions of its topic are known waits where
-// everything that follows under its key finds it.
-func TestLaneOfAKeyWithoutAPlace(t *testing.T) {
+// A row of a topic whose partitions are not known is refused: the later rows of its
+// key find the paused topic.
+func TestPauseBeforePartitionsAreKnown(t *testing.T) {
 	r := store.Row{Seq: 1, Topic: "moves", Key: []byte("a"), Partition: -1}
 	term := &term{
-		Relay: &Relay{cfg: Config{Log: slog.New(slog.DiscardHandler)}, metrics: newRelayMetrics(Config{})},
-		lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
+		Relay:  &Relay{cfg: Config{Log: slog.New(slog.DiscardHandler)}, metrics: newRelayMetrics(Config{})},
+		paused: map[string]*pausedPartition{}, pausedDue: make(chan struct{}, 1),
 	}
-	term.openLane(&r, kerr.LeaderNotAvailable)
+	term.pause(&r, kerr.LeaderNotAvailable)
 	next := store.Row{Seq: 2, Topic: "moves", Key: []byte("a"), Partition: -1}
-	if !term.waits(&next) {
+	if term.pausedFor(&next) == nil {
 		t.Error("the next event of the key overtakes the first")
 	}
 }
 
-// The rows that were tried are taken out of a long lane in no time: everything
-// waits for the lock meanwhile.
-func TestLongLaneIsClosedQuickly(t *testing.T) {
-	l := &lane{limit: roundRows}
+// The rows that were tried are taken out of a long paused partition at once: all
+// parts of the term wait for the lock meanwhile.
+func TestTryOfALongPausedPartitionEndsQuickly(t *testing.T) {
+	p := &pausedPartition{limit: batchRows}
 	for seq := range int64(2_000_000) {
-		l.seqs = append(l.seqs, seq)
+		p.seqs = append(p.seqs, seq)
 	}
-	term := &term{Relay: &Relay{}, lanes: map[string]*lane{}}
+	term := &term{Relay: &Relay{}, paused: map[string]*pausedPartition{}}
 	began := time.Now()
 	for range 100 {
-		tried := append([]int64(nil), l.seqs[:roundRows]...)
-		term.closeLane(l, tried, map[int64]bool{tried[7]: true}, nil)
+		tried := append([]int64(nil), p.seqs[:batchRows]...)
+		term.endTry(p, tried, map[int64]bool{tried[7]: true}, nil)
 	}
 	// it takes less than a millisecond; to look at every row takes hundreds
 	if d := time.Since(began) / 100; d > 20*time.Millisecond {
 		t.Errorf("%v", d)
 	}
-	if l.first() != 197908 || len(l.seqs) != 1_800_100 {
-		t.Error(l.first(), len(l.seqs))
+	if p.first() != 197908 || len(p.seqs) != 1_800_100 {
+		t.Error(p.first(), len(p.seqs))
 	}
 }
 
-// Records without a key have a lane each, and one series together: there may be
-// as many of them as records.
-func TestLanesOfNobodyAreOneSeries(t *testing.T) {
+// The progress of a term counts the rows of each paused partition, and knows the
+// oldest of all.
+func TestProgressOfPausedPartitions(t *testing.T) {
 	at := sqldb.Now()
-	term := &term{lanes: map[string]*lane{}}
-	for i, name := range []string{"moves", "moves/3", "moves#3", "moves#4", "turns#5"} {
-		l := &lane{name: name}
-		l.take(&store.Row{Seq: int64(i) + 3, CreatedAt: at.Add(time.Duration(-i) * time.Second)})
-		term.lanes[name] = l
+	term := &term{paused: map[string]*pausedPartition{}}
+	for i, name := range []string{"moves", "moves/3", "moves#", "moves#", "turns#"} {
+		if term.paused[name] == nil {
+			term.paused[name] = &pausedPartition{name: name}
+		}
+		term.paused[name].add(&store.Row{Seq: int64(i) + 3, CreatedAt: at.Add(time.Duration(-i) * time.Second)})
 	}
-	s := term.standing()
-	if want := map[string]int{"moves": 1, "moves/3": 1, "moves#": 2, "turns#": 1}; !maps.Equal(s.refused, want) || s.unpublished != 5 {
-		t.Errorf("%d in %v", s.unpublished, s.refused)
+	s := term.progress()
+	if want := map[string]int{"moves": 1, "moves/3": 1, "moves#": 2, "turns#": 1}; !maps.Equal(s.paused, want) || s.unpublished != 5 {
+		t.Errorf("%d in %v", s.unpublished, s.paused)
 	}
 	if want := at.Add(-4 * time.Second); !s.oldest.Equal(want) {
 		t.Errorf("the oldest is of %v, want %v", s.oldest, want)
 	}
 }
 
-// What may share a partition with another lane is not sent together with it, and
-// a lane that is taken again finds a hand although all others are refused.
-func TestLanesOfATry(t *testing.T) {
+// Rows that may share a partition are not tried together, and a partition that is
+// resuming is tried although as many tries as may run have failed partitions.
+func TestPartitionsOfATry(t *testing.T) {
 	now := time.Now()
-	term := &term{lanes: map[string]*lane{}}
-	add := func(name, topic string, partition bool) *lane {
-		l := &lane{name: name, topic: topic, partition: partition, seqs: []int64{int64(len(term.lanes) + 1)}, due: now.Add(time.Duration(len(term.lanes)-1000) * time.Second)}
-		term.lanes[name] = l
-		return l
+	term := &term{paused: map[string]*pausedPartition{}}
+	add := func(name, topic string, single bool) *pausedPartition {
+		p := &pausedPartition{name: name, topic: topic, single: single, seqs: []int64{int64(len(term.paused) + 1)}, due: now.Add(time.Duration(len(term.paused)-1000) * time.Second)}
+		term.paused[name] = p
+		return p
 	}
-	names := func(lanes []*lane) (s string) {
-		for _, l := range lanes {
-			s += l.name + " "
+	names := func(paused []*pausedPartition) (s string) {
+		for _, p := range paused {
+			s += p.name + " "
 		}
 		return s
 	}
 	add("a/0", "a", true)
 	add("a#", "a", false)
-	add("a/1", "a", true).single = true
+	add("a/1", "a", true).oneByOne = true
 	add("b", "b", false)
 	add("b/2", "b", true)
 	add("a/3", "a", true)
-	moving := add("c/1", "c", true)
-	moving.moving = true
+	resuming := add("c/1", "c", true)
+	resuming.resuming = true
 	for _, want := range []string{"c/1 ", "a/0 b a/3 ", "a# b/2 "} {
-		if lanes, _ := term.dueLanes(now); names(lanes) != want {
-			t.Errorf("a try of %q, want %q", names(lanes), want)
+		if chosen, _ := term.beginTry(now); names(chosen) != want {
+			t.Errorf("a try of %q, want %q", names(chosen), want)
 		}
 	}
-	if lanes, wait := term.dueLanes(now); len(lanes) != 0 || wait != time.Hour {
-		t.Errorf("the last hand takes %q, %v", names(lanes), wait)
+	if chosen, wait := term.beginTry(now); len(chosen) != 0 || wait != time.Hour {
+		t.Errorf("the last try is of %q, %v", names(chosen), wait)
 	}
-	moving.busy = false
-	if lanes, _ := term.dueLanes(now); names(lanes) != "c/1 " {
-		t.Errorf("what is taken again waits: %q", names(lanes))
+	resuming.trying = false
+	if chosen, _ := term.beginTry(now); names(chosen) != "c/1 " {
+		t.Errorf("a partition that is resuming waits: %q", names(chosen))
 	}
-	term.handsBusy = 0
-	if lanes, _ := term.dueLanes(now); names(lanes) != "a/1 " {
-		t.Errorf("one by one goes %q", names(lanes))
+	term.runningTries = 0
+	if chosen, _ := term.beginTry(now); names(chosen) != "a/1 " {
+		t.Errorf("one by one goes %q", names(chosen))
 	}
 }

@@ -5,48 +5,19 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
-	"pizzaflow/internal/retry"
 	"pizzaflow/sqldb"
 )
 
-// pruneEvery is how often old rows are looked for, give or take a fifth.
-const pruneEvery = time.Hour
-
-// pruneRows is how many rows go in one transaction: few enough that nobody
-// waits for it.
+// pruneRows is how many rows one transaction deletes: few enough that no other
+// transaction waits long for it.
 const pruneRows = 500
 
-// tidy folds the published ranges and deletes old events until ctx ends.
-func (t *term) tidy(ctx context.Context) {
-	t.folded = min(t.folded, t.floor()+1)                              // what was rewound is marked anew, above the floor
-	pruneAt := time.Now().Add(pruneEvery*4/5 + rand.N(pruneEvery*2/5)) //nolint:gosec // jitter
-	for retry.Sleep(ctx, foldEvery*4/5+rand.N(foldEvery*2/5)) {        //nolint:gosec // jitter
-		next, err := t.fold(ctx, t.folded, sqldb.Now())
-		if t.folded = next; err != nil && ctx.Err() == nil {
-			t.cfg.Log.Warn("fold published ranges", "service", t.cfg.Service, "err", err)
-		}
-		if time.Now().Before(pruneAt) {
-			continue
-		}
-		pruneAt = time.Now().Add(pruneEvery*4/5 + rand.N(pruneEvery*2/5)) //nolint:gosec // jitter
-		n, err := t.pruneOnce(ctx, sqldb.Now().Add(-t.cfg.Retention))
-		if err != nil && ctx.Err() == nil {
-			t.cfg.Log.Warn("delete old events", "service", t.cfg.Service, "err", err)
-		}
-		if n > 0 {
-			t.cfg.Log.Info("old events deleted", "service", t.cfg.Service, "events", n)
-		}
-	}
-}
-
-// pruneOnce deletes the events that were published, or skipped, before that
-// time, with the ranges that speak of them, up to the floor. Blocked events
-// stay. Everything it deletes it deletes only while the term goes on: an operator
-// may have lowered the floor, and what he wants published is not what this term
-// knows to be done with.
+// pruneOnce deletes the events up to the low watermark that were published or
+// skipped before a time, with their ranges. Blocked events stay. Each statement
+// deletes nothing once the term is over: the operator who ended it may have lowered
+// the low watermark, so that events are published again.
 func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, err error) {
 	published, err := t.prunePublished(ctx, before)
 	if err != nil {
@@ -57,8 +28,8 @@ func (t *term) pruneOnce(ctx context.Context, before time.Time) (deleted int64, 
 }
 
 func (t *term) prunePublished(ctx context.Context, before time.Time) (deleted int64, err error) {
-	var floor int64
-	if err := t.db.Read().QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&floor); err != nil {
+	var lowWatermark int64
+	if err := t.db.Read().QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&lowWatermark); err != nil {
 		return 0, fmt.Errorf("prune outbox: %w", err)
 	}
 	var last publishedRange
@@ -66,12 +37,12 @@ func (t *term) prunePublished(ctx context.Context, before time.Time) (deleted in
 		rows, err := t.db.Read().QueryContext(ctx, `
 			SELECT first_seq, last_seq, published_at FROM outbox_published
 			WHERE published_at < $1 AND (published_at, first_seq) > ($2, $3) AND first_seq <= $4 ORDER BY published_at, first_seq LIMIT $5`,
-			before, last.at, last.lo, floor, pruneRows)
+			before, last.at, last.lo, lowWatermark, pruneRows)
 		ranges, err := sqldb.ReadAll(rows, err, scanRange, "prune outbox")
 		if err != nil {
 			return deleted, err
 		}
-		n, err := t.pruneRanges(ctx, ranges, floor)
+		n, err := t.pruneRanges(ctx, ranges, lowWatermark)
 		if deleted += n; err != nil || len(ranges) < pruneRows {
 			return deleted, err
 		}
@@ -79,9 +50,9 @@ func (t *term) prunePublished(ctx context.Context, before time.Time) (deleted in
 	}
 }
 
-// pruneRanges deletes the events of ranges, a few at a time, and each range that
-// does not reach beyond the floor with the last of them.
-func (t *term) pruneRanges(ctx context.Context, ranges []publishedRange, floor int64) (deleted int64, err error) {
+// pruneRanges deletes the events of ranges, a few at a time, and with the last event
+// of a range the range itself, unless it reaches above the low watermark.
+func (t *term) pruneRanges(ctx context.Context, ranges []publishedRange, lowWatermark int64) (deleted int64, err error) {
 	var seqs, whole []int64
 	flush := func() error {
 		n, err := t.deleteEvents(ctx, seqs, whole)
@@ -89,27 +60,27 @@ func (t *term) pruneRanges(ctx context.Context, ranges []publishedRange, floor i
 		return err
 	}
 	for _, r := range ranges {
-		for seq := r.lo; seq <= min(r.hi, floor); seq++ {
+		for seq := r.lo; seq <= min(r.hi, lowWatermark); seq++ {
 			if seqs = append(seqs, seq); len(seqs) == pruneRows {
 				if err := flush(); err != nil {
 					return deleted, err
 				}
 			}
 		}
-		if r.hi <= floor {
+		if r.hi <= lowWatermark {
 			whole = append(whole, r.lo)
 		}
 	}
 	return deleted, flush()
 }
 
-// pruneSkipped deletes the events that were skipped before that time, once each:
-// that they were skipped is remembered for ever.
+// pruneSkipped deletes the events that were skipped before a time. Their rows in
+// outbox_blocked stay for ever, so a term remembers which of them it has come to.
 func (t *term) pruneSkipped(ctx context.Context, before time.Time) (deleted int64, err error) {
 	for {
 		rows, err := t.db.Read().QueryContext(ctx, `
 			SELECT seq, seq, skipped_at FROM outbox_blocked
-			WHERE skipped_at < $1 AND (skipped_at, seq) > ($2, $3) ORDER BY skipped_at, seq LIMIT $4`, before, t.skipped.at, t.skipped.lo, pruneRows)
+			WHERE skipped_at < $1 AND (skipped_at, seq) > ($2, $3) ORDER BY skipped_at, seq LIMIT $4`, before, t.pruned.at, t.pruned.lo, pruneRows)
 		events, err := sqldb.ReadAll(rows, err, scanRange, "prune skipped events")
 		if err != nil || len(events) == 0 {
 			return deleted, err
@@ -122,11 +93,11 @@ func (t *term) pruneSkipped(ctx context.Context, before time.Time) (deleted int6
 		if deleted += n; err != nil {
 			return deleted, err
 		}
-		t.skipped = events[len(events)-1]
+		t.pruned = events[len(events)-1]
 	}
 }
 
-// pruneSQL is one statement, for the reason that markAtOnce is one.
+// pruneSQL is one statement for the same reason as markAtOnce.
 const pruneSQL = `
 	WITH l AS (SELECT 1 FROM outbox_lease WHERE id = 1 AND epoch = $1 FOR NO KEY UPDATE),
 		r AS (DELETE FROM outbox_published WHERE first_seq = ANY($2::bigint[]) AND EXISTS (SELECT 1 FROM l))
@@ -142,7 +113,7 @@ func (t *term) deleteEvents(ctx context.Context, seqs, ranges []int64) (n int64,
 		n, err = affected(t.db.ExecContext(ctx, pruneSQL, t.lease.epoch, ranges, seqs))
 	} else {
 		err = t.db.Tx(ctx, func(tx *sql.Tx) error {
-			if err := t.lease.holds(ctx, tx); err != nil {
+			if err := t.lease.fence(ctx, tx); err != nil {
 				return err
 			}
 			if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published WHERE first_seq IN (SELECT value FROM json_each($1))`, t.array(ranges)); err != nil {

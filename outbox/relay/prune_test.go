@@ -11,14 +11,14 @@ import (
 	"github.com/google/uuid"
 
 	"pizzaflow/outbox"
-	"pizzaflow/outbox/internal/store"
+	"pizzaflow/outbox/admin"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-// Old events go when they are published, with the ranges that spoke of them;
-// young ones, blocked ones and those above the floor stay; the floor is the
-// stored one, whatever the term remembers. Skipped ones go, too.
+// Old events are deleted when they were published or skipped, with their ranges;
+// young events, blocked events and those above the low watermark stay. It is the
+// stored low watermark, and not that of the term, that counts.
 func TestPrune(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		now := sqldb.Now()
@@ -72,8 +72,8 @@ func TestPrune(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// An event that was published late, as after days without a broker, stays for
-// the retention after that: a topic that is lost then can be filled again.
+// An event that was published late, after days without a broker for instance, stays
+// for the retention after its publication: a topic that is lost then can be filled again.
 func TestPrunedByPublication(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		now := sqldb.Now()
@@ -101,19 +101,36 @@ func TestPrunedByPublication(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// What an id had on one topic says nothing of what it had on another.
-func TestHandedOverByTopic(t *testing.T) {
-	at := func(topic string, version int64) *store.Row {
-		return &store.Row{Topic: topic, AggregateID: "1", Version: sql.NullInt64{Int64: version, Valid: true}}
-	}
-	var v versions
-	v.note(at("orders", 4))
-	if v.follows(at("customers", 5)) {
-		t.Error("version 5 of a customer follows version 4 of an order")
-	}
-	if v.note(at("customers", 1)); !v.follows(at("orders", 5)) {
-		t.Error("version 5 of an order does not follow version 4")
-	}
+// A term that has not noticed yet that it is over does not delete an event that an
+// operator has just released.
+func TestPruneOfAnEarlierTerm(t *testing.T) {
+	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
+		old := sqldb.Now().Add(-48 * time.Hour)
+		_, err := db.ExecContext(t.Context(), `
+			INSERT INTO outbox_events (id, aggregate_id, event_type, topic, key, headers, value, created_at)
+			VALUES ($1, 'a', 'Moved', 'moves', $2, '[]', $2, $3)`, newID(t), []byte("a"), old)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, q := range []string{
+			`INSERT INTO outbox_blocked (seq, topic, key, reason, since) VALUES (1, 'moves', NULL, 'too large', CURRENT_TIMESTAMP)`,
+			`UPDATE outbox_lease SET holder = 'me', epoch = 1, floor = 1`,
+		} {
+			if _, err := db.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		term := &term{Relay: New(Config{Outbox: outbox.New(db, "/accounts"), Log: slog.New(slog.DiscardHandler)}), cursor: newCursor(1, nil), lease: &lease{epoch: 1}}
+		if _, err := admin.New(db).Retry(t.Context(), admin.BlockedFilter{}, admin.Action{By: "test"}); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := term.pruneOnce(t.Context(), old.Add(time.Hour)); err != nil || n != 0 {
+			t.Errorf("%d deleted that were never published, %v", n, err)
+		}
+		if n, err := term.deleteEvents(t.Context(), []int64{1}, []int64{1}); err != nil || n != 0 {
+			t.Errorf("%d deleted by what was read before the term was over, %v", n, err)
+		}
+	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
 func newID(t *testing.T) string {

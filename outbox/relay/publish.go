@@ -12,91 +12,142 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/internal/crash"
+	"pizzaflow/internal/retry"
 	"pizzaflow/outbox/internal/store"
 )
 
-type blockedRow struct {
-	*store.Row
-	reason string
-}
-
-// Why a row is not sent.
+// Why a row is not published.
 var (
-	errWaits     = errors.New("waits in a lane")
+	errPaused    = errors.New("its partition is paused")
 	errBlocked   = errors.New("its key is blocked")
 	errOversized = errors.New("larger than its topic takes")
 	errStalled   = errors.New("not taken by the broker in time")
 )
 
-// stallAfter is how long acknowledgements are awaited before the brokers are
-// asked whether they are there at all.
-const stallAfter = 3 * time.Second
+// publishLoop publishes batch after batch. When stopCtx has ended, the end of
+// termCtx is a clean stop, and the batch in flight may take a few seconds more.
+func (t *term) publishLoop(termCtx, stopCtx context.Context) error {
+	sendCtx, cancel := context.WithCancel(context.WithoutCancel(termCtx))
+	defer cancel()
+	stop := context.AfterFunc(termCtx, func() {
+		if stopCtx.Err() == nil {
+			cancel() // the lease is lost, or another part of the term has failed
+			return
+		}
+		time.AfterFunc(5*time.Second, cancel)
+	})
+	defer stop()
+	for b := range t.batches {
+		if termCtx.Err() != nil {
+			break
+		}
+		if !t.lease.fresh() { // the process may have been suspended for longer than the TTL: ask before anything is sent
+			if err := t.lease.renew(termCtx, t.lowWatermark()); err != nil {
+				return err
+			}
+		}
+		if err := t.publish(sendCtx, b); err != nil {
+			t.metrics.errors.Inc()
+			return err
+		}
+	}
+	if stopCtx.Err() == nil {
+		return context.Cause(termCtx) // the error of the part of the term that failed
+	}
+	return nil
+}
 
-// publish sends a round, waits for the outcome of each row and hands over what
-// is to be recorded. What was refused for now goes to a lane.
-func (t *term) publish(ctx context.Context, rd *round) error {
-	if err := t.learn(ctx, rd.rows); err != nil {
+// publish sends a batch, waits for the outcome of each row and passes the outcome
+// on to the marker. Rows that were refused for now pause their partitions.
+func (t *term) publish(ctx context.Context, b *batch) error {
+	if err := t.resolveTopics(ctx, b.rows); err != nil {
 		return err
 	}
-	rd.errs = make([]error, len(rd.rows))
+	b.errs = make([]error, len(b.rows))
 	t.mu.Lock()
-	for i := range rd.rows {
-		rd.errs[i] = t.sendable(&rd.rows[i])
+	for i := range b.rows {
+		if err := t.refusal(&b.rows[i]); err != nil {
+			b.errs[i] = err
+			t.withhold(&b.rows[i], err)
+		}
 	}
 	t.mu.Unlock()
-	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
 	crash.Point("relay: acked")
-	l := landing{round: rd}
+	a := ack{batch: b}
 	t.mu.Lock()
-	for i := range rd.rows {
-		row := &rd.rows[i]
-		switch err := rd.errs[i]; {
+	for i := range b.rows {
+		row := &b.rows[i]
+		switch err := b.errs[i]; {
 		case err == nil:
-			l.published = append(l.published, row)
+			a.published = append(a.published, row)
 		case errors.Is(err, errBlocked), errors.Is(err, errOversized):
-			l.blocked = append(l.blocked, blockedRow{row, store.Reason(err)})
-		case errors.Is(err, errWaits):
+			a.blocked = append(a.blocked, blockedRow{row, store.Reason(err)})
+		case errors.Is(err, errPaused):
 		default:
-			t.openLane(row, err)
+			t.pause(row, err)
 		}
 	}
-	rd.left = len(l.published)
+	b.unpublished = len(a.published)
 	t.mu.Unlock()
-	t.landings <- l
+	t.acks <- a
 	return nil
 }
 
-// sendable says why a row may not be sent now. One that waits is put into its
-// lane: whatever comes later under its key waits there too.
-func (t *term) sendable(row *store.Row) error {
+// refusal is why a row must not be sent now; nil when it may be sent.
+func (t *term) refusal(row *store.Row) error {
 	switch n := row.Size(); {
 	case t.isBlocked(row):
 		return errBlocked
-	case t.waits(row):
-		return errWaits
+	case t.pausedFor(row) != nil:
+		return errPaused
 	case n > store.MaxBytes(row.Topic):
-		t.block(row)
-		err := fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, store.MaxBytes(row.Topic))
-		t.tellRefused(row, err)
-		return err
+		return fmt.Errorf("%w: %d bytes, %d are allowed", errOversized, n, store.MaxBytes(row.Topic))
 	}
 	return nil
 }
 
-// block has the row, and whatever follows under its key, wait for an operator.
-func (t *term) block(row *store.Row) {
-	if !t.isBlocked(row) {
-		t.blocked[row.Queue()] = row.Seq
+// withhold does what a refusal asks for, so that the later rows of the key are
+// refused, too: the row of a paused partition waits there, and a row that is too
+// large blocks its key.
+func (t *term) withhold(row *store.Row, refusal error) {
+	switch {
+	case errors.Is(refusal, errPaused):
+		t.pausedFor(row).add(row)
+	case errors.Is(refusal, errOversized):
+		t.block(row)
+		t.reportBlocked(row, refusal)
 	}
 }
 
-// isBlocked reports whether the row is one that the broker refuses for ever, or
-// stands behind one. What came before may be sent, again for instance.
+// block blocks the key from the row on, until an operator decides.
+func (t *term) block(row *store.Row) {
+	if !t.isBlocked(row) {
+		t.blocked[row.OrderingKey()] = row.Seq
+	}
+}
+
+// isBlocked reports whether the row's key is blocked by the row itself or by one
+// before it. Rows before the blocking one may be sent, when an operator has them
+// republished for instance.
 func (t *term) isBlocked(row *store.Row) bool {
-	from, ok := t.blocked[row.Queue()]
+	from, ok := t.blocked[row.OrderingKey()]
 	return ok && row.Seq >= from
+}
+
+// permanentlyRefused reports whether the broker will never take the record, or
+// one of its record batch.
+func permanentlyRefused(err error) bool {
+	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
+}
+
+// reportBlocked counts and logs a row that blocks its key.
+func (t *term) reportBlocked(row *store.Row, err error) {
+	t.metrics.errors.Inc()
+	t.cfg.Log.Error("event blocked", "service", t.cfg.Service, "event_id", row.ID, "event_type", row.EventType,
+		"aggregate_id", row.AggregateID, "topic", row.Topic, "err", err)
 }
 
 // send produces the rows that have no error yet, all at once, and waits for the
@@ -123,13 +174,17 @@ func (t *term) send(ctx context.Context, producer *kgo.Client, rows []store.Row,
 	return t.await(ctx, producer, &outcome, giveUp)
 }
 
-// await waits for the acknowledgements. When it must not wait any longer, what
-// was sent is in the dark: this producer is done for, and whoever reads the
-// table next sends it again.
+// stallAfter is how long acknowledgements are awaited before the brokers are
+// asked whether they answer at all.
+const stallAfter = 3 * time.Second
+
+// await waits for the acknowledgements. When ctx ends before they are there,
+// nobody knows what the brokers have taken: the producer is closed, and the next
+// reader of the table sends the rows again.
 func (t *term) await(ctx context.Context, producer *kgo.Client, outcome *sync.WaitGroup, giveUp func()) error {
-	watch, landed := context.WithCancel(ctx)
-	defer landed()
-	slow := time.AfterFunc(stallAfter, func() { t.probe(watch, producer, giveUp) })
+	probeCtx, acknowledged := context.WithCancel(ctx)
+	defer acknowledged()
+	slow := time.AfterFunc(stallAfter, func() { t.probe(probeCtx, producer, giveUp) })
 	defer slow.Stop()
 	err := producer.Flush(ctx)
 	if err != nil {
@@ -140,10 +195,10 @@ func (t *term) await(ctx context.Context, producer *kgo.Client, outcome *sync.Wa
 	return err
 }
 
-// probe asks the brokers until they answer. Then what still waits does so for
-// reasons of its own, a partition without a leader for instance, and must not
-// hold up the rest: the client is told to give up what it has not sent. While
-// nobody answers there is nothing to do but to wait.
+// probe asks the brokers until they answer. Records that are not acknowledged then
+// wait for a reason of their own, a partition without a leader for instance, and
+// must not hold up others: the client gives up those that it has not sent. While
+// no broker answers, the relay waits.
 func (t *term) probe(ctx context.Context, producer *kgo.Client, giveUp func()) {
 	t.metrics.errors.Inc()
 	t.cfg.Log.Warn("the broker has not acknowledged for 3 s", "service", t.cfg.Service)
@@ -157,23 +212,6 @@ func (t *term) probe(ctx context.Context, producer *kgo.Client, giveUp func()) {
 			giveUp()
 			return
 		}
-		pause := time.NewTimer(200 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		retry.Sleep(ctx, 200*time.Millisecond)
 	}
-}
-
-// forEver reports whether the broker will never take the record, or one of its
-// batch.
-func forEver(err error) bool {
-	return errors.Is(err, kerr.MessageTooLarge) || errors.Is(err, kerr.RecordListTooLarge) || errors.Is(err, kerr.InvalidRecord)
-}
-
-func (t *term) tellRefused(row *store.Row, err error) {
-	t.metrics.errors.Inc()
-	t.cfg.Log.Error("event refused", "service", t.cfg.Service, "event_id", row.ID, "event_type", row.EventType,
-		"aggregate_id", row.AggregateID, "topic", row.Topic, "blocked", t.isBlocked(row), "err", err)
 }

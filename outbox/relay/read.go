@@ -8,22 +8,95 @@ import (
 	"maps"
 	"time"
 
+	"pizzaflow/internal/crash"
 	"pizzaflow/outbox/internal/store"
 	"pizzaflow/outbox/internal/wire"
 	"pizzaflow/sqldb"
 )
 
-// load builds the cursor from the tables, and from nothing else: what memory
-// knows may be newer than a database that was failed over. A blocked row is
-// done with, like a published one, until an operator says otherwise.
-func (t *term) load(ctx context.Context, floor int64) error {
-	done, blocked, n, err := t.loadDone(ctx, floor)
+// readLoop reads batch after batch for publishLoop, and waits when there are no
+// more rows.
+func (t *term) readLoop(ctx context.Context) error {
+	t.offers = t.cfg.Outbox.Local().Begin()
+	defer t.cfg.Outbox.Local().End()
+	poll := time.NewTicker(t.cfg.Poll)
+	defer poll.Stop()
+	for ctx.Err() == nil {
+		b, more, err := t.read(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			t.metrics.errors.Inc()
+			return err
+		}
+		t.dispatch(ctx, b)
+		if !more {
+			t.dispatchOffers(ctx, poll.C)
+		}
+	}
+	return nil
+}
+
+// dispatchOffers dispatches offered rows until the table must be read.
+func (t *term) dispatchOffers(ctx context.Context, poll <-chan time.Time) {
+	var gaps <-chan time.Time
+	for {
+		if gaps == nil && len(t.cursor.gaps) > 0 {
+			timer := time.NewTimer(gapPause)
+			defer timer.Stop()
+			gaps = timer.C
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-poll:
+			return
+		case <-gaps:
+			return
+		case <-t.cfg.Outbox.Local().Woken():
+			return
+		case rows := <-*t.offers:
+			b := t.acceptOffered(rows)
+			if b == nil {
+				return
+			}
+			t.dispatch(ctx, b)
+		}
+	}
+}
+
+// dispatch gives a batch, if there is one, to publishLoop.
+func (t *term) dispatch(ctx context.Context, b *batch) {
+	if b == nil {
+		return
+	}
+	crash.Point("relay: read")
+	t.setDispatching(time.Now())
+	defer t.setDispatching(time.Time{})
+	select {
+	case t.batches <- b:
+	case <-ctx.Done():
+	}
+}
+
+func (t *term) setDispatching(since time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.dispatchingSince = since
+}
+
+// load builds the cursor from the tables alone: memory of an earlier term may be
+// newer than a database that was failed over. A blocked row is not read again
+// until an operator has it retried.
+func (t *term) load(ctx context.Context, lowWatermark int64) error {
+	done, blocked, n, err := t.loadDone(ctx, lowWatermark)
 	if err != nil {
 		return fmt.Errorf("load cursor: %w", err)
 	}
 	t.mu.Lock() // the lease is being kept already
 	defer t.mu.Unlock()
-	t.cursor, t.blocked, t.blockedRows, t.behind = newCursor(floor, done), blocked, n, true
+	t.cursor, t.blocked, t.blockedRows, t.catchingUp = newCursor(lowWatermark, done), blocked, n, true
 	return nil
 }
 
@@ -35,10 +108,10 @@ const loadSQL = `
 	SELECT seq, seq, topic, key FROM outbox_blocked WHERE skipped_at IS NULL AND seq <= $1
 	ORDER BY 1`
 
-// loadDone reads the spans that are done with, and the queues that are blocked:
-// from which seq on each, and n events in all.
-func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked map[string]int64, n int, err error) {
-	rows, err := t.reads.QueryContext(ctx, loadSQL, floor)
+// loadDone reads the spans that are published or blocked, from which seq on each
+// ordering key is blocked, and how many blocked events there are.
+func (t *term) loadDone(ctx context.Context, lowWatermark int64) (done []span, blocked map[string]int64, n int, err error) {
+	rows, err := t.reads.QueryContext(ctx, loadSQL, lowWatermark)
 	if err != nil {
 		return nil, nil, 0, err
 	}
@@ -54,13 +127,13 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 			n++
 		}
 		if w.Topic != "" && w.Key != nil {
-			if _, known := blocked[w.Queue()]; !known { // they come in order
-				blocked[w.Queue()] = s.lo
+			if _, known := blocked[w.OrderingKey()]; !known { // the rows come in order
+				blocked[w.OrderingKey()] = s.lo
 			}
 		}
 		switch last := len(done) - 1; {
-		case s.hi <= floor:
-		case last >= 0 && s.lo <= done[last].hi+1: // there are as many as there were marks
+		case s.hi <= lowWatermark:
+		case last >= 0 && s.lo <= done[last].hi+1: // there may be a range for each mark
 			done[last].hi = max(done[last].hi, s.hi)
 		default:
 			done = append(done, s)
@@ -71,10 +144,10 @@ func (t *term) loadDone(ctx context.Context, floor int64) (done []span, blocked 
 
 const rowColumns = `seq, id, aggregate_id, aggregate_version, event_type, event_data, topic, key, headers, value, created_at`
 
-// readSQL asks for the gaps and for what is above the head in one statement,
-// and so in one snapshot: asked for apart, a row could be missed in the gaps
-// and its aggregate's next be found above the head. Each engine has its own
-// way to be handed a list of gaps.
+// readSQL selects the rows in the gaps and those above the high watermark in one
+// statement, and so in one snapshot: with two statements, a row could be missed
+// in the gaps and the next of its aggregate be found above the high watermark.
+// Each engine takes a list of gaps in its own way.
 var readSQL = map[sqldb.Engine]string{
 	sqldb.Postgres: `
 		SELECT ` + rowColumns + ` FROM (
@@ -92,16 +165,17 @@ var readSQL = map[sqldb.Engine]string{
 		ORDER BY seq LIMIT $2`,
 }
 
-// gapPause is how often the writers are listed, and the gaps looked into
-// although nothing calls.
+// gapPause is how often the open transactions are listed, and the gaps read
+// although nothing woke the reader.
 const gapPause = 100 * time.Millisecond
 
-// read takes the next rows, in order; again says that there may be more.
-func (t *term) read(ctx context.Context) (rd *round, again bool, err error) {
+// read makes a batch, nil if empty, of the next rows in order. There are more
+// when the read was cut off by its limit.
+func (t *term) read(ctx context.Context) (b *batch, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq > $1 ORDER BY seq LIMIT $2`
-	args := []any{t.cursor.head, roundRows} // nobody else writes the cursor
+	args := []any{t.cursor.highWatermark, batchRows} // nobody else writes the cursor
 	if len(t.cursor.gaps) > 0 {
 		query = readSQL[t.db.Engine]
 		los, his := make([]int64, len(t.cursor.gaps)), make([]int64, len(t.cursor.gaps))
@@ -114,7 +188,7 @@ func (t *term) read(ctx context.Context) (rd *round, again bool, err error) {
 	if err != nil {
 		return nil, false, fmt.Errorf("read outbox: %w", err)
 	}
-	rows, cut, err := t.scanRound(result)
+	rows, cut, err := t.scanBatch(result)
 	if err != nil {
 		return nil, false, fmt.Errorf("read outbox: %w", err)
 	}
@@ -122,84 +196,86 @@ func (t *term) read(ctx context.Context) (rd *round, again bool, err error) {
 	if cut {
 		complete = rows[len(rows)-1].Seq
 	}
-	if !cut { // in a backlog nothing is handed over
+	if !cut { // in a backlog no offered row is accepted
 		for i := range rows {
-			t.seen.note(&rows[i])
+			t.readVersions.note(&rows[i])
 		}
 	}
-	rd = t.take(rows, complete)
-	return rd, cut, t.askWriters(ctx)
+	b = t.startBatch(rows, complete)
+	return b, cut, t.refreshGaps(ctx)
 }
 
-// take notes that rows were read and are in flight from here on.
-func (t *term) take(rows []store.Row, complete int64) *round {
+// startBatch makes a batch of rows that were read, which are in flight from here
+// on. See cursor.noteRead for complete.
+func (t *term) startBatch(rows []store.Row, complete int64) *batch {
 	seqs := make([]int64, len(rows))
 	for i := range rows {
 		seqs[i] = rows[i].Seq
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.cursor.read(seqs, complete)
+	t.cursor.noteRead(seqs, complete)
 	if complete != nowhere {
-		t.behind = complete != everywhere
+		t.catchingUp = complete != everywhere
 	}
 	if len(rows) == 0 {
 		return nil
 	}
-	rd := &round{rows: rows, left: len(rows)}
-	t.flights = append(t.flights, rd)
-	return rd
+	b := &batch{rows: rows, unpublished: len(rows)}
+	t.inFlight = append(t.inFlight, b)
+	return b
 }
 
-// askWriters finds out whose the gaps are, now and then.
-func (t *term) askWriters(ctx context.Context) error {
-	if len(t.cursor.gaps) == 0 || time.Since(t.asked) < gapPause {
+// refreshGaps lists the transactions that can still fill gaps, at most once in
+// gapPause.
+func (t *term) refreshGaps(ctx context.Context) error {
+	if len(t.cursor.gaps) == 0 || time.Since(t.writersListed) < gapPause {
 		return nil
 	}
-	writers, err := t.writers(ctx)
+	writers, err := t.listWriters(ctx)
 	if err != nil {
 		return err
 	}
-	t.asked = time.Now()
+	t.writersListed = time.Now()
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.cursor.locks(writers)
+	t.cursor.noteWriters(writers)
 	return nil
 }
 
-// readRows reads the rows of a lane, as many as one batch takes.
+// readRows reads rows of a paused partition, as many as one batch takes.
 func (t *term) readRows(ctx context.Context, seqs []int64) ([]store.Row, error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
-	from, done, err := t.occasional(ctx)
+	conn, giveBack, err := t.borrowConn(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
-	defer done()
+	defer giveBack()
 	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`
 	if t.db.Engine == sqldb.SQLite {
 		query = `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq IN (SELECT value FROM json_each($1)) ORDER BY seq`
 	}
-	result, err := from.QueryContext(ctx, query, t.array(seqs))
+	result, err := conn.QueryContext(ctx, query, t.array(seqs))
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
-	rows, _, err := t.scanRound(result)
+	rows, _, err := t.scanBatch(result)
 	if err != nil {
 		return nil, fmt.Errorf("read outbox: %w", err)
 	}
 	return rows, nil
 }
 
-// occasional is the connection for what the term reads now and then, until done
-// is called: on PostgreSQL the session of the lease, because one more would
-// mostly be idle, and the pool may be without a connection for long.
-func (t *term) occasional(ctx context.Context) (conn connection, done func(), err error) {
+// borrowConn lends a connection for reads that are rare, until giveBack is called:
+// on PostgreSQL the session of the lease, because one more session would mostly be
+// idle, and the pool may be without a free connection for long.
+func (t *term) borrowConn(ctx context.Context) (conn connection, giveBack func(), err error) {
 	if t.db.Engine == sqldb.SQLite {
 		return t.db.Read(), func() {}, nil
 	}
-	done, err = t.lease.take(ctx)
-	return t.lease.conn, done, err
+	giveBack, err = t.lease.lockConn(ctx)
+	return t.lease.conn, giveBack, err
 }
 
 // array is a list of numbers as an argument of a query.
@@ -211,15 +287,16 @@ func (t *term) array(n []int64) any {
 	return string(b)
 }
 
-// scanRound reads rows until a round is full: what it has for any partition is
-// one batch. A topic that is not known yet is taken for one partition.
-func (t *term) scanRound(result *sql.Rows) (rows []store.Row, cut bool, err error) {
+// scanBatch reads rows until a batch is full: the rows of each partition in it fit
+// into one record batch. A topic whose partitions are not known yet counts as one
+// partition.
+func (t *term) scanBatch(result *sql.Rows) (rows []store.Row, cut bool, err error) {
 	defer result.Close()
-	type place struct {
+	type destination struct {
 		topic     string
 		partition int32
 	}
-	sizes := map[place]int{}
+	sizes := map[destination]int{}
 	total := 0
 	headers := wire.HeaderReader{}
 	t.mu.Lock()
@@ -236,19 +313,19 @@ func (t *term) scanRound(result *sql.Rows) (rows []store.Row, cut bool, err erro
 			return nil, false, fmt.Errorf("headers of event %s: %w", w.ID, err)
 		}
 		w.Partition = partitionOf(&w, partitions[w.Topic])
-		at, size := place{w.Topic, w.Partition}, w.Size()
+		at, size := destination{w.Topic, w.Partition}, w.Size()
 		sizes[at] += size
-		if total += size; len(rows) > 0 && (sizes[at] > batchBytes || total > roundBytes) {
+		if total += size; len(rows) > 0 && (sizes[at] > recordBatchBytes || total > batchBytes) {
 			return rows, true, nil
 		}
 		rows = append(rows, w)
 	}
-	return rows, len(rows) == roundRows, result.Err()
+	return rows, len(rows) == batchRows, result.Err()
 }
 
-// writers lists the transactions that hold a lock for writing the outbox. On
-// SQLite there is one writer, and what it rolls back leaves no gap.
-func (t *term) writers(ctx context.Context) ([]string, error) {
+// listWriters lists the transactions that hold a lock for writing the outbox. On
+// SQLite there is one writer, and its rollback leaves no gap.
+func (t *term) listWriters(ctx context.Context) ([]string, error) {
 	if t.db.Engine != sqldb.Postgres {
 		return nil, nil
 	}

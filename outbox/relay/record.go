@@ -10,11 +10,11 @@ import (
 	"pizzaflow/outbox/internal/wire"
 )
 
-// records builds the records of one round in one piece of memory each for
-// themselves, their values and their headers.
+// records builds the records of one send in three pieces of memory: one for the
+// records, one for their values and one for their headers.
 type records struct {
 	source  []byte
-	all     []kgo.Record // of which none may move
+	all     []kgo.Record // never grows: the client has pointers to the elements
 	values  []byte
 	headers []kgo.RecordHeader
 }
@@ -36,12 +36,12 @@ func newRecords(source string, rows []store.Row) *records {
 	return &records{source: []byte(source), all: make([]kgo.Record, 0, len(rows)), values: make([]byte, 0, size), headers: make([]kgo.RecordHeader, 0, headers)}
 }
 
-// record is the row as it goes to the broker. Headers that repeat the envelope
-// are the envelope's own bytes.
+// record makes the row's record. Headers that repeat a part of the envelope share
+// the envelope's bytes.
 func (b *records) record(r *store.Row) *kgo.Record {
 	b.all = append(b.all, kgo.Record{Topic: r.Topic, Key: r.Key, Headers: r.Headers, Value: r.Value})
 	rec := &b.all[len(b.all)-1]
-	if !r.Data.Valid { // a dead letter: the original's headers, its own value
+	if !r.Data.Valid { // a dead letter has the headers of its original, and a value of its own
 		return rec
 	}
 	from := len(b.values)
@@ -51,7 +51,7 @@ func (b *records) record(r *store.Row) *kgo.Record {
 	b.values = strconv.AppendInt(b.values, r.Version.Int64, 10)
 	version := b.values[end:len(b.values):len(b.values)]
 	rest := rec.Value
-	quote := func(s string) []byte { // s where it stands in the envelope, behind what was quoted before
+	quote := func(s string) []byte { // s as it stands in the envelope, after the part that was quoted last
 		i := bytes.Index(rest, []byte(s))
 		if i < 0 { // it is escaped there
 			return []byte(s)

@@ -1,10 +1,24 @@
 // Package relay publishes the events of an outbox to Kafka.
 //
-// Start reading at Relay, then at term: what a relay does while it holds the
-// lease (lease.go). It reads rows (read.go, cursor.go, offered.go), produces them
-// (publish.go, record.go) and marks what was acknowledged. What the brokers do
-// not take for now waits in lanes (paused.go, tries.go). Topics that were created
-// anew get everything again (topics.go, rewind.go).
+// Read Relay first, then lease.go and term.go: a relay publishes for as long as it
+// holds the lease. The events of a term pass these files in order:
+//
+//	read.go       rows become batches; cursor.go knows which are still to be read
+//	handoff.go    rows that this process has just committed, without reading them
+//	publish.go    a batch is sent; record.go makes its records
+//	mark.go       acknowledged rows are recorded as published
+//
+// Aside from that path:
+//
+//	paused.go     partitions that take no records now; paused_retry.go tries them
+//	partitions.go which partition each row goes to
+//	topic_ids.go  notices topics that were created anew; rewind.go has events published again
+//	maintain.go   folds published ranges (fold.go), deletes old events (prune.go)
+//	wake.go       wakes the relay when another process has committed
+//	backlog.go    what the metrics tell of unpublished events; metrics.go has the rest
+//
+// A row is identified by its number, the seq. Rows up to the low watermark are done
+// with; above the high watermark none was read yet.
 package relay
 
 import (
@@ -22,21 +36,21 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/retry"
 	"pizzaflow/measure"
 	"pizzaflow/outbox"
 	"pizzaflow/outbox/internal/store"
 	"pizzaflow/sqldb"
 )
 
-// Sessions is how many connections to PostgreSQL a relay has for itself
-// while it leads, beside the pool: one for the lease and for what it records,
-// one to read, one to listen.
+// Sessions is how many connections to PostgreSQL a relay keeps while it leads,
+// beside the pool: one for the lease and for marks, one to read, one to listen.
 const Sessions = 3
 
 const (
-	roundRows  = 2000
-	roundBytes = 4_000_000 // of memory; there are about three rounds at a time
-	batchBytes = 900_000   // of one partition in a round, so that it is one batch
+	batchRows        = 2000
+	batchBytes       = 4_000_000 // in memory; there are about three batches at a time
+	recordBatchBytes = 900_000   // of one partition in a batch, so that they make one record batch
 )
 
 // Config is what a Relay needs.
@@ -47,19 +61,25 @@ type Config struct {
 	Poll      time.Duration // the safety net behind the wake-up: 5 s when zero
 	TTL       time.Duration // how long a silent holder keeps the lease: 2 s when zero
 	Retention time.Duration // how long published events stay, at least as long as on the topics: 7 days when zero
-	Since     time.Time     // what was published since is published again at the start, when the broker may have lost it; zero for nothing
-	Rewound   func()        // called when that is sure to be done, whoever dies now; may be nil
-	Metrics   prometheus.Registerer
-	Log       *slog.Logger
 
-	// Alone says that no other process works on this database: who holds the
-	// lease at the start is dead, and need not be waited for.
+	// RepublishSince has the events that were published since then published
+	// again at the start, because the broker may have lost them. Zero has none.
+	RepublishSince time.Time
+	// Rewound is called once it is recorded that they are to be published again,
+	// which a crash no longer undoes. It may be nil.
+	Rewound func()
+
+	Metrics prometheus.Registerer
+	Log     *slog.Logger
+
+	// Alone says that no other process works on this database: a holder of the
+	// lease found at the start is dead, and its TTL need not be waited for.
 	Alone bool
 }
 
-// A Relay publishes what is committed to an outbox: at least once, and each
-// aggregate's events in the order of their versions. Of all the relays of one
-// database only the holder of the lease publishes.
+// A Relay publishes the committed events of an outbox: each at least once, and those
+// of an aggregate in the order of their versions. Of all relays of one database only
+// the holder of the lease publishes.
 type Relay struct {
 	cfg     Config
 	db      *sqldb.DB
@@ -67,8 +87,9 @@ type Relay struct {
 	metrics relayMetrics
 	backlog *backlog
 	leads   atomic.Pointer[term] // nil while another relay leads
-	again   time.Time            // cfg.Since, until that is done
-	folded  int64                // from where on published ranges may still be folded
+
+	republishSince time.Time // cfg.RepublishSince, zero once that is done
+	foldedUpTo     int64     // the number from which on published ranges may still be folded
 }
 
 // New makes a Relay; Run starts it.
@@ -86,25 +107,25 @@ func New(cfg Config) *Relay {
 	if err != nil {
 		host = "unknown"
 	}
-	r := &Relay{cfg: cfg, db: cfg.Outbox.DB(), again: cfg.Since, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
+	r := &Relay{cfg: cfg, db: cfg.Outbox.DB(), republishSince: cfg.RepublishSince, holder: fmt.Sprintf("%s/%d/%s", host, os.Getpid(), rand.Text()[:8])}
 	r.metrics, r.backlog = newRelayMetrics(cfg), newBacklog(r, cfg)
 	measure.Register(cfg.Metrics, prometheus.Collector(r.backlog))
 	return r
 }
 
-// Run publishes until ctx ends; then it finishes the round it is in and gives
-// the lease back.
+// Run publishes until ctx ends; then it finishes the batch in flight and gives the
+// lease back.
 func (r *Relay) Run(ctx context.Context) error {
 	defer r.backlog.counted.Start(ctx)()
 	for {
-		l, floor, err := r.standBy(ctx)
+		l, lowWatermark, err := r.standBy(ctx)
 		if err != nil {
 			return nil //nolint:nilerr // ctx has ended
 		}
-		r.cfg.Log.Info("relay leads", "service", r.cfg.Service, "epoch", l.epoch, "floor", floor)
-		err = r.lead(ctx, l, floor)
+		r.cfg.Log.Info("relay leads", "service", r.cfg.Service, "epoch", l.epoch, "low_watermark", lowWatermark)
+		err = r.lead(ctx, l, lowWatermark)
 		if ctx.Err() != nil {
-			if err != nil { // what is not given back is taken from the dead
+			if err != nil { // the lease may not be given back: another relay takes it after the TTL
 				r.cfg.Log.Warn("relay stops", "service", r.cfg.Service, "err", err)
 			}
 			return nil
@@ -114,17 +135,12 @@ func (r *Relay) Run(ctx context.Context) error {
 			continue
 		}
 		r.cfg.Log.Warn("relay no longer leads", "service", r.cfg.Service, "epoch", l.epoch, "err", err)
-		pause := time.NewTimer(r.cfg.TTL / 8)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		retry.Sleep(ctx, r.cfg.TTL/8)
 	}
 }
 
-// standBy waits for the lease, and meanwhile tells whoever holds it what this
-// process commits.
+// standBy waits for the lease, and meanwhile notifies the relay that holds it of the
+// commits of this process.
 func (r *Relay) standBy(ctx context.Context) (*lease, int64, error) {
 	notifyCtx, stop := context.WithCancel(ctx)
 	var notifier sync.WaitGroup
@@ -139,8 +155,8 @@ func (r *Relay) standBy(ctx context.Context) (*lease, int64, error) {
 }
 
 // lead publishes for as long as the lease is held.
-func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
-	defer func() { // whatever ended it, the next one need not wait for the TTL
+func (r *Relay) lead(ctx context.Context, l *lease, lowWatermark int64) (err error) {
+	defer func() { // so that the next holder need not wait for the TTL
 		if !errors.Is(err, errLeaseLost) && !errors.Is(err, errRewound) {
 			err = errors.Join(err, l.release(ctx))
 		}
@@ -152,21 +168,22 @@ func (r *Relay) lead(ctx context.Context, l *lease, floor int64) (err error) {
 	defer done()
 	l.conn = conns[0]
 	t := &term{
-		Relay: r, lease: l, reads: conns[1], lanes: map[string]*lane{}, laneDue: make(chan struct{}, 1),
-		rounds: make(chan *round), landings: make(chan landing, 4), partitions: map[string]int32{}, suspect: make(chan struct{}, 1),
+		Relay: r, lease: l, reads: conns[1],
+		batches: make(chan *batch), acks: make(chan ack, 4), pausedDue: make(chan struct{}, 1), topicCheck: make(chan struct{}, 1),
+		paused: map[string]*pausedPartition{}, partitions: map[string]int32{},
 	}
-	return t.run(ctx, floor)
+	return t.run(ctx, lowWatermark)
 }
 
-// newProducer makes the client of one term, or of one attempt at what was
-// refused: to close it is the only safe way to abandon records whose fate is
-// unknown.
+// newProducer makes a client for one term, or for tries of paused partitions.
+// Records whose outcome is unknown are abandoned by closing their client, which is
+// the only safe way.
 func (r *Relay) newProducer() (*kgo.Client, error) {
 	producer, err := kgo.NewClient(append(slices.Clip(r.cfg.Kafka),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ManualFlushing(),                     // one batch a partition in a round, so that nothing overtakes a refused batch
+		kgo.ManualFlushing(),                     // one record batch of a partition in a batch, so that none overtakes a refused one
 		kgo.AllowIdempotentProduceCancellation(), // see probe
-		kgo.MaxBufferedRecords(2*roundRows),
+		kgo.MaxBufferedRecords(2*batchRows),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(store.MaxBytes(topic)) }),
 		kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)),
 	)...)

@@ -11,35 +11,35 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// The relay remembers which topics its events went to, by the ids of topic and
-// cluster. One that was deleted and created again, or whose cluster lost its
-// data, is empty: then all events that are retained are published again, and
-// the inboxes of the consumers see to it that nothing happens twice.
+// To rewind is to have published events published again, from a number on: their
+// ranges are deleted and the low watermark is lowered, and the next term publishes
+// them.
 
-// errRewound says that events are to be published again: the next term does it.
+// errRewound ends a term after a rewind: the next term publishes the events again.
 var errRewound = errors.New("events are to be published again")
 
-// sinceSQL finds the first range that was published since a time. The limit, which
-// limits nothing, keeps PostgreSQL from looking through all in the order of their
-// numbers.
+// sinceSQL finds the first range that was published since a time. Its limit is
+// higher than any number of ranges, and keeps PostgreSQL from a plan that reads all
+// ranges in the order of their numbers.
 const sinceSQL = `SELECT MIN(first_seq) FROM (
 	SELECT first_seq FROM outbox_published WHERE published_at >= $1 ORDER BY published_at, first_seq LIMIT 9223372036854775807) recent`
 
-// rewindSince has what was published since a time published again, once.
+// rewindSince rewinds to the first event that was published since
+// Config.RepublishSince, once.
 func (t *term) rewindSince(ctx context.Context) error {
 	ctx = store.Patient(ctx)
-	if t.again.IsZero() {
+	if t.republishSince.IsZero() {
 		return nil
 	}
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
-		if err := t.lease.holds(ctx, tx); err != nil {
+		if err := t.lease.fence(ctx, tx); err != nil {
 			return err
 		}
 		if err := store.ByNumber(ctx, t.db, tx); err != nil {
 			return fmt.Errorf("rewind: %w", err)
 		}
 		var first sql.NullInt64
-		err := tx.QueryRowContext(ctx, sinceSQL, t.again).Scan(&first)
+		err := tx.QueryRowContext(ctx, sinceSQL, t.republishSince).Scan(&first)
 		if err != nil {
 			return fmt.Errorf("rewind: %w", err)
 		}
@@ -51,20 +51,20 @@ func (t *term) rewindSince(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.cfg.Log.Warn("the broker was not stopped cleanly: events are published again", "service", t.cfg.Service, "since", t.again)
-	t.again = time.Time{}
+	t.cfg.Log.Warn("broker was not stopped cleanly: events are published again", "service", t.cfg.Service, "since", t.republishSince)
+	t.republishSince = time.Time{}
 	if t.cfg.Rewound != nil {
 		t.cfg.Rewound()
 	}
 	return errRewound
 }
 
-// rewindAll has everything that is retained published again, to topics that
-// are remembered as they are now.
+// rewindAll rewinds to the first retained event, and stores the present ids of the
+// topics.
 func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {
 	ctx = store.Patient(ctx)
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
-		if err := t.lease.holds(ctx, tx); err != nil {
+		if err := t.lease.fence(ctx, tx); err != nil {
 			return err
 		}
 		if err := store.Rewind(ctx, tx, 1); err != nil {

@@ -8,17 +8,17 @@ import (
 )
 
 // A commit wakes the relay of its own process through a channel. When another
-// process leads, this one tells it with a NOTIFY: one for all commits since the
-// last, outside of their transactions, which it would make wait for each
-// other. What is missed, the poll finds.
+// process leads, this one wakes that one's relay with a NOTIFY: one for all commits
+// since the last, outside of their transactions, because a NOTIFY in a transaction
+// makes commits wait for each other. The poll finds the commits of lost NOTIFYs.
 
 const (
 	wakeChannel = "outbox"
 	notifyPause = 2 * time.Millisecond // at least, between two notifications
 )
 
-// notify passes wake-ups on to the relay that leads, until ctx ends, and then
-// the one that may be left.
+// notify passes wake-ups on to the relay that leads, until ctx ends, and then the
+// last one, if there is one.
 func (r *Relay) notify(ctx context.Context) {
 	for {
 		select {
@@ -38,17 +38,12 @@ func (r *Relay) notify(ctx context.Context) {
 		if err := r.db.Notify(ctx, wakeChannel); err != nil && ctx.Err() == nil {
 			r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
 		}
-		pause := time.NewTimer(notifyPause)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		retry.Sleep(ctx, notifyPause)
 	}
 }
 
-// listen is woken by other processes, until ctx ends. While the server has no
-// session for it, or has ended it, the poll finds what they commit.
+// listen wakes the relay when other processes have committed, until ctx ends. While
+// the server refuses or ends the session, the poll finds their commits.
 func (t *term) listen(ctx context.Context) {
 	for attempt := 1; ; attempt++ {
 		began := time.Now()
@@ -56,16 +51,16 @@ func (t *term) listen(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if time.Since(began) > listenWell {
+		if time.Since(began) > stableListen {
 			attempt = 1
 		}
-		t.cfg.Log.Warn("relay is not told of what other processes commit", "service", t.cfg.Service, "err", err)
+		t.cfg.Log.Warn("relay is not notified of commits of other processes", "service", t.cfg.Service, "err", err)
 		if !retry.Sleep(ctx, retry.Backoff(attempt, 200*time.Millisecond, 5*time.Second)) {
 			return
 		}
 	}
 }
 
-// listenWell is how long a session must have listened that the next one is
-// opened at once.
-const listenWell = 10 * time.Second
+// stableListen is how long a session must have listened for the next one to be
+// opened after the shortest pause.
+const stableListen = 10 * time.Second

@@ -107,23 +107,23 @@ var engine = []mutant{
 	},
 	{
 		name: "relay: marked before it is acknowledged, in the simulation",
-		old: `	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		old: `	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
 `,
-		new: `	early := landing{done: make(chan error, 1)}
-	for i := range rd.rows {
-		early.published = append(early.published, &rd.rows[i])
+		new: `	early := ack{recorded: make(chan error, 1)}
+	for i := range b.rows {
+		early.published = append(early.published, &b.rows[i])
 	}
-	t.landings <- early
-	if err := <-early.done; err != nil {
+	t.acks <- early
+	if err := <-early.recorded; err != nil {
 		return err
 	}
-	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
-	for i := range rd.errs {
-		rd.errs[i] = errWaits
+	for i := range b.errs {
+		b.errs[i] = errPaused
 	}
 `,
 		test: simulation,
@@ -139,8 +139,8 @@ var engine = []mutant{
 	},
 	{
 		name: "relay: later records of a refused key are sent",
-		old: `	case t.waits(row):
-		return errWaits
+		old: `	case t.pausedFor(row) != nil:
+		return errPaused
 `,
 		new:  ``,
 		test: "./outbox -run ^(TestRefusedTopicStopsNobodyElse|TestAbsentLeaderStopsNobodyElse)$",
@@ -281,31 +281,31 @@ var engine = []mutant{
 	},
 	{
 		name: "relay: marked before it is acknowledged",
-		old: `	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		old: `	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
 `,
-		new: `	early := landing{done: make(chan error, 1)}
-	for i := range rd.rows {
-		early.published = append(early.published, &rd.rows[i])
+		new: `	early := ack{recorded: make(chan error, 1)}
+	for i := range b.rows {
+		early.published = append(early.published, &b.rows[i])
 	}
-	t.landings <- early
-	if err := <-early.done; err != nil {
+	t.acks <- early
+	if err := <-early.recorded; err != nil {
 		return err
 	}
-	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
-	for i := range rd.errs {
-		rd.errs[i] = errWaits
+	for i := range b.errs {
+		b.errs[i] = errPaused
 	}
 `,
 		test: "./outbox -run ^TestCrashPoints$/^produced,_nothing_sent",
 	},
 	{
-		name: "relay: the floor passes rows in flight",
-		old:  `			f = min(f, r.rows[0].seq-1)`,
-		new:  `			f = min(f, r.rows[len(r.rows)-1].seq)`,
+		name: "relay: the low watermark passes rows in flight",
+		old:  `			low = min(low, b.rows[0].Seq-1)`,
+		new:  `			low = min(low, b.rows[len(b.rows)-1].Seq)`,
 		test: "./outbox -run ^TestCrashPoints$/^read,_and_the_lease",
 	},
 	{
@@ -444,23 +444,23 @@ var engine = []mutant{
 	},
 	{
 		name: "relay: marked before it is acknowledged, and stopped there",
-		old: `	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+		old: `	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
 `,
-		new: `	early := landing{done: make(chan error, 1)}
-	for i := range rd.rows {
-		early.published = append(early.published, &rd.rows[i])
+		new: `	early := ack{recorded: make(chan error, 1)}
+	for i := range b.rows {
+		early.published = append(early.published, &b.rows[i])
 	}
-	t.landings <- early
-	if err := <-early.done; err != nil {
+	t.acks <- early
+	if err := <-early.recorded; err != nil {
 		return err
 	}
-	if err := t.send(ctx, t.producer, rd.rows, rd.errs); err != nil {
+	if err := t.send(ctx, t.producer, b.rows, b.errs); err != nil {
 		return err
 	}
-	for i := range rd.errs {
-		rd.errs[i] = errWaits
+	for i := range b.errs {
+		b.errs[i] = errPaused
 	}
 `,
 		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_produced$",
@@ -473,15 +473,15 @@ var engine = []mutant{
 	},
 	{
 		name: "cursor: gaps are dropped by the clock after a second",
-		old: `time.Since(t.asked) < gapPause {
+		old: `time.Since(t.writersListed) < gapPause {
 		return nil
 	}
-	writers, err := t.writers(ctx)
+	writers, err := t.listWriters(ctx)
 	if err != nil {
 		return err
 	}
 `,
-		new: `time.Since(t.asked) < time.Second {
+		new: `time.Since(t.writersListed) < time.Second {
 		return nil
 	}
 	var writers []string
@@ -550,9 +550,9 @@ var engine = []mutant{
 		test: "./outbox -run ^TestRepublishCutsRanges$",
 	},
 	{
-		name: "lease: each mark stores the floor",
-		old:  `if l.mayStoreFloor() {`,
-		new:  `if l.mayStoreFloor() || floor > 0 {`,
+		name: "lease: each mark stores the low watermark",
+		old:  `if l.takeToken() {`,
+		new:  `if l.takeToken() || lowWatermark > 0 {`,
 		test: "./outbox/relay -run ^TestMarksSpareTheLease$",
 		env:  "DATABASE_URL",
 	},
@@ -564,33 +564,33 @@ var engine = []mutant{
 		env:  "DATABASE_URL",
 	},
 	{
-		name: "lanes: tried one after the other",
-		old:  `		lanes = together(refused)`,
-		new:  `		lanes = together(refused)[:1]; t.handsBusy = laneHands - 2`,
-		test: "./outbox/relay -run ^TestLanesOfATry$",
+		name: "paused partitions: tried one after the other",
+		old:  `		chosen = together(failed)`,
+		new:  `		chosen = together(failed)[:1]; t.runningTries = maxTries - 2`,
+		test: "./outbox/relay -run ^TestPartitionsOfATry$",
 	},
 	{
-		name: "lanes: each letter without a key has its own",
-		old:  `return row.topic + "#"`,
-		new:  `return fmt.Sprintf("%s#%d", row.topic, row.seq)`,
-		test: "./outbox -run ^TestLettersWithoutKeyAreTriedTogether$/^sqlite$",
+		name: "paused partitions: each row without a key has its own",
+		old:  `return row.Topic + "#"`,
+		new:  `return fmt.Sprintf("%s#%d", row.Topic, row.Seq)`,
+		test: "./outbox -run ^TestRowsWithoutKeyAreTriedTogether$/^sqlite$",
 	},
 	{
-		name: "lanes: rows for any partition go with those of one",
-		old:  `known && (whole || !l.partition)`,
-		new:  `known && whole != whole`,
-		test: "./outbox/relay -run ^TestLanesOfATry$",
+		name: "paused partitions: rows for any partition are tried with those of one",
+		old:  `known && (anyPartition || !p.single)`,
+		new:  `known && anyPartition != anyPartition`,
+		test: "./outbox/relay -run ^TestPartitionsOfATry$",
 	},
 	{
-		name: "prune: what is above the floor goes, too",
-		old:  `seq <= min(r.hi, floor); seq++`,
+		name: "prune: events above the low watermark go, too",
+		old:  `seq <= min(r.hi, lowWatermark); seq++`,
 		new:  `seq <= r.hi; seq++`,
 		test: "./outbox/relay -run ^TestPrune$",
 	},
 	{
 		name: "prune: a term that is over deletes",
-		old:  "if err := t.lease.holds(ctx, tx); err != nil { return err } if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
-		new:  "if err := t.lease.holds(ctx, tx); err == context.Canceled { return err }; if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
+		old:  "if err := t.lease.fence(ctx, tx); err != nil { return err } if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
+		new:  "if err := t.lease.fence(ctx, tx); err == context.Canceled { return err }; if _, err := tx.ExecContext(ctx, `DELETE FROM outbox_published",
 		test: "./outbox/relay -run ^TestPruneOfAnEarlierTerm$/^sqlite$",
 	},
 	{
@@ -627,9 +627,9 @@ var engine = []mutant{
 	},
 	{
 		name: "relay: versions are counted without their topic",
-		old:  `v.latest[aggregate{r.topic, r.aggregateID}] =`,
-		new:  `v.latest[aggregate{"", r.aggregateID}] =`,
-		test: "./outbox/relay -run ^TestHandedOverByTopic$",
+		old:  `v.latest[aggregate{r.Topic, r.AggregateID}] =`,
+		new:  `v.latest[aggregate{"", r.AggregateID}] =`,
+		test: "./outbox/relay -run ^TestVersionsByTopic$",
 	},
 	{
 		name: "operator: two replay one record",
@@ -802,20 +802,20 @@ var engine = []mutant{
 	},
 	{
 		name: "metrics: a relay that could not read is taken to know all",
-		old:  `s.complete = !t.behind && `,
+		old:  `s.complete = !t.catchingUp && `,
 		new:  `s.complete = `,
 		test: "./outbox -run ^TestMetricsOfALargeBacklog$",
 	},
 	{
 		name: "metrics: a reader that is held up is taken to know all",
-		old:  `(t.handing.IsZero() || time.Since(t.handing) < readerPatience)`,
+		old:  `(t.dispatchingSince.IsZero() || time.Since(t.dispatchingSince) < maxDispatch)`,
 		new:  `true`,
 		test: "./outbox -run ^TestMetricsWhileTheBrokerIsSilent$",
 	},
 	{
 		name: "metrics: a later term knows of no blocked event",
-		old:  `t.blockedRows, t.behind = newCursor(floor, done), blocked, n, true`,
-		new:  `t.blockedRows, t.behind = newCursor(floor, done), blocked, 0*n, true`,
+		old:  `t.blockedRows, t.catchingUp = newCursor(lowWatermark, done), blocked, n, true`,
+		new:  `t.blockedRows, t.catchingUp = newCursor(lowWatermark, done), blocked, 0*n, true`,
 		test: "./outbox -run ^TestMetricsOfARefusedTopic$",
 	},
 	{

@@ -1,5 +1,5 @@
-// Package handoff hands events that a process has committed to the relay of the
-// same process.
+// Package handoff offers the events that a process commits to the relay of the same
+// process, which need not read them from the table then.
 package handoff
 
 import (
@@ -11,16 +11,15 @@ import (
 // offersWaiting is how many transactions may wait in Offers to be taken.
 const offersWaiting = 256
 
-// Offers are the rows that this process has committed during one term of its
-// relay, by transaction, from the beginning of the transaction on. Nothing of
-// them reaches a later term, which may read another server: one that never
-// received these rows and gives their numbers to other events.
+// Offers are the rows of the transactions that this process has begun and committed
+// during one term of its relay. None reaches a later term, which may read another
+// server: one that never received these rows and gives their numbers to other events.
 type Offers chan []store.Row
 
-// A Queue hands committed rows to the relay of the same process, which
-// need not read them back, and wakes it. The relay accepts offered rows only if
-// nothing of their aggregates can be missing before them; otherwise, and
-// whenever there are too many, it reads the table.
+// A Queue is the way from the transactions of a process to its relay: it offers
+// committed rows, and wakes the relay. The relay accepts offered rows only if it has
+// read all earlier events of their aggregates; otherwise, and whenever there are too
+// many, it reads the table.
 type Queue struct {
 	wake    chan struct{}
 	current atomic.Pointer[Offers]
@@ -33,32 +32,32 @@ func New() *Queue { return &Queue{wake: make(chan struct{}, 1)} }
 func (q *Queue) Wake() {
 	select {
 	case q.wake <- struct{}{}:
-	default: // it has a call waiting
+	default: // it is woken already
 	}
 }
 
 // Woken is received from when the relay was woken.
 func (q *Queue) Woken() <-chan struct{} { return q.wake }
 
-// Begin opens the offers of a term; end closes them.
+// Begin opens the offers of a term; End closes them.
 func (q *Queue) Begin() *Offers {
 	o := new(make(Offers, offersWaiting))
 	q.current.Store(o)
 	return o
 }
 
-// End has nothing more offered to the term, and wakes whoever leads next: it
-// has to read what the term did not take.
+// End has no more rows offered to the term, and wakes the next one, which has to
+// read the offered rows that the term did not take.
 func (q *Queue) End() {
 	q.current.Store(nil)
 	q.Wake()
 }
 
-// Open are the offers of the term that is under way, nil without one.
+// Open returns the offers of the present term, nil without one.
 func (q *Queue) Open() *Offers { return q.current.Load() }
 
-// Offer gives committed rows to the term whose offers were open when their
-// transaction began. False says that its relay must read them.
+// Offer offers committed rows to the term whose offers were open when their
+// transaction began, and reports whether it could. If not, the relay must read them.
 func (q *Queue) Offer(to *Offers, rows []store.Row) bool {
 	if to == nil || q.current.Load() != to {
 		return false

@@ -28,9 +28,9 @@ type Row struct {
 	Partition   int32 // where it will go, -1 when that is not known
 }
 
-// Queue names the records that must stay in order: those of one key on one topic. A
-// record without a key is a queue of its own.
-func (r *Row) Queue() string {
+// OrderingKey identifies the records that must stay in order: those of one key on
+// one topic. Each record without a key has its own.
+func (r *Row) OrderingKey() string {
 	if r.Key == nil {
 		return fmt.Sprintf("%s\x00\x00%d", r.Topic, r.Seq)
 	}

@@ -18,7 +18,7 @@ import (
 
 // A topic that takes records again does not wait for the partitions that have no
 // leader, of which there are many.
-func TestStalledPartitionsStopNoOtherLane(t *testing.T) {
+func TestStalledPartitionsStopNoOther(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		many := topics()
 		many[0].Partitions = 60 // which of the two brokers leads each is drawn by lot
@@ -71,8 +71,9 @@ func TestStalledPartitionsStopNoOtherLane(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// Letters without a key that find no leader wait together, and are tried together.
-func TestLettersWithoutKeyAreTriedTogether(t *testing.T) {
+// Rows without a key whose partitions have no leader wait together, and are tried
+// together.
+func TestRowsWithoutKeyAreTriedTogether(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		pair := kafkatest.StartPair(t, topics()...)
 		f := newFixture(t, db, pair.Config)
@@ -91,8 +92,8 @@ func TestLettersWithoutKeyAreTriedTogether(t *testing.T) {
 		f.move("first", 1)
 		f.consume("moves", 1)
 		pair.Cut(true)
-		const letters = 2000
-		err := sqldb.Chunks(letters, 256, func(from, to int) error {
+		const rows = 2000
+		err := sqldb.Chunks(rows, 256, func(from, to int) error {
 			var args []any
 			for i := from; i < to; i++ {
 				args = append(args, newID(), fmt.Sprint("letter-", i), "Moved", topic, []byte("x"), "[]", sqldb.Now())
@@ -103,12 +104,12 @@ func TestLettersWithoutKeyAreTriedTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		testkit.Eventually(t, "all wait in one lane", func() bool {
-			return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 && f.count(`SELECT waiting FROM outbox_lanes WHERE lane = $1`, topic+"#") == letters
+		testkit.Eventually(t, "all wait together", func() bool {
+			return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 1 && f.count(`SELECT waiting FROM outbox_lanes WHERE lane = $1`, topic+"#") == rows
 		})
 		pair.Cut(false)
-		f.consume(topic, letters)
-		testkit.Eventually(t, "the lane is closed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
+		f.consume(topic, rows)
+		testkit.Eventually(t, "they are resumed", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_lanes`) == 0 })
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 

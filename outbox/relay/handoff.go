@@ -7,11 +7,12 @@ import (
 	"pizzaflow/outbox/internal/store"
 )
 
-// takeOffered makes a round of offered rows, with all that are offered besides.
-// Nil says that the table must be read.
-func (t *term) takeOffered(rows []store.Row) *round {
+// acceptOffered makes a batch of offered rows and of all that are offered besides.
+// It accepts none, and returns nil, unless every earlier event of their aggregates
+// has been read; then the table must be read.
+func (t *term) acceptOffered(rows []store.Row) *batch {
 gather:
-	for len(rows) < roundRows {
+	for len(rows) < batchRows {
 		select {
 		case more := <-*t.offers:
 			rows = append(slices.Clip(rows), more...)
@@ -23,19 +24,20 @@ gather:
 	rows = slices.DeleteFunc(rows, func(r store.Row) bool { return !t.cursor.wants(r.Seq) }) // read meanwhile
 	size := 0
 	for i := range rows {
-		if size += rows[i].Size(); size > batchBytes || len(rows) > roundRows || !t.seen.follows(&rows[i]) {
+		if size += rows[i].Size(); size > recordBatchBytes || len(rows) > batchRows || !t.readVersions.follows(&rows[i]) {
 			return nil
 		}
+		t.readVersions.note(&rows[i])
 	}
-	return t.take(rows, nowhere)
+	return t.startBatch(rows, nowhere)
 }
 
-// versions remembers up to which version aggregates were read: the latest few
-// thousand of them.
+// versions remembers up to which version each aggregate was read, for the latest
+// few thousand aggregates.
 type versions struct{ latest, earlier map[aggregate]int64 }
 
-// An aggregate is what versions are counted for: topics number the events of
-// one id each for themselves.
+// An aggregate is identified by its topic, too: each topic numbers the events of
+// an id from 1.
 type aggregate struct{ topic, id string }
 
 const versionsKept = 8192
@@ -47,15 +49,12 @@ func (v *versions) of(a aggregate) int64 {
 	return v.earlier[a]
 }
 
-// follows notes that the row is read, if all before it of its aggregate were.
+// follows reports whether all earlier events of the row's aggregate were read.
 func (v *versions) follows(r *store.Row) bool {
-	if r.Version.Int64 != 1 && v.of(aggregate{r.Topic, r.AggregateID}) != r.Version.Int64-1 {
-		return false
-	}
-	v.note(r)
-	return true
+	return r.Version.Int64 == 1 || v.of(aggregate{r.Topic, r.AggregateID}) == r.Version.Int64-1
 }
 
+// note remembers that the row was read.
 func (v *versions) note(r *store.Row) {
 	if !r.Version.Valid {
 		return
