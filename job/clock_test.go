@@ -52,7 +52,7 @@ func TestClockSetForwardTakesNothing(t *testing.T) {
 			t.Helper()
 			w := clocked(t, db, time.Minute, "")
 			asked := time.Now()
-			w.clock.Steady(sqldb.Now().Add(-ago), asked, time.Minute)
+			w.clock.Observe(sqldb.Now().Add(-ago), asked, time.Minute)
 			if _, err := w.look(t.Context()); err != nil {
 				t.Fatal(err)
 			}

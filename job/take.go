@@ -119,7 +119,7 @@ func (w *Worker) look(ctx context.Context) (overdue time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if w.clock.Steady(now, asked, w.cfg.Lease/8) == 0 {
+	if w.clock.Observe(now, asked, w.cfg.Lease/8) == 0 {
 		w.distrustClock()
 	}
 	if !asked.Before(w.nextPullIn) {

@@ -22,9 +22,9 @@ type metrics struct {
 // A tally is of the deliveries that wait for a channel.
 type tally struct {
 	rows    int64
-	unknown int64        // those of them whose last attempt may have gone through
-	oldest  time.Time    // when the first of them was made; zero without any
-	clock   sqldb.Moment // that of the database
+	unknown int64         // those of them whose last attempt may have gone through
+	oldest  time.Time     // when the first of them was made; zero without any
+	clock   sqldb.Reading // that of the database
 }
 
 // age is that of the oldest delivery, in seconds; 0 without one.

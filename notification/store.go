@@ -224,7 +224,7 @@ func countWaiting(ctx context.Context, db *sql.DB) (map[Channel]tally, error) {
 		if err != nil {
 			return nil, fmt.Errorf("count waiting deliveries: %w", err)
 		}
-		t.clock = sqldb.Heard(said)
+		t.clock = sqldb.NewReading(said)
 		tallies[channel] = t
 	}
 	return tallies, nil

@@ -56,7 +56,7 @@ func (s *Service) observeClock(ctx context.Context, watch *sqldb.ClockWatch, lea
 	if err := s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)); err != nil {
 		return false, fmt.Errorf("read the clock: %w", err)
 	}
-	return watch.Steady(now, asked, time.Second) >= least, nil
+	return watch.Observe(now, asked, time.Second) >= least, nil
 }
 
 // every runs task now and then once an interval until ctx ends. A task that fails

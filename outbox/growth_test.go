@@ -127,8 +127,8 @@ func TestMigrationGivesWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	began := time.Now()
-	if err := db.Migrate(t.Context(), "outbox", outbox.Schema); !sqldb.IsDown(err) || sqldb.IsFatal(err) {
-		t.Errorf("the migration ended after %v with %v, judged %q", time.Since(began), err, sqldb.Judge(err))
+	if err := db.Migrate(t.Context(), "outbox", outbox.Schema); !sqldb.SaysUnavailable(err) || sqldb.IsFatal(err) {
+		t.Errorf("the migration ended after %v with %v, classified %q", time.Since(began), err, sqldb.Classify(err))
 	}
 	if err := reader.Commit(); err != nil { // gone if it was idle for ten seconds
 		t.Error(err)

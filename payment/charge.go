@@ -32,7 +32,7 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // charge makes the next attempt for the payment of a job.
 func (s *Service) charge(ctx context.Context, j job.Job) error {
 	p, begun := j.Data.(Payment) // onOrderCreated has recorded the first attempt
-	moment, call := sqldb.Heard(sqldb.Now()), CallCharge
+	moment, call := sqldb.NewReading(sqldb.Now()), CallCharge
 	if !begun {
 		r, err := s.reads.Do(ctx, j)
 		if err = errors.Join(err, r.err); err != nil {
@@ -51,7 +51,7 @@ func (s *Service) charge(ctx context.Context, j job.Job) error {
 // transaction open, and records what the answer led to. The caller has taken a
 // permit for the call. When a lookup finds no charge, it charges at once: the
 // older the answer to a lookup, the less it is worth.
-func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call Call, begun bool, moment sqldb.Moment) error {
+func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call Call, begun bool, moment sqldb.Reading) error {
 	before, permitted := interrupted, true
 	defer func() {
 		if permitted { // and not used
@@ -86,9 +86,9 @@ func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]reading, 
 			continue
 		}
 		clock, p := s.observeClock(all[i].moment.Now(), asked), &all[i].payment
-		p.CreatedAt = p.CreatedAt.Add(clock.Ahead(p.CreatedAt))
+		p.CreatedAt = p.CreatedAt.Add(clock.SetForwardSince(p.CreatedAt))
 		if !p.ChargedAt.IsZero() {
-			p.ChargedAt = p.ChargedAt.Add(clock.Ahead(p.ChargedAt))
+			p.ChargedAt = p.ChargedAt.Add(clock.SetForwardSince(p.ChargedAt))
 		}
 	}
 	return all, err
@@ -99,7 +99,7 @@ func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]reading, 
 func (s *Service) observeClock(read, asked time.Time) sqldb.ClockWatch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clock.Steady(read, asked, time.Second)
+	s.clock.Observe(read, asked, time.Second)
 	return s.clock
 }
 

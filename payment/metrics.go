@@ -33,8 +33,8 @@ type metrics struct {
 // A tally is a count of rows.
 type tally struct {
 	rows   int64
-	oldest time.Time    // when the first of them was created; zero without any
-	clock  sqldb.Moment // the database's
+	oldest time.Time     // when the first of them was created; zero without any
+	clock  sqldb.Reading // the database's
 }
 
 // age is the age of the oldest row in seconds, 0 without one.

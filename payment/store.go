@@ -83,15 +83,15 @@ const selectPayment = `
 	FROM payments `
 
 // scanPayment scans a row of selectPayment. The moment is that of the database.
-func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, sqldb.Moment, error) {
+func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, sqldb.Reading, error) {
 	var p Payment
 	var now time.Time
 	err := row.Scan(&p.ID, &p.OrderID, &p.Amount, &p.Currency, &p.CustomerEmail, &p.CausationID, &p.Traceparent, &p.Status, &p.TransactionID, &p.ErrorCode,
 		&p.Version, &p.Calls, &p.Checks, sqldb.Time(&p.CreatedAt), sqldb.Time(&p.CompletedAt), sqldb.Time(&p.ChargedAt), sqldb.Time(&now))
 	if err != nil {
-		return Payment{}, sqldb.Moment{}, fmt.Errorf("read payment: %w", err)
+		return Payment{}, sqldb.Reading{}, fmt.Errorf("read payment: %w", err)
 	}
-	return p, sqldb.Heard(now), nil
+	return p, sqldb.NewReading(now), nil
 }
 
 func paymentOfOrder(ctx context.Context, tx *sql.Tx, orderID string) (Payment, error) {
@@ -119,7 +119,7 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 		if err != nil {
 			return nil, fmt.Errorf("count unanswered payments: %w", err)
 		}
-		t.clock = sqldb.Heard(said)
+		t.clock = sqldb.NewReading(said)
 		tallies[status] = t
 	}
 	return tallies, nil
@@ -129,7 +129,7 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 // errLeaseLost.
 type reading struct {
 	payment Payment
-	moment  sqldb.Moment
+	moment  sqldb.Reading
 	err     error
 }
 

@@ -10,15 +10,15 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// ErrClear is wrapped by the errors about a PostgreSQL URL that would let a
+// ErrClear is wrapped by the error about a PostgreSQL URL that would let a
 // connection to another machine fall back to clear text in silence.
 var ErrClear = errors.New("could fall back to clear text in silence")
 
-// Check reports what is wrong with a URL without connecting: what is not
-// postgres:// or sqlite: (ErrURL), what cannot be parsed, and a PostgreSQL on
+// Check reports what is wrong with a URL, without connecting: a scheme that is not
+// postgres:// or sqlite: (ErrURL), a URL that cannot be parsed, and a PostgreSQL on
 // another machine whose sslmode leaves open whether the connection is encrypted
-// (ErrClear). That is sslmode=prefer, which holds where none is given, and
-// allow; sslmode=disable says that clear text is wanted.
+// (ErrClear). That is prefer, the default, and allow; sslmode=disable says that
+// clear text is wanted.
 func Check(rawURL string) error {
 	path, lite := strings.CutPrefix(rawURL, "sqlite:")
 	switch {
@@ -31,15 +31,15 @@ func Check(rawURL string) error {
 	return ErrURL
 }
 
-// parsePostgres parses a URL, the environment of libpq (PGSSLMODE, for one)
-// filling in what it leaves out.
+// parsePostgres parses a URL. The environment of libpq (PGSSLMODE, for one) gives
+// the values that the URL leaves out.
 func parsePostgres(rawURL string) (*pgx.ConnConfig, error) {
 	cfg, err := pgx.ParseConfig(rawURL)
 	if err != nil {
 		return nil, err // pgx redacts the password
 	}
 	attempts := append([]*pgconn.FallbackConfig{{Host: cfg.Host, TLSConfig: cfg.TLSConfig}}, cfg.Fallbacks...)
-	encrypted := false // any of them: then clear ones are a fallback, not what was asked for
+	encrypted := false // one of the attempts is: then one in clear is a fallback, which nobody asked for
 	for _, a := range attempts {
 		encrypted = encrypted || a.TLSConfig != nil
 	}

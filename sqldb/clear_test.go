@@ -10,7 +10,7 @@ import (
 
 func TestNoSilentFallBackToClearText(t *testing.T) {
 	for _, mode := range []string{"PGSSLMODE", "PGSSLROOTCERT", "PGHOST", "PGSERVICE"} {
-		t.Setenv(mode, "") // a developer's own
+		t.Setenv(mode, "") // this machine may have them
 	}
 	for url, refused := range map[string]bool{
 		"postgres://u@db.example/pizza":                                   true,
@@ -40,7 +40,7 @@ func TestNoSilentFallBackToClearText(t *testing.T) {
 		}
 	}
 	if _, err := sqldb.Open(t.Context(), "postgres://u@192.0.2.7/pizza"); !errors.Is(err, sqldb.ErrClear) || sqldb.IsUnavailable(err) {
-		t.Errorf("Open: %v, want a refusal that nobody waits out", err)
+		t.Errorf("Open: %v, want a refusal that is not waited for", err)
 	}
 	t.Setenv("PGSSLMODE", "verify-full")
 	if err := sqldb.Check("postgres://u@db.example/pizza"); err != nil {

@@ -12,15 +12,16 @@ import (
 
 // Clock is SQL for the time by the one clock that all processes on a database
 // share: PostgreSQL's own, and on SQLite, which has one host, the process's,
-// Now. Two processes' clocks may differ and each may be set, so whatever one of
-// them writes and another compares (leases, due times, lifetimes) is this. It
-// is the time when the server received the statement: unlike clock_timestamp()
-// PostgreSQL searches an index for it and knows how many rows to expect, and
-// unlike now() it is not the beginning of the transaction.
+// Now. Two processes' clocks may differ and each may be set, so times that one
+// process writes and another compares (leases, due times, lifetimes) are by this
+// clock. It is the time when the server received the statement: unlike for
+// clock_timestamp(), PostgreSQL uses an index for a comparison with it and knows
+// how many rows to expect, and unlike now() it is not the beginning of the
+// transaction.
 const Clock = `statement_timestamp()`
 
-// Later is SQL for the time that is later than Clock, or earlier, by as many
-// microseconds as the SQL expression says: db.Later("$1") with the argument
+// Later is SQL for Clock plus a number of microseconds, which may be negative and
+// is given as an SQL expression: db.Later("$1") with the argument
 // pause.Microseconds(). Where the expression is NULL, so is the time.
 func (db *DB) Later(microseconds string) string { return later(db.Engine, microseconds) }
 
@@ -31,22 +32,22 @@ func later(engine Engine, microseconds string) string {
 	return `(` + Clock + ` + (` + microseconds + `) * INTERVAL '1 microsecond')`
 }
 
-// sqliteTime is how the driver writes times, so that they compare as text.
+// sqliteTime is the layout in which the driver writes times: they compare as text.
 const sqliteTime = "2006-01-02 15:04:05.999999999-07:00"
 
-// registerClock gives SQLite the function that PostgreSQL has, with an optional
-// argument: how many microseconds later.
+// registerClock gives SQLite the function statement_timestamp of PostgreSQL, with an
+// optional argument: the microseconds to add.
 var registerClock = sync.OnceValue(func() error {
 	return sqlite.RegisterScalarFunction("statement_timestamp", -1, func(_ *sqlite.FunctionContext, args []driver.Value) (driver.Value, error) {
 		at := Now()
 		if len(args) > 0 {
-			switch later := args[0].(type) {
+			switch microseconds := args[0].(type) {
 			case nil:
 				return nil, nil
 			case int64:
-				at = at.Add(time.Duration(later) * time.Microsecond)
+				at = at.Add(time.Duration(microseconds) * time.Microsecond)
 			default:
-				return nil, fmt.Errorf("statement_timestamp: %T is no number of microseconds", later)
+				return nil, fmt.Errorf("statement_timestamp: %T is no number of microseconds", microseconds)
 			}
 		}
 		return at.Format(sqliteTime), nil
@@ -54,11 +55,12 @@ var registerClock = sync.OnceValue(func() error {
 })
 
 // ClockColumn is the type, in Insert.Types and Batch.Columns, of a column that
-// is a time by the Clock. Its value is how much later than now it is, in
-// microseconds, or nil for NULL.
+// is a time by the Clock. Its argument is the microseconds from now until then, or
+// nil for NULL.
 const ClockColumn = "CLOCK"
 
-// NullPause is the value of such a column for a pause: NULL for a negative one.
+// NullPause is the argument of a ClockColumn for the time after a pause: nil, and
+// so NULL, for a negative one.
 func NullPause(pause time.Duration) any {
 	if pause < 0 {
 		return nil
@@ -66,7 +68,7 @@ func NullPause(pause time.Duration) any {
 	return pause.Microseconds()
 }
 
-// cell is the value of a column of the kind, given what stands for it.
+// cell is SQL for the value of a column of that type, given SQL for its argument.
 func cell(engine Engine, kind, value string) string {
 	if strings.TrimSpace(kind) == ClockColumn {
 		return later(engine, value)
@@ -82,71 +84,76 @@ func array(n int, kind string) string {
 	return fmt.Sprintf("$%d::%s[]", n, kind)
 }
 
-// A Moment is a time by the Clock that was read, from which on this process's
-// monotonic clock counts.
-type Moment struct{ said, heard time.Time }
+// A Reading is a time that was read from the Clock, and when it was, by this
+// process's monotonic clock.
+type Reading struct{ clock, readAt time.Time }
 
-// Heard is the moment at which the Clock said what it said: now.
-func Heard(said time.Time) Moment { return Moment{said: said, heard: time.Now()} }
+// NewReading is for a time that was read from the Clock just now.
+func NewReading(clock time.Time) Reading { return Reading{clock: clock, readAt: time.Now()} }
 
-// Now is the time by the Clock, if it was not set since.
-func (m Moment) Now() time.Time { return m.said.Add(time.Since(m.heard)).Truncate(time.Microsecond) }
-
-// A ClockWatch notices that a clock that may be set, such as the database's,
-// was. The zero value has seen nothing yet.
-type ClockWatch struct {
-	said         time.Time // the last reading
-	asked, heard time.Time // when, by the monotonic clock
-	since        time.Time // when it was set, as far as is known, by the same
-	leaps        []leap    // forward, the last of them
+// Now is the time by the Clock, provided that it was not set since the reading.
+func (r Reading) Now() time.Time {
+	return r.clock.Add(time.Since(r.readAt)).Truncate(time.Microsecond)
 }
 
-// A leap is how far a clock was set forward, and what it said then.
-type leap struct {
+// A ClockWatch detects that a clock, such as the database's, was set. The zero
+// value has no reading yet. It is not safe for concurrent use.
+type ClockWatch struct {
+	clock         time.Time // the last reading
+	asked, readAt time.Time // the statement's begin and end, by this process's monotonic clock
+	steadySince   time.Time // the first reading since the clock was set, by the same
+	jumps         []jump    // the last times that the clock was set forward
+}
+
+// A jump is a clock that was set forward, by so much to a time.
+type jump struct {
 	to time.Time
 	by time.Duration
 }
 
-// Steady notes that the clock was read between asked and now, times of this
-// process, and said what it said. It returns for how long the clock has gone on
-// as time has, give or take slack between two readings: zero if it was set since
-// the last one, and for the first.
-func (w *ClockWatch) Steady(said, asked time.Time, slack time.Duration) time.Duration {
-	last, heard := *w, time.Now()
-	went, most := said.Sub(last.said), heard.Sub(last.asked)
+// keptJumps is how many jumps a ClockWatch remembers.
+const keptJumps = 16
+
+// Observe records a reading that was taken between asked, a time of this process,
+// and now. It returns for how long the clock has advanced as time has, give or
+// take slack between two readings: zero if it was set since the last reading, and
+// for the first one.
+func (w *ClockWatch) Observe(clock, asked time.Time, slack time.Duration) (steadyFor time.Duration) {
+	readAt := time.Now()
+	advanced, least, most := clock.Sub(w.clock), asked.Sub(w.readAt), readAt.Sub(w.asked)
 	switch {
-	case last.asked.IsZero():
-		last.since = heard
-	case went < asked.Sub(last.heard)-slack:
-		last.since = heard
-		last.leaps = undone(last.leaps, said)
-	case went > most+slack:
-		last.since = heard
-		last.leaps = append(last.leaps[max(0, len(last.leaps)-15):], leap{said, went - most})
+	case w.asked.IsZero():
+		w.steadySince = readAt
+	case advanced < least-slack:
+		w.steadySince = readAt
+		w.jumps = setBack(w.jumps, clock)
+	case advanced > most+slack:
+		w.steadySince = readAt
+		w.jumps = append(w.jumps[max(0, len(w.jumps)-keptJumps+1):], jump{clock, advanced - most})
 	}
-	*w = ClockWatch{said: said, asked: asked, heard: heard, since: last.since, leaps: last.leaps}
-	return heard.Sub(last.since)
+	w.clock, w.asked, w.readAt = clock, asked, readAt
+	return readAt.Sub(w.steadySince)
 }
 
-// undone is what is left of leaps when the clock was set back.
-func undone(leaps []leap, to time.Time) (left []leap) {
-	for _, l := range leaps {
-		if back := l.to.Sub(to); back > 0 {
-			l.to, l.by = to, l.by-back
+// setBack is what is left of jumps when the clock was set back to a time.
+func setBack(jumps []jump, to time.Time) (left []jump) {
+	for _, j := range jumps {
+		if back := j.to.Sub(to); back > 0 {
+			j.to, j.by = to, j.by-back
 		}
-		if l.by > 0 {
-			left = append(left, l)
+		if j.by > 0 {
+			left = append(left, j)
 		}
 	}
 	return left
 }
 
-// Ahead is how much of the time from then on the clock was seen to be set
-// forward: so much less has really passed.
-func (w *ClockWatch) Ahead(then time.Time) (by time.Duration) {
-	for _, l := range w.leaps {
-		if then.Before(l.to) {
-			by += l.by
+// SetForwardSince is by how much the clock was set forward since it showed a time:
+// so much less has really passed since.
+func (w *ClockWatch) SetForwardSince(then time.Time) (by time.Duration) {
+	for _, j := range w.jumps {
+		if then.Before(j.to) {
+			by += j.by
 		}
 	}
 	return by

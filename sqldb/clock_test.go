@@ -27,7 +27,8 @@ func tasks(t *testing.T, db *sqldb.DB) {
 	}
 }
 
-// dueIn is how much later than the clock a task is due; a day ago when never.
+// dueIn is the time from now, by the clock, until a task is due; minus a day when
+// it never is.
 func dueIn(t *testing.T, db *sqldb.DB, id string) time.Duration {
 	t.Helper()
 	var due, now time.Time
@@ -41,8 +42,8 @@ func dueIn(t *testing.T, db *sqldb.DB, id string) time.Duration {
 	return due.Sub(now)
 }
 
-// Times by the clock can be written, one row or many, and compared, and none
-// stays none.
+// Times by the clock can be written, for one row or many, and compared, and NULL
+// stays NULL.
 func TestTimesByTheClock(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		tasks(t, db)
@@ -94,8 +95,8 @@ func TestTimesByTheClock(t *testing.T) {
 	})
 }
 
-// On SQLite the clock is the process's, whose time a test may move; what it
-// writes compares with what is written as an argument.
+// On SQLite the clock is the process's, whose time a test may move; the times that it
+// writes compare with times that are written as arguments.
 func TestClockIsVirtualOnSQLite(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db, err := sqldb.Open(context.Background(), "sqlite:"+filepath.Join(t.TempDir(), "test.db"))
@@ -126,7 +127,7 @@ func TestClockIsVirtualOnSQLite(t *testing.T) {
 	})
 }
 
-// A due time is looked for in the index although the clock is asked.
+// PostgreSQL uses the index to compare due times with the clock.
 func TestClockLeavesTheIndexInUse(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	tasks(t, db)
@@ -159,7 +160,8 @@ func TestClockLeavesTheIndexInUse(t *testing.T) {
 	}
 }
 
-// A clock that goes as time goes is steady; one that is set is not, either way.
+// A clock that advances as time does is steady; one that is set forward or back is
+// not.
 func TestClockWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const slack = 100 * time.Millisecond
@@ -171,7 +173,7 @@ func TestClockWatch(t *testing.T) {
 			time.Sleep(takes / 2)
 			said := sqldb.Now().Add(shift)
 			time.Sleep(takes - takes/2)
-			return w.Steady(said, asked, slack)
+			return w.Observe(said, asked, slack)
 		}
 		if read(0, 0) != 0 {
 			t.Error("steady at the first reading")
@@ -194,7 +196,7 @@ func TestClockWatch(t *testing.T) {
 			if got := read(step.pass, step.takes); got != step.steady {
 				t.Errorf("%+v: steady for %v", step, got)
 			}
-			if ahead := w.Ahead(before); step.steady != 0 && ahead != 0 || step.set > time.Minute && (ahead < step.set-2*time.Second || ahead > step.set) {
+			if ahead := w.SetForwardSince(before); step.steady != 0 && ahead != 0 || step.set > time.Minute && (ahead < step.set-2*time.Second || ahead > step.set) {
 				t.Errorf("%+v: ahead by %v", step, ahead)
 			}
 		}

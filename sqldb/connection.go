@@ -17,52 +17,53 @@ import (
 
 const (
 	// statementTimeout is how long a statement may take on PostgreSQL, its rows
-	// included, unless WithStatementTimeout says otherwise. A server that fell
-	// silent, or a firewall that forgot the connection, must not be waited for:
-	// without it TCP gives up after a quarter of an hour.
+	// included, unless WithStatementTimeout says otherwise. Without it a silent
+	// server, or a firewall that forgot the connection, is waited for until TCP
+	// gives up, after a quarter of an hour.
 	statementTimeout = 10 * time.Second
-	// handshakeTimeout is for what gives the server nothing to do: a ping, the
-	// beginning of a transaction. Silence then says that the connection is dead.
+	// handshakeTimeout is for requests that give the server nothing to do: a ping,
+	// the beginning of a transaction. No answer means that the connection is dead.
 	handshakeTimeout = 3 * time.Second
-	// suspicionPause is the least time between two decisions to replace all
-	// connections: a server that refuses everything is not to be connected to
-	// again for each statement.
-	suspicionPause = time.Second
+	// replacePause is the least time between two decisions to replace all
+	// connections: a server that refuses everything must not get a new connection
+	// for each statement.
+	replacePause = time.Second
 )
 
 type statementTimeoutKey struct{}
 
-// WithStatementTimeout has each statement that is run with the context, or in a
+// WithStatementTimeout lets each statement that is run with the context, or in a
 // transaction that was begun with it, take up to d instead of ten seconds. It is
-// for those that read or write whole tables. The context's own deadline holds
-// beside it.
+// for statements that read or write whole tables. The context's own deadline
+// holds, too.
 func WithStatementTimeout(ctx context.Context, d time.Duration) context.Context {
 	return context.WithValue(ctx, statementTimeoutKey{}, d)
 }
 
-// statementLimit is what WithStatementTimeout gave a context; 0 is nothing.
-func statementLimit(ctx context.Context) time.Duration {
+// timeoutOf is what WithStatementTimeout gave a context; 0 is nothing.
+func timeoutOf(ctx context.Context) time.Duration {
 	d, _ := ctx.Value(statementTimeoutKey{}).(time.Duration)
 	return d
 }
 
-// A generation says which connections of a pool are to be replaced: those that
-// are older than its newest reason for it. A server that was demoted, or a
-// proxy that forgot the connections it had, tells only those who use them.
-type generation struct{ replace atomic.Pointer[time.Time] }
+// A generation says which connections of a pool are outdated: those that were made
+// before it was last retired. A server that was demoted, or a proxy that forgot its
+// connections, shows that only on the connections that are used, so that one of
+// them speaks for all.
+type generation struct{ retired atomic.Pointer[time.Time] }
 
-// suspect has the connections replaced that were made before now. Those of the
-// last second are left alone: they show the server as it is.
-func (g *generation) suspect() {
+// retire has all connections replaced that were made before now, at most once a
+// second.
+func (g *generation) retire() {
 	now := time.Now()
-	if last := g.replace.Load(); last == nil || now.Sub(*last) > suspicionPause {
-		g.replace.CompareAndSwap(last, &now)
+	if last := g.retired.Load(); last == nil || now.Sub(*last) > replacePause {
+		g.retired.CompareAndSwap(last, &now)
 	}
 }
 
-// keeps reports whether a connection of that age need not be replaced.
-func (g *generation) keeps(made time.Time) bool {
-	last := g.replace.Load()
+// isCurrent reports whether a connection that was made then need not be replaced.
+func (g *generation) isCurrent(made time.Time) bool {
+	last := g.retired.Load()
 	return last == nil || made.After(*last)
 }
 
@@ -86,7 +87,7 @@ func (c connector) Connect(ctx context.Context) (driver.Conn, error) {
 	return &connection{pgxConn: inner, generation: c.generation, made: made}, nil
 }
 
-// A connectError says that no new connection could be had.
+// A connectError is the error of a new connection that could not be made.
 type connectError struct{ error }
 
 func (e connectError) Unwrap() error { return e.error }
@@ -94,40 +95,42 @@ func (e connectError) Unwrap() error { return e.error }
 // pgxConn is pgx's connection for database/sql.
 type pgxConn = stdlib.Conn
 
-// A connection is one to PostgreSQL on which each statement has a deadline, and
-// which is thrown away once it is known to lead nowhere: to a server that has
-// become read-only, that shuts down, that does not answer.
+// A connection is a connection to PostgreSQL on which each statement has a deadline.
+// It is closed once its server is known to have become read-only, to shut down, or
+// not to answer.
 type connection struct {
 	*pgxConn
 	generation *generation
 	made       time.Time
-	limit      time.Duration // for each statement of the transaction under way; 0 outside of one
+	txTimeout  time.Duration // for each statement of the transaction under way; 0 outside of one
 }
 
-// bound gives a statement its deadline.
-func (c *connection) bound(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, cmp.Or(statementLimit(ctx), c.limit, statementTimeout), ErrNoAnswer)
+// withDeadline gives a statement its deadline.
+func (c *connection) withDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, cmp.Or(timeoutOf(ctx), c.txTimeout, statementTimeout), ErrNoAnswer)
 }
 
-// handshake gives its deadline to what the server has nothing to do for.
-func handshake(ctx context.Context) (context.Context, context.CancelFunc) {
+// withHandshakeDeadline gives a request its deadline for which the server has
+// nothing to do.
+func withHandshakeDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, handshakeTimeout, ErrNoAnswer)
 }
 
-// leadsNowhere are the SQLSTATEs after which a new connection may find a server
-// that serves: read_only_sql_transaction, admin_shutdown, crash_shutdown,
+// needsNewConnection are the SQLSTATEs after which a new connection may reach a
+// server that serves: read_only_sql_transaction, admin_shutdown, crash_shutdown,
 // cannot_connect_now, idle_session_timeout.
-var leadsNowhere = []string{"25006", "57P01", "57P02", "57P03", "57P05"}
+var needsNewConnection = []string{"25006", "57P01", "57P02", "57P03", "57P05"}
 
-// seen takes note of an error and says what it was when it was the deadline.
-func (c *connection) seen(ctx context.Context, err error) error {
+// handleError retires the connections after an error that speaks against all of
+// them. It returns the error, with ErrNoAnswer if the deadline of ctx caused it.
+func (c *connection) handleError(ctx context.Context, err error) error {
 	switch {
 	case err == nil:
 		return nil
-	case slices.Contains(leadsNowhere, postgresCode(err)):
-		c.generation.suspect()
+	case slices.Contains(needsNewConnection, postgresCode(err)):
+		c.generation.retire()
 	case ctx.Err() != nil && errors.Is(context.Cause(ctx), ErrNoAnswer):
-		c.generation.suspect()
+		c.generation.retire()
 		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}
 	return err
@@ -136,7 +139,7 @@ func (c *connection) seen(ctx context.Context, err error) error {
 // IsValid implements driver.Validator: database/sql asks when it takes the
 // connection back.
 func (c *connection) IsValid() bool {
-	return !c.Conn().IsClosed() && c.generation.keeps(c.made)
+	return !c.Conn().IsClosed() && c.generation.isCurrent(c.made)
 }
 
 // ResetSession implements driver.SessionResetter: database/sql calls it before
@@ -145,10 +148,10 @@ func (c *connection) ResetSession(ctx context.Context) error {
 	if !c.IsValid() {
 		return driver.ErrBadConn
 	}
-	ctx, done := handshake(ctx)
+	ctx, done := withHandshakeDeadline(ctx)
 	defer done()
 	if err := c.pgxConn.ResetSession(ctx); err != nil {
-		_ = c.seen(ctx, err) // database/sql takes another connection
+		_ = c.handleError(ctx, err) // database/sql takes another connection
 		return err
 	}
 	return nil
@@ -156,27 +159,27 @@ func (c *connection) ResetSession(ctx context.Context) error {
 
 // Ping implements driver.Pinger.
 func (c *connection) Ping(ctx context.Context) error {
-	ctx, done := handshake(ctx)
+	ctx, done := withHandshakeDeadline(ctx)
 	defer done()
-	return c.seen(ctx, c.pgxConn.Ping(ctx))
+	return c.handleError(ctx, c.pgxConn.Ping(ctx))
 }
 
 // ExecContext runs a statement that returns no rows.
 func (c *connection) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	ctx, done := c.bound(ctx)
+	ctx, done := c.withDeadline(ctx)
 	defer done()
 	res, err := c.pgxConn.ExecContext(ctx, query, args)
-	return res, c.seen(ctx, err)
+	return res, c.handleError(ctx, err)
 }
 
-// QueryContext runs a statement that returns rows; they must have come before
-// its deadline, too.
+// QueryContext runs a statement that returns rows; they must arrive before its
+// deadline, too.
 func (c *connection) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	ctx, done := c.bound(ctx)
+	ctx, done := c.withDeadline(ctx)
 	rows, err := c.pgxConn.QueryContext(ctx, query, args)
 	if err != nil {
 		defer done()
-		return nil, c.seen(ctx, err)
+		return nil, c.handleError(ctx, err)
 	}
 	inner, ok := rows.(*stdlib.Rows)
 	if !ok {
@@ -208,8 +211,8 @@ var isolation = map[sql.IsolationLevel]pgx.TxIsoLevel{
 	sql.LevelRepeatableRead: pgx.RepeatableRead, sql.LevelSnapshot: pgx.RepeatableRead, sql.LevelSerializable: pgx.Serializable,
 }
 
-// BeginTx begins a transaction. Its context is of the beginning only: what ends
-// the transaction has a time of its own.
+// BeginTx begins a transaction. The deadline of its context holds for the beginning
+// only: the statement that ends the transaction has a deadline of its own.
 func (c *connection) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if c.Conn().IsClosed() {
 		return nil, driver.ErrBadConn
@@ -222,13 +225,13 @@ func (c *connection) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 	if opts.ReadOnly {
 		access = pgx.ReadOnly
 	}
-	ask, done := handshake(ctx)
+	limited, done := withHandshakeDeadline(ctx)
 	defer done()
-	tx, err := c.Conn().BeginTx(ask, pgx.TxOptions{IsoLevel: level, AccessMode: access})
+	tx, err := c.Conn().BeginTx(limited, pgx.TxOptions{IsoLevel: level, AccessMode: access})
 	if err != nil {
-		return nil, c.seen(ask, err)
+		return nil, c.handleError(limited, err)
 	}
-	c.limit = statementLimit(ctx)
+	c.txTimeout = timeoutOf(ctx)
 	return boundTx{c, tx, context.WithoutCancel(ctx)}, nil
 }
 
@@ -236,7 +239,7 @@ func (c *connection) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 type boundTx struct {
 	conn *connection
 	tx   pgx.Tx
-	ctx  context.Context // of the beginning, without its end
+	ctx  context.Context // of BeginTx, without its deadline
 }
 
 // Commit commits.
@@ -245,14 +248,14 @@ func (t boundTx) Commit() error { return t.end(t.tx.Commit) }
 // Rollback rolls back.
 func (t boundTx) Rollback() error { return t.end(t.tx.Rollback) }
 
-func (t boundTx) end(how func(context.Context) error) error {
-	ctx, done := t.conn.bound(t.ctx)
+func (t boundTx) end(statement func(context.Context) error) error {
+	ctx, done := t.conn.withDeadline(t.ctx)
 	defer done()
-	t.conn.limit = 0
-	return t.conn.seen(ctx, how(ctx))
+	t.conn.txTimeout = 0
+	return t.conn.handleError(ctx, statement(ctx))
 }
 
-// boundRows are rows that come before a deadline.
+// boundRows are rows that must arrive before a deadline.
 type boundRows struct {
 	*stdlib.Rows
 	conn *connection
@@ -260,8 +263,10 @@ type boundRows struct {
 	done context.CancelFunc
 }
 
-// Next takes the next row.
-func (r *boundRows) Next(dest []driver.Value) error { return r.conn.seen(r.ctx, r.Rows.Next(dest)) }
+// Next reads the next row.
+func (r *boundRows) Next(dest []driver.Value) error {
+	return r.conn.handleError(r.ctx, r.Rows.Next(dest))
+}
 
 // Close ends the statement.
 func (r *boundRows) Close() error {
@@ -269,7 +274,7 @@ func (r *boundRows) Close() error {
 	return r.Rows.Close()
 }
 
-// boundStmt is a statement by its text.
+// boundStmt is a statement that pgx prepares when it is first run.
 type boundStmt struct {
 	conn  *connection
 	query string
@@ -291,8 +296,8 @@ func (s boundStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (
 	return s.conn.QueryContext(ctx, s.query, args)
 }
 
-// Exec is what database/sql does not call any more.
+// Exec implements driver.Stmt; database/sql calls ExecContext.
 func (boundStmt) Exec([]driver.Value) (driver.Result, error) { return nil, driver.ErrSkip }
 
-// Query is what database/sql does not call any more.
+// Query implements driver.Stmt; database/sql calls QueryContext.
 func (boundStmt) Query([]driver.Value) (driver.Rows, error) { return nil, driver.ErrSkip }

@@ -11,10 +11,10 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// A firewall that forgot all connections costs seconds, whatever is asked for
-// first, and nothing after that: those that are left are replaced unasked.
+// After a firewall forgot all connections the first statement, whatever it is, takes
+// seconds, and the later ones do not: all connections are replaced.
 func TestSilentConnections(t *testing.T) {
-	way, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
+	proxy, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
 	db := sqltest.Connect(t, through, schema)
 	transaction := func(ctx context.Context) error {
 		return db.Tx(ctx, func(tx *sql.Tx) error {
@@ -33,10 +33,10 @@ func TestSilentConnections(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			giveBack(t, borrow(t, db, 5))
-			way.Silence()
+			proxy.Silence()
 			began := time.Now()
-			if err := ask(t.Context()); err != nil && (!errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.IsDown(err)) {
-				t.Errorf("%v, which does not say that there was no answer", err)
+			if err := ask(t.Context()); err != nil && (!errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.SaysUnavailable(err)) {
+				t.Errorf("%v, want %v", err, sqldb.ErrNoAnswer)
 			}
 			if took := time.Since(began); took > 20*time.Second {
 				t.Errorf("it took %s", took)
@@ -54,8 +54,8 @@ func TestSilentConnections(t *testing.T) {
 	}
 }
 
-// A statement that is in the way of its own deadline says so, and one that
-// brings its own time has it.
+// A statement that exceeds its deadline returns ErrNoAnswer, and
+// WithStatementTimeout sets the deadline.
 func TestStatementDeadline(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	soon, done := context.WithTimeout(t.Context(), 20*time.Second)
@@ -80,19 +80,19 @@ func TestStatementDeadline(t *testing.T) {
 			return db.Tx(short, func(tx *sql.Tx) error { _, err := tx.ExecContext(soon, `SELECT pg_sleep(60)`); return err })
 		},
 	} {
-		if err := run(); !errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.IsTimeout(err) || sqldb.Judge(err) != sqldb.Wait {
+		if err := run(); !errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.IsTimeout(err) || sqldb.Classify(err) != sqldb.Unavailable {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := db.ExecContext(ended, `SELECT 1`); !errors.Is(err, context.Canceled) || sqldb.IsUnavailable(err) {
-		t.Errorf("a caller who left: %v", err)
+		t.Errorf("a caller whose context has ended: %v", err)
 	}
 }
 
-// After a fail-over that leaves the old server alive and read-only nobody has to
-// restart: the first who is told so has all connections replaced.
+// After a fail-over that leaves the old server alive and read-only no restart is
+// needed: the first statement that fails has all connections replaced.
 func TestReadOnlyConnectionsAreReplaced(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres, schema)
 	old := borrow(t, db, 6)
@@ -135,8 +135,7 @@ func giveBack(t *testing.T, conns []*sql.Conn) {
 	}
 }
 
-// A session finds the settings it was promised, whatever the role or database
-// has.
+// A session has our settings, whatever the role or the database has.
 func TestSessionSettings(t *testing.T) {
 	url := sqltest.Database(t, "")
 	settings := []struct{ name, other, want string }{
@@ -166,8 +165,8 @@ func TestSessionSettings(t *testing.T) {
 	}
 }
 
-// What a database cannot be used for stops the start with a sentence, and is
-// not waited for.
+// A database that cannot be used makes Open fail with a fatal error, for which
+// nobody waits.
 func TestUnfitDatabases(t *testing.T) {
 	name := sqltest.Database(t, `ENCODING 'WIN1251' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0`)
 	_, err := sqldb.Open(t.Context(), name)

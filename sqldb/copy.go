@@ -14,33 +14,36 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// ErrNotEmpty is returned by Copy when the target holds rows that are not
-// those of the source.
+// ErrNotEmpty is wrapped by the error of Copy when the target holds other rows
+// than the source.
 var ErrNotEmpty = errors.New("the target is not empty")
 
-// A Copied says what Copy found in a table, on either side: so many rows.
+// A Copied is a table whose rows are the same in source and target, and how many
+// they are.
 type Copied struct {
 	Table string `json:"table"`
 	Rows  int64  `json:"rows"`
 }
 
 // Copy fills a PostgreSQL schema that was migrated and never used with the rows
-// of a SQLite database of the same migrations, in one transaction: all of it is
-// there, or nothing. Nobody else may write to either meanwhile; the tables of
-// the target are locked. What stands in the target at the end is read back and
-// compared with the source, row for row. Numbers that the source gave to rows,
-// also to those that are deleted by now, are not given again.
+// of a SQLite database of the same migrations, in one transaction: it copies all
+// rows or none. No other process may write to either meanwhile; the tables of the
+// target are locked. At the end the target is read back and compared with the
+// source, row by row. Numbers that the source gave to rows, also to rows that are
+// deleted by now, are not given again.
 //
 // The target decides what is copied: every table of its schema but those of
-// the migrations, with all columns; a source without them is refused. seeds
-// are the tables that are born with a row, each with what is true of this row
-// as long as nobody has used it; the source's takes its place.
+// the migrations, with all columns; a source without them is refused.
+// initialRows are the tables that a migration gives a row, each with an SQL
+// condition that this row meets as long as nobody has used it: the source's row
+// replaces it.
 //
-// When the target holds exactly what the source holds, as after a Copy whose
-// end nobody heard of, nothing is changed and done is true. When it holds
-// anything else, the error is ErrNotEmpty. told is called after each table,
-// and last before the target commits: its error takes everything back.
-func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(Copied), last func() error) (tables []Copied, done bool, err error) {
+// When the target holds the rows of the source already, as after a Copy whose
+// answer was lost, nothing is changed and done is true. When it holds any other
+// row, the error wraps ErrNotEmpty. progress is called after each table.
+// beforeCommit is called before the target commits; after an error of it the
+// target is rolled back.
+func Copy(ctx context.Context, from, to *DB, initialRows map[string]string, progress func(Copied), beforeCommit func() error) (tables []Copied, done bool, err error) {
 	if from.Engine != SQLite || to.Engine != Postgres {
 		return nil, false, fmt.Errorf("copy from %s to %s: only from sqlite to postgres", from.Engine, to.Engine)
 	}
@@ -57,9 +60,9 @@ func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(
 	err = conn.Raw(func(raw any) error {
 		c := raw.(*connection).Conn() //nolint:forcetypeassert // this package opened it
 		return pgx.BeginFunc(ctx, c, func(tx pgx.Tx) error {
-			tables, done, err = (&copying{src: src, dst: tx, seeds: seeds, told: told}).run(ctx)
+			tables, done, err = (&copier{src: src, dst: tx, initialRows: initialRows, progress: progress}).run(ctx)
 			if err == nil {
-				err = last()
+				err = beforeCommit()
 			}
 			return err
 		})
@@ -70,14 +73,15 @@ func Copy(ctx context.Context, from, to *DB, seeds map[string]string, told func(
 	return tables, done, nil
 }
 
-type copying struct {
-	src   *sql.Tx
-	dst   pgx.Tx
-	seeds map[string]string
-	told  func(Copied)
+// A copier is one call of Copy.
+type copier struct {
+	src         *sql.Tx
+	dst         pgx.Tx
+	initialRows map[string]string
+	progress    func(Copied)
 }
 
-// A table is one of the target's, with its columns.
+// A table is a table of the target.
 type table struct {
 	name    string
 	columns []column
@@ -85,48 +89,49 @@ type table struct {
 
 type column struct {
 	name     string
-	kind     string // as PostgreSQL calls it
-	sequence string // that numbers it, if there is one
+	kind     string // PostgreSQL's name of its type
+	sequence string // the sequence that numbers its rows, if there is one
 }
 
-func (c *copying) run(ctx context.Context) (counts []Copied, done bool, err error) {
+// run copies all tables, or compares them where the target is used.
+func (c *copier) run(ctx context.Context) (counts []Copied, done bool, err error) {
 	tables, err := c.plan(ctx)
 	if err != nil {
 		return nil, false, err
 	}
-	used, err := c.used(ctx, tables)
+	used, err := c.isUsed(ctx, tables)
 	if err != nil {
 		return nil, false, err
 	}
 	for _, t := range tables {
-		var there content
+		var source checksum
 		if used {
-			there, err = c.read(ctx, t)
+			source, err = c.readSource(ctx, t)
 		} else {
-			there, err = c.fill(ctx, t)
+			source, err = c.fill(ctx, t)
 		}
 		if err != nil {
 			return nil, false, fmt.Errorf("%s: %w", t.name, err)
 		}
-		here, err := c.readBack(ctx, t)
+		target, err := c.readTarget(ctx, t)
 		switch {
 		case err != nil:
 			return nil, false, fmt.Errorf("%s: %w", t.name, err)
-		case here != there && used:
-			return nil, false, fmt.Errorf("%w: table %s, %d rows, is not the source's, %d rows", ErrNotEmpty, t.name, here.rows, there.rows)
-		case here != there:
-			return nil, false, fmt.Errorf("%s: %d rows came out as %d others", t.name, there.rows, here.rows)
+		case target != source && used:
+			return nil, false, fmt.Errorf("%w: table %s has %d rows, which differ from the %d of the source", ErrNotEmpty, t.name, target.rows, source.rows)
+		case target != source:
+			return nil, false, fmt.Errorf("%s: the rows read back from the target (%d) differ from those of the source (%d)", t.name, target.rows, source.rows)
 		}
-		counts = append(counts, Copied{t.name, here.rows})
-		c.told(counts[len(counts)-1])
+		counts = append(counts, Copied{t.name, target.rows})
+		c.progress(counts[len(counts)-1])
 	}
 	return counts, used, nil
 }
 
-// plan locks the tables of the target and puts them into an order in which
-// each follows those it refers to.
-func (c *copying) plan(ctx context.Context) ([]table, error) {
-	// the source is read while the target waits, for as long as it takes
+// plan locks the tables of the target and returns them in an order in which each
+// follows the tables that it refers to.
+func (c *copier) plan(ctx context.Context) ([]table, error) {
+	// The target's session is idle in its transaction while the source is read.
 	if _, err := c.dst.Exec(ctx, `SET LOCAL lock_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = 0`); err != nil {
 		return nil, err
 	}
@@ -162,8 +167,8 @@ func (c *copying) plan(ctx context.Context) ([]table, error) {
 	return c.inOrder(ctx, tables)
 }
 
-// sameColumns refuses a source whose table has other columns.
-func (c *copying) sameColumns(ctx context.Context, t table) error {
+// sameColumns returns an error for a source whose table has other columns.
+func (c *copier) sameColumns(ctx context.Context, t table) error {
 	rows, err := c.src.QueryContext(ctx, `SELECT name FROM pragma_table_info($1) ORDER BY cid`, t.name)
 	var have []string
 	err = scanAll(func(rows *sql.Rows) error {
@@ -187,7 +192,8 @@ func (c *copying) sameColumns(ctx context.Context, t table) error {
 	return nil
 }
 
-func (c *copying) inOrder(ctx context.Context, tables []table) ([]table, error) {
+// inOrder sorts tables so that each follows the tables that it refers to.
+func (c *copier) inOrder(ctx context.Context, tables []table) ([]table, error) {
 	rows, err := c.dst.Query(ctx, `
 		SELECT f.relname, t.relname FROM pg_constraint k JOIN pg_class f ON f.oid = k.conrelid JOIN pg_class t ON t.oid = k.confrelid
 		WHERE k.contype = 'f' AND k.connamespace = current_schema()::regnamespace AND f.oid <> t.oid`)
@@ -218,12 +224,12 @@ func (c *copying) inOrder(ctx context.Context, tables []table) ([]table, error) 
 	return order, nil
 }
 
-// used reports whether the target has rows of its own.
-func (c *copying) used(ctx context.Context, tables []table) (bool, error) {
+// isUsed reports whether the target has rows that no migration made.
+func (c *copier) isUsed(ctx context.Context, tables []table) (bool, error) {
 	for _, t := range tables {
 		where := ""
-		if pristine, ok := c.seeds[t.name]; ok {
-			where = ` WHERE NOT (` + pristine + `)`
+		if unused, ok := c.initialRows[t.name]; ok {
+			where = ` WHERE NOT (` + unused + `)`
 		}
 		var used bool
 		if err := c.dst.QueryRow(ctx, `SELECT EXISTS (SELECT 1 FROM `+t.quoted()+where+`)`).Scan(&used); err != nil || used {
@@ -233,91 +239,90 @@ func (c *copying) used(ctx context.Context, tables []table) (bool, error) {
 	return false, nil
 }
 
-// fill copies a table and returns what it was.
-func (c *copying) fill(ctx context.Context, t table) (content, error) {
-	if _, ok := c.seeds[t.name]; ok {
+// fill copies a table and returns the checksum of the source.
+func (c *copier) fill(ctx context.Context, t table) (checksum, error) {
+	if _, ok := c.initialRows[t.name]; ok {
 		if _, err := c.dst.Exec(ctx, `DELETE FROM `+t.quoted()); err != nil {
-			return content{}, err
+			return checksum{}, err
 		}
 	}
-	rows, err := c.src.QueryContext(ctx, t.selection(false))
+	rows, err := c.src.QueryContext(ctx, t.selection(SQLite))
 	if err != nil {
-		return content{}, err
+		return checksum{}, err
 	}
 	defer rows.Close()
-	source := &source{table: t, rows: rows}
+	source := &tableReader{table: t, rows: rows}
 	var names []string
 	for _, col := range t.columns {
 		names = append(names, col.name)
 	}
 	if _, err := c.dst.CopyFrom(ctx, pgx.Identifier{t.name}, names, source); err != nil {
-		return content{}, err
+		return checksum{}, err
 	}
 	for _, col := range t.columns {
 		if col.sequence == "" {
 			continue
 		}
-		// SQLite remembers the highest number it ever gave
-		var last int64
+		var last int64 // the highest number that SQLite ever gave
 		err := c.src.QueryRowContext(ctx, `SELECT seq FROM sqlite_sequence WHERE name = $1`, t.name).Scan(&last)
 		if errors.Is(err, sql.ErrNoRows) {
-			continue // it never gave one
+			continue // it gave none yet
 		}
 		if err != nil {
-			return content{}, err
+			return checksum{}, err
 		}
 		if last > 0 {
 			if _, err := c.dst.Exec(ctx, `SELECT setval($1::regclass, $2)`, col.sequence, last); err != nil {
-				return content{}, err
+				return checksum{}, err
 			}
 		}
 	}
-	return source.seen, nil
+	return source.sum, nil
 }
 
-// read is what a table of the source holds.
-func (c *copying) read(ctx context.Context, t table) (content, error) {
-	rows, err := c.src.QueryContext(ctx, t.selection(false))
+// readSource returns the checksum of a table of the source.
+func (c *copier) readSource(ctx context.Context, t table) (checksum, error) {
+	rows, err := c.src.QueryContext(ctx, t.selection(SQLite))
 	if err != nil {
-		return content{}, err
+		return checksum{}, err
 	}
 	defer rows.Close()
-	s := &source{table: t, rows: rows}
-	for s.Next() {
-		if _, err := s.Values(); err != nil {
-			return content{}, err
+	r := &tableReader{table: t, rows: rows}
+	for r.Next() {
+		if _, err := r.Values(); err != nil {
+			return checksum{}, err
 		}
 	}
-	return s.seen, s.Err()
+	return r.sum, r.Err()
 }
 
-// readBack is what a table of the target holds.
-func (c *copying) readBack(ctx context.Context, t table) (content, error) {
-	var seen content
-	rows, err := c.dst.Query(ctx, t.selection(true))
+// readTarget returns the checksum of a table of the target.
+func (c *copier) readTarget(ctx context.Context, t table) (checksum, error) {
+	var sum checksum
+	rows, err := c.dst.Query(ctx, t.selection(Postgres))
 	if err != nil {
-		return seen, err
+		return sum, err
 	}
 	defer rows.Close()
 	for rows.Next() {
 		values, err := rows.Values()
 		if err != nil {
-			return seen, err
+			return sum, err
 		}
-		seen.add(values)
+		sum.add(values)
 	}
-	return seen, rows.Err()
+	return sum, rows.Err()
 }
 
 func (t table) quoted() string { return pgx.Identifier{t.name}.Sanitize() }
 
-// selection reads the whole table. What PostgreSQL keeps in types of its own
-// it hands out as the text that SQLite keeps.
-func (t table) selection(back bool) string {
+// selection is the statement that reads the whole table from an engine. Values that
+// PostgreSQL stores in types of its own are cast to the text that SQLite stores.
+func (t table) selection(engine Engine) string {
 	var list []string
 	for _, col := range t.columns {
 		expr := pgx.Identifier{col.name}.Sanitize()
-		if back && (col.kind == "uuid" || col.kind == "json") {
+		if engine == Postgres && (col.kind == "uuid" || col.kind == "json") {
 			expr += "::text"
 		}
 		list = append(list, expr)
@@ -325,41 +330,41 @@ func (t table) selection(back bool) string {
 	return `SELECT ` + strings.Join(list, ", ") + ` FROM ` + t.quoted()
 }
 
-// A source hands a table of SQLite over to COPY, in the order of its rows.
-type source struct {
+// A tableReader reads a table of SQLite. It implements pgx.CopyFromSource.
+type tableReader struct {
 	table table
 	rows  *sql.Rows
-	seen  content
+	sum   checksum // of the rows that were read
 }
 
-// Next reports whether there is another row.
-func (s *source) Next() bool { return s.rows.Next() }
+// Next advances to the next row and reports whether there is one.
+func (r *tableReader) Next() bool { return r.rows.Next() }
 
-// Err is what ended the reading too early.
-func (s *source) Err() error { return s.rows.Err() }
+// Err is the error that ended the reading too early.
+func (r *tableReader) Err() error { return r.rows.Err() }
 
-// Values is the row, as PostgreSQL shall store it.
-func (s *source) Values() ([]any, error) {
-	values := make([]any, len(s.table.columns))
+// Values is the row as PostgreSQL shall store it.
+func (r *tableReader) Values() ([]any, error) {
+	values := make([]any, len(r.table.columns))
 	into := make([]any, len(values))
 	for i := range values {
 		into[i] = &values[i]
 	}
-	if err := s.rows.Scan(into...); err != nil {
+	if err := r.rows.Scan(into...); err != nil {
 		return nil, err
 	}
-	for i, col := range s.table.columns {
+	for i, col := range r.table.columns {
 		var err error
 		if values[i], err = convert(values[i], col.kind); err != nil {
 			return nil, fmt.Errorf("column %s: %w", col.name, err)
 		}
 	}
-	s.seen.add(values)
+	r.sum.add(values)
 	return values, nil
 }
 
-// convert makes of what SQLite stored a value of that type. SQLite stores
-// anything anywhere, so what is none is found here, or refused by PostgreSQL.
+// convert makes a value of that type of a value of SQLite, which stores any value in
+// any column. A value that cannot be converted is an error here or of PostgreSQL.
 func convert(v any, kind string) (any, error) {
 	if v == nil {
 		return nil, nil
@@ -381,14 +386,14 @@ func convert(v any, kind string) (any, error) {
 	return v, nil
 }
 
-// A content stands for the rows of a table in whatever order: how many they
-// are, and the sum of what each is hashed to.
-type content struct {
+// A checksum is of the rows of a table in any order: how many they are, and the
+// sum of their hashes.
+type checksum struct {
 	rows int64
 	sum  [4]uint64
 }
 
-func (c *content) add(values []any) {
+func (c *checksum) add(values []any) {
 	h := sha256.New()
 	for _, v := range values {
 		switch x := v.(type) {

@@ -12,8 +12,8 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// A schema with every type that the services store, a reference to a table
-// whose name comes later, a number that is given out, and a row of its own.
+// shop is a schema with every type that the services store, a reference to a table
+// whose name comes later, numbered rows, and an initial row.
 var shop = sqltest.Schema{Name: "shop", FS: fstest.MapFS{
 	"schema/sqlite/0001_shop.sql": {Data: []byte(`-- +goose Up
 CREATE TABLE orders (id TEXT PRIMARY KEY, total INTEGER NOT NULL, at TIMESTAMP, note TEXT, items TEXT, "key" BLOB);
@@ -29,7 +29,7 @@ INSERT INTO lease (id, holder) VALUES (1, '');
 CREATE VIEW everything AS SELECT * FROM orders;`)},
 }}
 
-var shopSeeds = map[string]string{"lease": `holder = ''`}
+var shopInitialRows = map[string]string{"lease": `holder = ''`}
 
 const shopOrders = 300
 
@@ -45,21 +45,21 @@ func openShop(t *testing.T) (from, to *sqldb.DB) {
 	}
 	mustExec(t, from, `INSERT INTO orders (id, total) VALUES ('0198a7f0-0000-7000-9000-000000000000', 0)`)
 	mustExec(t, from, `UPDATE lease SET holder = 'kitchen'`)
-	mustExec(t, from, `DELETE FROM events WHERE seq > $1`, shopOrders-50) // the numbers are used up all the same
+	mustExec(t, from, `DELETE FROM events WHERE seq > $1`, shopOrders-50) // and are not given again
 	return from, to
 }
 
-func quiet(sqldb.Copied) {}
+func noProgress(sqldb.Copied) {}
 
-func agreed() error { return nil }
+func commit() error { return nil }
 
 func TestCopy(t *testing.T) {
 	from, to := openShop(t)
-	var told []sqldb.Copied
-	got, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, func(c sqldb.Copied) { told = append(told, c) }, agreed)
+	var progress []sqldb.Copied
+	got, done, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, func(c sqldb.Copied) { progress = append(progress, c) }, commit)
 	want := []sqldb.Copied{{Table: "lease", Rows: 1}, {Table: "orders", Rows: shopOrders + 1}, {Table: "events", Rows: shopOrders - 50}}
-	if err != nil || done || !slices.Equal(got, want) || !slices.Equal(told, want) {
-		t.Fatalf("copied %v, told %v, done before: %v (%v)", got, told, done, err)
+	if err != nil || done || !slices.Equal(got, want) || !slices.Equal(progress, want) {
+		t.Fatalf("copied %v, progress %v, done before: %v (%v)", got, progress, done, err)
 	}
 	for query, want := range map[string]string{
 		`SELECT holder FROM lease`: "kitchen",
@@ -80,7 +80,7 @@ func TestCopy(t *testing.T) {
 func TestCopyAgain(t *testing.T) {
 	from, to := openShop(t)
 	for _, want := range []bool{false, true, true} {
-		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || done != want {
+		if _, done, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, commit); err != nil || done != want {
 			t.Fatalf("done before: %v, want %v (%v)", done, want, err)
 		}
 	}
@@ -93,32 +93,33 @@ func TestCopyAgain(t *testing.T) {
 		{from, `INSERT INTO orders (id, total) VALUES ('0198a7f0-0000-7000-9000-000000000001', 0)`, `DELETE FROM orders WHERE id = '0198a7f0-0000-7000-9000-000000000001'`},
 	} {
 		mustExec(t, change.db, change.statement)
-		if _, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); !errors.Is(err, sqldb.ErrNotEmpty) {
+		if _, _, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, commit); !errors.Is(err, sqldb.ErrNotEmpty) {
 			t.Errorf("after %s: %v, want %v", change.statement, err, sqldb.ErrNotEmpty)
 		}
 		mustExec(t, change.db, change.again)
-		if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || !done {
+		if _, done, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, commit); err != nil || !done {
 			t.Errorf("after %s: done before: %v (%v)", change.again, done, err)
 		}
 	}
 }
 
-func TestCopyTakenBack(t *testing.T) {
+func TestCopyIsRolledBack(t *testing.T) {
 	from, to := openShop(t)
 	no := errors.New("no")
-	if _, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, func() error { return no }); !errors.Is(err, no) {
+	if _, _, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, func() error { return no }); !errors.Is(err, no) {
 		t.Errorf("copied: %v, want %v", err, no)
 	}
 	var orders int
 	if err := to.QueryRow(`SELECT COUNT(*) FROM orders`).Scan(&orders); err != nil || orders > 0 {
 		t.Errorf("%d orders are there all the same (%v)", orders, err)
 	}
-	if _, done, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed); err != nil || done {
+	if _, done, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, commit); err != nil || done {
 		t.Errorf("after that: done before: %v (%v)", done, err)
 	}
 }
 
-// TestCopyIsAllOrNothing copies what PostgreSQL refuses, and into what was used.
+// TestCopyIsAllOrNothing copies rows that PostgreSQL refuses, and into a target that
+// is used.
 func TestCopyIsAllOrNothing(t *testing.T) {
 	for name, spoil := range map[string]struct{ fromSQL, toSQL string }{
 		"no uuid":       {fromSQL: `INSERT INTO orders (id, total) VALUES ('margherita', 1)`},
@@ -136,7 +137,7 @@ func TestCopyIsAllOrNothing(t *testing.T) {
 			} else {
 				mustExec(t, to, spoil.toSQL)
 			}
-			_, _, err := sqldb.Copy(t.Context(), from, to, shopSeeds, quiet, agreed)
+			_, _, err := sqldb.Copy(t.Context(), from, to, shopInitialRows, noProgress, commit)
 			if err == nil || errors.Is(err, sqldb.ErrNotEmpty) != (spoil.toSQL != "") {
 				t.Fatalf("copied: %v", err)
 			}

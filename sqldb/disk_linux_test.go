@@ -31,7 +31,7 @@ func newDisk(t *testing.T, size string) *disk {
 	t.Cleanup(func() { _ = os.Remove(dir) })
 	err = syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=711,size="+size)
 	if errors.Is(err, syscall.EPERM) {
-		t.Skip("a small disk is mounted by root alone")
+		t.Skip("only root can mount a small disk")
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -62,8 +62,8 @@ func (d *disk) empty() {
 	}
 }
 
-// A full disk is noticed although small writes may still find room in pages that
-// are there, and so is that it is over.
+// CheckWrites fails while the disk is full, although small writes may still find room
+// in pages that exist already, and succeeds when there is room again.
 func TestCheckWritesOnAFullDisk(t *testing.T) {
 	check := func(t *testing.T, d *disk, db *sqldb.DB) {
 		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('margherita', 1)`)

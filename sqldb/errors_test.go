@@ -14,33 +14,34 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"modernc.org/sqlite"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestPostgresVerdicts has a real server say each code that is judged, by its
-// own doing where that can be had, else by order.
-func TestPostgresVerdicts(t *testing.T) {
+// TestPostgresErrorClasses has a real server return each code that is classified: by
+// a statement that causes it where there is one, else by RAISE.
+func TestPostgresErrorClasses(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres, schema)
 	mustExec(t, db, `INSERT INTO things (id, n) VALUES ('a', 1)`)
 	for _, c := range []struct {
 		code string
-		want sqldb.Verdict
+		want sqldb.ErrorClass
 		say  func(t *testing.T, db *sqldb.DB) error
 	}{
-		{"55P03", sqldb.Wait, func(t *testing.T, db *sqldb.DB) error {
+		{"55P03", sqldb.Unavailable, func(t *testing.T, db *sqldb.DB) error {
 			return whileLocked(t, db, `SET lock_timeout = '20ms'`, `UPDATE things SET n = 2`)
 		}},
-		{"57014", sqldb.Wait, statements(`SET statement_timeout = '20ms'`, `SELECT pg_sleep(60)`)},
-		{"25P03", sqldb.Wait, waitedInTransaction(`SET idle_in_transaction_session_timeout = '20ms'`)},
-		{"25P04", sqldb.Wait, statements(`SET transaction_timeout = '20ms'`, `BEGIN`, `SELECT pg_sleep(60)`)},
-		{"25006", sqldb.Wait, statements(`SET default_transaction_read_only = on`, `DELETE FROM things`)},
-		{"57P01", sqldb.Wait, statements(`SELECT pg_terminate_backend(pg_backend_pid(), 0)`, `SELECT 1`)},
-		{"53400", sqldb.Wait, statements(`SET temp_file_limit = '1kB'`, `SET work_mem = '64kB'`, `SELECT count(*) FROM (SELECT n FROM generate_series(1, 100000) n ORDER BY md5(n::text)) s`)},
-		{"53300", sqldb.Wait, asRole(`LOGIN CONNECTION LIMIT 0`)},
-		{"58P01", sqldb.Wait, statements(`COPY things FROM '/nowhere/at/all'`)},
-		{"55006", sqldb.Wait, statements(`BEGIN`, `DECLARE c CURSOR FOR SELECT * FROM things`, `FETCH c`, `DROP TABLE things`)},
-		{"40001", sqldb.Retry, serializationFailure},
+		{"57014", sqldb.Unavailable, statements(`SET statement_timeout = '20ms'`, `SELECT pg_sleep(60)`)},
+		{"25P03", sqldb.Unavailable, waitedInTransaction(`SET idle_in_transaction_session_timeout = '20ms'`)},
+		{"25P04", sqldb.Unavailable, statements(`SET transaction_timeout = '20ms'`, `BEGIN`, `SELECT pg_sleep(60)`)},
+		{"25006", sqldb.Unavailable, statements(`SET default_transaction_read_only = on`, `DELETE FROM things`)},
+		{"57P01", sqldb.Unavailable, statements(`SELECT pg_terminate_backend(pg_backend_pid(), 0)`, `SELECT 1`)},
+		{"53400", sqldb.Unavailable, statements(`SET temp_file_limit = '1kB'`, `SET work_mem = '64kB'`, `SELECT count(*) FROM (SELECT n FROM generate_series(1, 100000) n ORDER BY md5(n::text)) s`)},
+		{"53300", sqldb.Unavailable, asRole(`LOGIN CONNECTION LIMIT 0`)},
+		{"58P01", sqldb.Unavailable, statements(`COPY things FROM '/nowhere/at/all'`)},
+		{"55006", sqldb.Unavailable, statements(`BEGIN`, `DECLARE c CURSOR FOR SELECT * FROM things`, `FETCH c`, `DROP TABLE things`)},
+		{"40001", sqldb.Conflict, serializationFailure},
 		{"28000", sqldb.Fatal, asRole(`NOLOGIN`)},
 		{"3D000", sqldb.Fatal, func(t *testing.T, _ *sqldb.DB) error { return open(t, func(u *url.URL) { u.Path = "/nowhere" }) }},
 		{"3F000", sqldb.Fatal, statements(`CREATE TABLE nowhere.things (id INT)`)},
@@ -53,39 +54,39 @@ func TestPostgresVerdicts(t *testing.T) {
 		{"42P10", sqldb.Fatal, statements(`INSERT INTO things (id, n) VALUES ('a', 1) ON CONFLICT (n) DO NOTHING`)},
 		{"26000", sqldb.Fatal, statements(`EXECUTE nothing`)},
 		{"42P05", sqldb.Fatal, statements(`PREPARE it AS SELECT 1`, `PREPARE it AS SELECT 1`)},
-		{"23505", sqldb.Fault, statements(`INSERT INTO things (id, n) VALUES ('a', 1)`)},
-		{"23502", sqldb.Fault, statements(`INSERT INTO things (id) VALUES ('b')`)},
-		{"22P02", sqldb.Fault, statements(`SELECT 'x'::int`)},
-		{"22021", sqldb.Fault, statements(`SELECT chr(0)`, `SELECT convert_from('\xff', 'UTF8')`)},
-		{"22P05", sqldb.Fault, statements(`SELECT convert('пицца'::bytea, 'UTF8', 'LATIN1')`)},
-		{"42601", sqldb.Fault, statements(`SELEKT 1`)},
-		{"25P02", sqldb.Fault, statements(`BEGIN`, `SELECT 1/0`, `SELECT 1`)},
-		{"0A000", sqldb.Retry, statements(`PREPARE it AS SELECT * FROM things`, `EXECUTE it`, `ALTER TABLE things ADD COLUMN more TEXT`, `EXECUTE it`)},
-		// by order
-		{"40P01", sqldb.Retry, raised("40P01")},
-		{"40003", sqldb.Wait, raised("40003")},
-		{"40002", sqldb.Fault, raised("40002")},
-		{"08006", sqldb.Wait, raised("08006")},
-		{"08P01", sqldb.Wait, raised("08P01")},
-		{"53100", sqldb.Wait, raised("53100")},
-		{"53200", sqldb.Wait, raised("53200")},
-		{"57P02", sqldb.Wait, raised("57P02")},
-		{"57P03", sqldb.Wait, raised("57P03")},
-		{"57P05", sqldb.Wait, raised("57P05")},
+		{"23505", sqldb.Permanent, statements(`INSERT INTO things (id, n) VALUES ('a', 1)`)},
+		{"23502", sqldb.Permanent, statements(`INSERT INTO things (id) VALUES ('b')`)},
+		{"22P02", sqldb.Permanent, statements(`SELECT 'x'::int`)},
+		{"22021", sqldb.Permanent, statements(`SELECT chr(0)`, `SELECT convert_from('\xff', 'UTF8')`)},
+		{"22P05", sqldb.Permanent, statements(`SELECT convert('пицца'::bytea, 'UTF8', 'LATIN1')`)},
+		{"42601", sqldb.Permanent, statements(`SELEKT 1`)},
+		{"25P02", sqldb.Permanent, statements(`BEGIN`, `SELECT 1/0`, `SELECT 1`)},
+		{"0A000", sqldb.Conflict, statements(`PREPARE it AS SELECT * FROM things`, `EXECUTE it`, `ALTER TABLE things ADD COLUMN more TEXT`, `EXECUTE it`)},
+		// by RAISE
+		{"40P01", sqldb.Conflict, raised("40P01")},
+		{"40003", sqldb.Unavailable, raised("40003")},
+		{"40002", sqldb.Permanent, raised("40002")},
+		{"08006", sqldb.Unavailable, raised("08006")},
+		{"08P01", sqldb.Unavailable, raised("08P01")},
+		{"53100", sqldb.Unavailable, raised("53100")},
+		{"53200", sqldb.Unavailable, raised("53200")},
+		{"57P02", sqldb.Unavailable, raised("57P02")},
+		{"57P03", sqldb.Unavailable, raised("57P03")},
+		{"57P05", sqldb.Unavailable, raised("57P05")},
 		{"57P04", sqldb.Fatal, raised("57P04")},
 		{"28P01", sqldb.Fatal, raised("28P01")},
-		{"58030", sqldb.Wait, raised("58030")},
-		{"XX000", sqldb.Wait, raised("XX000")},
-		{"XX001", sqldb.Wait, raised("XX001")},
-		{"XX002", sqldb.Wait, raised("XX002")},
-		{"F0000", sqldb.Wait, raised("F0000")},
-		{"55000", sqldb.Wait, raised("55000")},
-		{"72000", sqldb.Retry, raised("72000")},
+		{"58030", sqldb.Unavailable, raised("58030")},
+		{"XX000", sqldb.Unavailable, raised("XX000")},
+		{"XX001", sqldb.Unavailable, raised("XX001")},
+		{"XX002", sqldb.Unavailable, raised("XX002")},
+		{"F0000", sqldb.Unavailable, raised("F0000")},
+		{"55000", sqldb.Unavailable, raised("55000")},
+		{"72000", sqldb.Conflict, raised("72000")},
 		{"0L000", sqldb.Fatal, raised("0L000")},
 		{"0P000", sqldb.Fatal, raised("0P000")},
 		{"55P02", sqldb.Fatal, raised("55P02")},
-		{"P0001", sqldb.Fault, raised("P0001")},
-		{"54001", sqldb.Fault, raised("54001")},
+		{"P0001", sqldb.Permanent, raised("P0001")},
+		{"54001", sqldb.Permanent, raised("54001")},
 	} {
 		t.Run(c.code, func(t *testing.T) {
 			err := c.say(t, db)
@@ -93,24 +94,24 @@ func TestPostgresVerdicts(t *testing.T) {
 			if !ok || e.Code != c.code {
 				t.Fatalf("the server said %v, want %s", err, c.code)
 			}
-			wantVerdict(t, err, c.want)
+			wantClass(t, err, c.want)
 		})
 	}
 }
 
-// wantVerdict wants an error judged so, and the questions answered accordingly.
-func wantVerdict(t *testing.T, err error, want sqldb.Verdict) {
+// wantClass wants an error of that class, and IsConflict and the others to agree.
+func wantClass(t *testing.T, err error, want sqldb.ErrorClass) {
 	t.Helper()
 	err = fmt.Errorf("place order: %w", err)
-	if got := sqldb.Judge(err); got != want {
-		t.Errorf("%v is judged %q, want %q", err, got, want)
+	if got := sqldb.Classify(err); got != want {
+		t.Errorf("%v is classified %q, want %q", err, got, want)
 	}
-	down := want == sqldb.Wait || want == sqldb.Fatal
+	says := want == sqldb.Unavailable || want == sqldb.Fatal
 	for what, answer := range map[string][2]bool{
-		"conflict":    {sqldb.IsConflict(err), want == sqldb.Retry},
-		"down":        {sqldb.IsDown(err), down},
-		"fatal":       {sqldb.IsFatal(err), want == sqldb.Fatal},
-		"unavailable": {sqldb.IsUnavailable(err), down || want == sqldb.Retry},
+		"IsConflict":      {sqldb.IsConflict(err), want == sqldb.Conflict},
+		"SaysUnavailable": {sqldb.SaysUnavailable(err), says},
+		"IsFatal":         {sqldb.IsFatal(err), want == sqldb.Fatal},
+		"IsUnavailable":   {sqldb.IsUnavailable(err), says || want == sqldb.Conflict},
 	} {
 		if answer[0] != answer[1] {
 			t.Errorf("%v: %s is %t", err, what, answer[0])
@@ -137,12 +138,12 @@ func statements(all ...string) func(*testing.T, *sqldb.DB) error {
 	}
 }
 
-// raised has the server say a code by order.
+// raised has the server return a code by RAISE.
 func raised(code string) func(*testing.T, *sqldb.DB) error {
-	return statements(`DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '` + code + `', MESSAGE = 'by order'; END $$`)
+	return statements(`DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '` + code + `', MESSAGE = 'raised'; END $$`)
 }
 
-// waitedInTransaction waits in a transaction until the server has had enough.
+// waitedInTransaction waits in a transaction until the server ends the session.
 func waitedInTransaction(set string) func(*testing.T, *sqldb.DB) error {
 	return func(t *testing.T, db *sqldb.DB) error {
 		conn, err := db.Session(t.Context())
@@ -159,17 +160,19 @@ func waitedInTransaction(set string) func(*testing.T, *sqldb.DB) error {
 		if err := conn.QueryRowContext(t.Context(), `SELECT pg_backend_pid()`).Scan(&pid); err != nil {
 			t.Fatal(err)
 		}
-		for n := 1; n > 0; {
+		testkit.Eventually(t, "the server ends the session that waits in a transaction", func() bool {
+			var n int
 			if err := db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM pg_stat_activity WHERE pid = $1`, pid).Scan(&n); err != nil {
 				t.Fatal(err)
 			}
-		}
+			return n == 0
+		})
 		_, err = conn.ExecContext(t.Context(), `SELECT 1`)
 		return err
 	}
 }
 
-// whileLocked runs statements while another transaction has the row locked.
+// whileLocked runs statements while another transaction has the table locked.
 func whileLocked(t *testing.T, db *sqldb.DB, all ...string) (err error) {
 	undo := errors.New("undo")
 	e := db.Tx(t.Context(), func(tx *sql.Tx) error {
@@ -202,7 +205,7 @@ func serializationFailure(t *testing.T, db *sqldb.DB) (err error) {
 	return err
 }
 
-// asRole opens the database as a new role with those attributes.
+// asRole opens the database as a new role with these attributes.
 func asRole(attributes string) func(*testing.T, *sqldb.DB) error {
 	return func(t *testing.T, db *sqldb.DB) error {
 		name := "r_" + strings.ToLower(strings.ReplaceAll(t.Name()[strings.LastIndex(t.Name(), "/")+1:], "#", "")) + fmt.Sprint(os.Getpid())
@@ -227,24 +230,24 @@ func open(t *testing.T, change func(*url.URL)) error {
 	return err
 }
 
-// TestPoolersAreToldApart has the words that PgBouncer says under one code.
-func TestPoolersAreToldApart(t *testing.T) {
-	for words, want := range map[string]sqldb.Verdict{
+// TestPoolerErrorClasses has messages of PgBouncer, which gives all of them one code.
+func TestPoolerErrorClasses(t *testing.T) {
+	for message, want := range map[string]sqldb.ErrorClass{
 		"unsupported startup parameter: search_path":               sqldb.Fatal,
 		"no such database: pizza":                                  sqldb.Fatal,
 		"transaction blocks not allowed in statement pooling mode": sqldb.Fatal,
-		"no more connections allowed (max_client_conn)":            sqldb.Wait,
-		"query_wait_timeout":                                       sqldb.Wait,
-		"server login has been failing, try again later":           sqldb.Wait,
-		"pgbouncer cannot connect to server":                       sqldb.Wait,
-		"client_idle_timeout":                                      sqldb.Wait,
+		"no more connections allowed (max_client_conn)":            sqldb.Unavailable,
+		"query_wait_timeout":                                       sqldb.Unavailable,
+		"server login has been failing, try again later":           sqldb.Unavailable,
+		"pgbouncer cannot connect to server":                       sqldb.Unavailable,
+		"client_idle_timeout":                                      sqldb.Unavailable,
 	} {
-		wantVerdict(t, &pgconn.PgError{Code: "08P01", Message: words}, want)
+		wantClass(t, &pgconn.PgError{Code: "08P01", Message: message}, want)
 	}
 }
 
-// TestSQLiteVerdicts provokes the result codes.
-func TestSQLiteVerdicts(t *testing.T) {
+// TestSQLiteErrorClasses provokes the result codes.
+func TestSQLiteErrorClasses(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "test.db")
 	db := sqltest.Connect(t, "sqlite:"+file, schema)
 	mustExec(t, db, `INSERT INTO things (id, n) VALUES ('a', 1)`)
@@ -264,14 +267,14 @@ func TestSQLiteVerdicts(t *testing.T) {
 	}
 	exec := func(db *sql.DB, query string) error { _, err := db.ExecContext(t.Context(), query); return err }
 	for name, c := range map[string]struct {
-		want sqldb.Verdict
+		want sqldb.ErrorClass
 		say  func(t *testing.T) error
 	}{
-		"busy": {sqldb.Wait, func(t *testing.T) (err error) {
+		"busy": {sqldb.Unavailable, func(t *testing.T) (err error) {
 			e := db.Tx(t.Context(), func(*sql.Tx) error { err = exec(raw(t, file, ""), `DELETE FROM things`); return nil })
 			return errors.Join(e, err)
 		}},
-		"busy snapshot": {sqldb.Retry, func(t *testing.T) error {
+		"busy snapshot": {sqldb.Conflict, func(t *testing.T) error {
 			other := raw(t, file, "")
 			tx, err := other.BeginTx(t.Context(), nil)
 			if err != nil {
@@ -286,60 +289,60 @@ func TestSQLiteVerdicts(t *testing.T) {
 			_, err = tx.Exec(`UPDATE things SET n = n + 1`)
 			return err
 		}},
-		"full": {sqldb.Wait, func(t *testing.T) error {
+		"full": {sqldb.Unavailable, func(t *testing.T) error {
 			return errors.Join(exec(raw(t, file, "&_pragma=max_page_count(1)"), `INSERT INTO things (id, n, note) VALUES ('big', 1, hex(zeroblob(1000000)))`))
 		}},
-		"read-only": {sqldb.Wait, func(t *testing.T) error { return exec(raw(t, file, "&mode=ro"), `DELETE FROM things`) }},
-		"cannot open": {sqldb.Wait, func(t *testing.T) error {
+		"read-only": {sqldb.Unavailable, func(t *testing.T) error { return exec(raw(t, file, "&mode=ro"), `DELETE FROM things`) }},
+		"cannot open": {sqldb.Unavailable, func(t *testing.T) error {
 			return exec(raw(t, filepath.Join(t.TempDir(), "no", "such.db"), ""), `SELECT 1`)
 		}},
 		"no database": {sqldb.Fatal, func(t *testing.T) error { return exec(raw(t, garbage, ""), `SELECT * FROM things`) }},
 		"no table":    {sqldb.Fatal, func(*testing.T) error { return exec(db.DB, `SELECT * FROM nothings`) }},
 		"no column":   {sqldb.Fatal, func(*testing.T) error { return exec(db.DB, `INSERT INTO things (colour) VALUES (1)`) }},
-		"syntax":      {sqldb.Fault, func(*testing.T) error { return exec(db.DB, `SELEKT 1`) }},
-		"unique":      {sqldb.Fault, func(*testing.T) error { return exec(db.DB, `INSERT INTO things (id, n) VALUES ('a', 1)`) }},
-		"not null":    {sqldb.Fault, func(*testing.T) error { return exec(db.DB, `INSERT INTO things (id) VALUES ('b')`) }},
+		"syntax":      {sqldb.Permanent, func(*testing.T) error { return exec(db.DB, `SELEKT 1`) }},
+		"unique":      {sqldb.Permanent, func(*testing.T) error { return exec(db.DB, `INSERT INTO things (id, n) VALUES ('a', 1)`) }},
+		"not null":    {sqldb.Permanent, func(*testing.T) error { return exec(db.DB, `INSERT INTO things (id) VALUES ('b')`) }},
 	} {
 		t.Run(name, func(t *testing.T) {
 			err := c.say(t)
 			if _, ok := errors.AsType[*sqlite.Error](err); !ok {
 				t.Fatalf("SQLite said %v", err)
 			}
-			wantVerdict(t, err, c.want)
+			wantClass(t, err, c.want)
 		})
 	}
 }
 
-// TestVerdictsOfTheWay is about what no database says.
-func TestVerdictsOfTheWay(t *testing.T) {
+// TestConnectionErrorClasses is about errors that no database returned.
+func TestConnectionErrorClasses(t *testing.T) {
 	for _, c := range []struct {
 		err         error
-		want        sqldb.Verdict
+		want        sqldb.ErrorClass
 		unavailable bool
 	}{
 		{nil, "", false},
 		{errors.New("bad"), "", false},
 		{context.Canceled, "", false},
 		{context.DeadlineExceeded, "", true},
-		{sqldb.ErrFull, sqldb.Wait, true},
-		{sqldb.ErrNoAnswer, sqldb.Wait, true},
+		{sqldb.ErrFull, sqldb.Unavailable, true},
+		{sqldb.ErrNoAnswer, sqldb.Unavailable, true},
 		{sqldb.ErrPooled, sqldb.Fatal, true},
 	} {
-		if got := sqldb.Judge(c.err); got != c.want || sqldb.IsUnavailable(c.err) != c.unavailable {
+		if got := sqldb.Classify(c.err); got != c.want || sqldb.IsUnavailable(c.err) != c.unavailable {
 			t.Errorf("%v: %q, unavailable %t", c.err, got, sqldb.IsUnavailable(c.err))
 		}
 	}
-	way, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
-	way.Cut()
+	proxy, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
+	proxy.Cut()
 	if _, err := sqldb.Open(t.Context(), through); !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {
 		t.Errorf("a server that hangs up: %v", err)
 	}
 	if err := open(t, func(u *url.URL) { u.RawQuery = "sslmode=require" }); !sqldb.IsFatal(err) {
 		t.Errorf("a server without TLS: %v", err)
 	}
-	for _, role := range []string{"standby", "read-only"} { // a fail-over that is under way looks like this to who asks for the primary
-		if err := open(t, func(u *url.URL) { u.RawQuery = "target_session_attrs=" + role }); sqldb.Judge(err) != sqldb.Wait {
-			t.Errorf("no server that is %s: %v, judged %q", role, err, sqldb.Judge(err))
+	for _, role := range []string{"standby", "read-only"} { // as to a client that asks for the primary during a fail-over
+		if err := open(t, func(u *url.URL) { u.RawQuery = "target_session_attrs=" + role }); sqldb.Classify(err) != sqldb.Unavailable {
+			t.Errorf("no server that is %s: %v, classified %q", role, err, sqldb.Classify(err))
 		}
 	}
 	if _, err := sqldb.Open(t.Context(), "postgres://u@nowhere.invalid/pizza?sslmode=disable"); !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {

@@ -13,14 +13,16 @@ import (
 	"github.com/pressly/goose/v3/lock"
 )
 
-// migrationTimeout is for one statement of a migration, which may have to write
-// a whole table anew, and for those of another process, which are waited for.
+// migrationTimeout limits one statement of a migration, which may have to rewrite a
+// whole table, and the wait for the migrations of another process.
 const migrationTimeout = time.Hour
 
-// Migrate brings a set of tables up to date: the files schema/<engine>/*.sql
-// of fsys, in name order, each once and in a transaction of its own. Each set
-// keeps its own version table, <set>_migrations. Any number of processes may
-// call it at once. On PostgreSQL the schema that search_path names is created.
+// Migrate brings a set of tables up to date: it runs the files
+// schema/<engine>/*.sql of fsys, in the order of their names, each once and in a
+// transaction of its own. Each set keeps its own version table, <set>_migrations.
+// Any number of processes may call it at once. On PostgreSQL the schema that
+// search_path names is created. After an error the files before the one that
+// failed are applied.
 func (db *DB) Migrate(ctx context.Context, set string, fsys fs.FS) error {
 	files, err := fs.Sub(fsys, path.Join("schema", string(db.Engine)))
 	if err != nil {
@@ -33,7 +35,7 @@ func (db *DB) Migrate(ctx context.Context, set string, fsys fs.FS) error {
 		if err := db.createSchema(ctx); err != nil {
 			return fmt.Errorf("migrate %s: %w", set, err)
 		}
-		// advisory locks belong to the whole database, a set to one schema
+		// An advisory lock is the whole database's, a set one schema's.
 		h := fnv.New32a()
 		fmt.Fprintf(h, "%s.%s", db.schema, set)
 		locker, err := lock.NewPostgresSessionLocker(lock.WithLockID(int64(h.Sum32())), lock.WithLockTimeout(1, uint64(migrationTimeout.Seconds())))
@@ -63,7 +65,7 @@ func (db *DB) createSchema(ctx context.Context) error {
 		return err
 	}
 	_, err := db.ExecContext(ctx, `CREATE SCHEMA IF NOT EXISTS `+pgx.Identifier{db.schema}.Sanitize())
-	if IsUnique(err) { // two at once: PostgreSQL lets the loser of this race fail
+	if IsUnique(err) { // another process created it at the same time
 		return nil
 	}
 	return err

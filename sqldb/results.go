@@ -2,8 +2,8 @@ package sqldb
 
 import "database/sql"
 
-// Affected is the number of rows that a statement changed: db.ExecContext's
-// results go straight into it.
+// Affected is the number of rows that a statement changed, given the results of
+// ExecContext: Affected(tx.ExecContext(…)).
 func Affected(res sql.Result, err error) (int64, error) {
 	if err != nil {
 		return 0, err
@@ -11,8 +11,8 @@ func Affected(res sql.Result, err error) (int64, error) {
 	return res.RowsAffected()
 }
 
-// IDs are the ids that a statement returned. Add is for Batch.Query and
-// Insert.Query, where a row has this one column.
+// IDs are the ids that a statement returned. Add is an argument of Batch.Query and
+// Insert.Query, for results that have this one column.
 type IDs map[string]bool
 
 // Add scans one row.

@@ -6,34 +6,35 @@ import (
 	"fmt"
 )
 
-// MoveSequence has the numbers that the database gives to a column, an identity
-// of PostgreSQL or an AUTOINCREMENT of SQLite, begin above past. It returns the
+// MoveSequence makes the numbers that the database gives to a column, an identity
+// of PostgreSQL or an AUTOINCREMENT of SQLite, go on above past. It returns the
 // number that would have been next, or 0 where nothing had to be moved: a
-// sequence is never moved back. On PostgreSQL a lock on the table is taken for
-// the rest of the transaction when it is moved, so that whoever has drawn a low
-// number has committed, or will draw another.
+// sequence is never moved back. To move a sequence of PostgreSQL it locks the table
+// for the rest of the transaction: every transaction that has drawn a low number
+// has committed before, and later ones draw a number above past. The error wraps
+// ErrUnfit when the role may not read the sequence.
 func (db *DB) MoveSequence(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
 	if db.Engine == SQLite {
 		return db.moveAutoincrement(ctx, tx, table, past)
 	}
-	if next, err = behind(ctx, tx, table, column, past); err != nil || next == 0 {
+	if next, err = nextIfBehind(ctx, tx, table, column, past); err != nil || next == 0 {
 		return 0, err
 	}
 	if _, err = tx.ExecContext(ctx, `LOCK TABLE `+table+` IN SHARE ROW EXCLUSIVE MODE`); err != nil {
 		return 0, err
 	}
-	if next, err = behind(ctx, tx, table, column, past); err != nil || next == 0 {
+	if next, err = nextIfBehind(ctx, tx, table, column, past); err != nil || next == 0 {
 		return 0, err
 	}
 	_, err = tx.ExecContext(ctx, `SELECT setval(pg_get_serial_sequence($1, $2)::regclass, $3)`, table, column, past)
 	return next, err
 }
 
-// behind is the next number of a sequence that is not above past, else 0.
-func behind(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
+// nextIfBehind is the next number of a sequence if that is not above past, else 0.
+func nextIfBehind(ctx context.Context, tx *sql.Tx, table, column string, past int64) (next int64, err error) {
 	var name string
 	var readable bool
-	// the view pg_sequences would open all sequences of the database, those that somebody drops meanwhile as well
+	// The view pg_sequences would open all sequences of the database, also those that are dropped meanwhile.
 	err = tx.QueryRowContext(ctx, `
 		SELECT COALESCE(CASE WHEN readable THEN pg_sequence_last_value(seqrelid) END + seqincrement, seqstart), name, readable
 		FROM (SELECT *, seqrelid::regclass::text AS name, has_sequence_privilege(seqrelid, 'SELECT, USAGE') AS readable

@@ -12,9 +12,9 @@ import (
 )
 
 // Session opens a connection to PostgreSQL beside the pool: one session of the
-// server that does not change under its user's feet, with settings of its own,
-// gone for good when it is closed. SQLite has no server that could be
-// exchanged, and one writer that must be shared: it has no sessions.
+// server, which is never exchanged for another, may have settings of its own, and
+// ends when the connection is closed. On SQLite it is an error: there is one
+// connection that writes, which all share.
 func (db *DB) Session(ctx context.Context) (*sql.Conn, error) {
 	if db.sessions == nil {
 		return nil, errors.New("open session: SQLite has none")
@@ -26,9 +26,9 @@ func (db *DB) Session(ctx context.Context) (*sql.Conn, error) {
 	return conn, nil
 }
 
-// Notify wakes whoever listens on the channel in this schema, in any process.
-// It is a transaction of its own: inside a business transaction it would make
-// all commits wait for each other. SQLite has nobody to tell.
+// Notify wakes every Listen on the channel in this schema, in any process. It is a
+// transaction of its own: inside a business transaction it would make all commits
+// wait for each other. On SQLite, which has one process, it does nothing.
 func (db *DB) Notify(ctx context.Context, channel string) error {
 	if db.Engine != Postgres {
 		return nil
@@ -39,9 +39,9 @@ func (db *DB) Notify(ctx context.Context, channel string) error {
 	return nil
 }
 
-// Listen calls fn once it is listening and each time the channel is notified,
-// until ctx ends or the session breaks, which is an error. On SQLite it only
-// waits for ctx to end.
+// Listen calls fn when it begins to listen and each time the channel is notified,
+// until ctx ends, which is no error, or the session breaks, which is one. On
+// SQLite it only waits for ctx to end.
 func (db *DB) Listen(ctx context.Context, channel string, fn func()) error {
 	if db.Engine != Postgres {
 		<-ctx.Done()
@@ -60,11 +60,11 @@ func (db *DB) listen(ctx context.Context, channel string, fn func()) (err error)
 		return err
 	}
 	defer func() { err = errors.Join(err, conn.Close()) }()
-	var schema string
-	if err := conn.QueryRowContext(ctx, `SELECT quote_ident($1 || '@' || current_schema())`, channel).Scan(&schema); err != nil {
+	var quoted string
+	if err := conn.QueryRowContext(ctx, `SELECT quote_ident($1 || '@' || current_schema())`, channel).Scan(&quoted); err != nil {
 		return err
 	}
-	if _, err := conn.ExecContext(ctx, `LISTEN `+schema); err != nil {
+	if _, err := conn.ExecContext(ctx, `LISTEN `+quoted); err != nil {
 		return err
 	}
 	return conn.Raw(func(c any) error {
@@ -78,8 +78,8 @@ func (db *DB) listen(ctx context.Context, channel string, fn func()) (err error)
 	})
 }
 
-// listenCheck is how often a session that hears nothing is asked whether it is
-// still there: a firewall forgets connections that are idle.
+// listenCheck is how often a session without notifications is pinged: a firewall
+// forgets connections that are idle.
 const listenCheck = 30 * time.Second
 
 func awaitNotification(ctx context.Context, conn *pgx.Conn) error {
@@ -90,8 +90,8 @@ func awaitNotification(ctx context.Context, conn *pgx.Conn) error {
 		if err == nil || ctx.Err() != nil || conn.IsClosed() || !pgconn.Timeout(err) {
 			return err
 		}
-		ask, done := handshake(ctx)
-		err = conn.Ping(ask)
+		limited, done := withHandshakeDeadline(ctx)
+		err = conn.Ping(limited)
 		done()
 		if err != nil {
 			return err

@@ -3,9 +3,9 @@
 // once: $1 for arguments, ON CONFLICT, RETURNING. What differs between the
 // engines is here and in the schema files, nowhere else.
 //
-// Durability is what the promises of the other packages rest on: SQLite runs
-// with write-ahead log and synchronous=FULL, PostgreSQL with the server's
-// synchronous_commit, or on where that is off and the URL does not ask for it.
+// The promises of the other packages rest on durability: SQLite runs with a
+// write-ahead log and synchronous=FULL, PostgreSQL with the server's
+// synchronous_commit; where that is off and the URL does not ask for off, with on.
 package sqldb
 
 import (
@@ -13,7 +13,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -23,6 +22,8 @@ import (
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"pizzaflow/internal/retry"
 )
 
 // An Engine names one of the two databases and the folder of its schema files.
@@ -34,15 +35,16 @@ const (
 	SQLite   Engine = "sqlite"
 )
 
-// busyTimeout is how long SQLite waits for a file that somebody else has locked.
+// busyTimeout is how long SQLite waits for a file that another process has locked.
 const busyTimeout = 10 * time.Second
 
 // ErrURL is returned by Open for a URL of neither engine.
 var ErrURL = errors.New("database URL: want postgres://… or sqlite:PATH")
 
-// DB is a database and the engine it speaks to. The embedded pool writes; on
-// SQLite it is a single connection, because SQLite has a single writer. So a
-// function that is inside a transaction must never ask the DB for anything.
+// DB is a database of either engine. The embedded pool writes; on SQLite it is a
+// single connection, because SQLite has a single writer. So a function that is
+// called in a transaction must run no statement on the DB: it would wait for the
+// transaction for ever.
 type DB struct {
 	*sql.DB
 	Engine Engine
@@ -50,15 +52,16 @@ type DB struct {
 	read    *sql.DB
 	flushes flushes
 	// PostgreSQL:
-	sessions *sql.DB // keeps no connection: see Session
+	sessions *sql.DB // keeps no idle connection, see Session
 	schema   string  // the first schema of search_path, "" for the default
 }
 
-// Open opens a postgres:// URL or a sqlite: path and checks that it answers.
-// A search_path in a PostgreSQL URL names the schema to live in, which Migrate
-// creates. The folder of a SQLite file is created, readable by its owner only.
-// What Check refuses is not opened. On PostgreSQL version, encoding, settings
-// and pooling are looked at, too: ErrUnfit.
+// Open opens a postgres:// URL or a sqlite: path and checks that the database
+// answers. A search_path in a PostgreSQL URL names the schema of all tables, which
+// Migrate creates. The folder of a SQLite file is created, readable by its owner
+// only. The error wraps ErrURL or ErrClear as that of Check; ErrUnfit for a version,
+// an encoding, settings or a pooler of PostgreSQL that cannot be used; or it is the
+// engine's own, for Classify.
 func Open(ctx context.Context, rawURL string) (*DB, error) { return OpenLimited(ctx, rawURL, Limits{}) }
 
 // OpenLimited is Open with limits on the connections to PostgreSQL.
@@ -95,7 +98,7 @@ func openSQLite(path string) (*DB, error) {
 	if err := os.MkdirAll(filepath.Dir(abs), 0o700); err != nil {
 		return nil, err
 	}
-	// SQLite gives its other files the mode of this one
+	// SQLite gives its other files the mode of this one.
 	f, err := os.OpenFile(abs, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -123,13 +126,12 @@ func openSQLite(path string) (*DB, error) {
 	return &DB{DB: write, Engine: SQLite, read: read}, nil
 }
 
-// Read is the pool for reads outside of transactions. On SQLite they do not
-// wait for the writer; on PostgreSQL it is the same pool.
+// Read is the pool for reads outside of transactions. On SQLite its connections do
+// not wait for the writer; on PostgreSQL it is the embedded pool.
 func (db *DB) Read() *sql.DB { return db.read }
 
-// Pools are the pools of connections by what they are for, to be told of: "" is
-// the embedded one, "read" on SQLite that of Read, "sessions" on PostgreSQL
-// what Session opens.
+// Pools are the pools of connections by their use, for metrics: "" is the embedded
+// one, "read" on SQLite that of Read, "sessions" on PostgreSQL that of Session.
 func (db *DB) Pools() map[string]*sql.DB {
 	pools := map[string]*sql.DB{"": db.DB}
 	if db.read != db.DB {
@@ -153,31 +155,33 @@ func (db *DB) Close() error {
 	return err
 }
 
-// Tx runs fn in a transaction, committed when fn returns nil and rolled back
-// otherwise. A transaction that the engine ended to resolve a deadlock or a
-// serialization conflict is run again, so fn must be repeatable; once also one
-// that found its server shutting down or read-only, on a new connection. When the
-// commit fails without a verdict of the engine, the error is ErrOutcomeUnknown
-// too: look what is there before doing it again.
+// Tx runs fn in a transaction, which is committed when fn returns nil and rolled
+// back otherwise. A transaction that the engine ended because of a deadlock or a
+// serialization conflict is run again, up to ten times, so fn must be repeatable;
+// one whose server shuts down or is read-only is run once more, on a new connection.
+// The error is that of fn, of the database or of the context. When the engine does
+// not say whether it committed, the error wraps ErrOutcomeUnknown: look what is
+// stored before doing it again.
 func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
-	for try, replaced := 1, false; ; try++ {
+	for try, reconnected := 1, false; ; try++ {
 		err := db.txOnce(ctx, fn)
-		if !replaced && slices.Contains(leadsNowhere, postgresCode(err)) && !errors.Is(err, ErrOutcomeUnknown) {
-			replaced = true // the connections are: the new ones may lead to a server that serves
+		if !reconnected && slices.Contains(needsNewConnection, postgresCode(err)) && !errors.Is(err, ErrOutcomeUnknown) {
+			reconnected = true // handleError has retired the connections: a new one may reach a server that serves
 			continue
 		}
-		if err == nil || !IsConflict(err) || try == 10 {
+		if err == nil || !IsConflict(err) || try == maxTries || !retry.Sleep(ctx, retry.Backoff(try, firstPause, longestPause)) {
 			return err
-		}
-		pause := time.NewTimer(time.Duration(1+rand.IntN(5<<min(try, 6))) * time.Millisecond) //nolint:gosec // jitter
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return err
-		case <-pause.C:
 		}
 	}
 }
+
+// A transaction that meets conflicts is tried so often, after pauses from the first
+// to the longest.
+const (
+	maxTries     = 10
+	firstPause   = 10 * time.Millisecond
+	longestPause = 320 * time.Millisecond
+)
 
 func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 	tx, err := db.begin(ctx)
@@ -185,7 +189,7 @@ func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 		return err
 	}
 	defer func() {
-		// after a commit this does nothing; after a panic it frees the connection
+		// After a commit this does nothing; after a panic it releases the connection.
 		if e := tx.Rollback(); e != nil && !errors.Is(e, sql.ErrTxDone) && err == nil {
 			err = e
 		}
@@ -202,10 +206,9 @@ func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 	return nil
 }
 
-// begin begins a transaction. A pool that was in use when the server went away
-// is full of connections that do not know it yet, so one that turns out to be
-// broken is no news about the server: nothing was done on it, and the next is
-// tried, until it is a new connection that cannot be made.
+// begin begins a transaction. After the server was away the pool is full of broken
+// connections, so one that turns out to be broken says nothing about the server:
+// the next one is tried, until a new connection cannot be made.
 func (db *DB) begin(ctx context.Context) (*sql.Tx, error) {
 	for stale := 0; ; stale++ {
 		tx, err := db.BeginTx(ctx, nil)

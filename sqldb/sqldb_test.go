@@ -9,7 +9,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -154,14 +153,15 @@ func TestTxCommitsOrUndoes(t *testing.T) {
 	}, schema)
 }
 
-// Two transactions that lock the same rows in opposite orders end both, one of
+// Two transactions that lock the same rows in opposite orders both commit, one of
 // them at the second try.
 func TestDeadlocksAreRunAgain(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('a', 0), ('b', 0)`)
 		var runs atomic.Int64
 		var wg sync.WaitGroup
-		first := make(chan struct{}, 2)
+		var locked atomic.Int64
+		both := make(chan struct{}) // closed when both transactions have their first lock
 		for _, order := range [][2]string{{"a", "b"}, {"b", "a"}} {
 			wg.Go(func() {
 				err := db.Tx(context.Background(), func(tx *sql.Tx) error {
@@ -170,11 +170,16 @@ func TestDeadlocksAreRunAgain(t *testing.T) {
 						if _, err := tx.Exec(`UPDATE things SET n = n + 1 WHERE id = $1`, id); err != nil {
 							return err
 						}
-						if i == 0 && db.Engine == sqldb.Postgres && runs.Load() <= 2 {
-							first <- struct{}{}
-							for len(first) < 2 && runs.Load() <= 2 {
-								runtime.Gosched() // until the other has its first lock
-							}
+						if i > 0 || db.Engine != sqldb.Postgres || runs.Load() > 2 {
+							continue
+						}
+						if locked.Add(1) == 2 {
+							close(both)
+						}
+						select {
+						case <-both:
+						case <-time.After(30 * time.Second):
+							return errors.New("the other transaction did not get its first lock in 30 s")
 						}
 					}
 					return nil
@@ -249,7 +254,8 @@ func TestMigrateManyAtOnceAndAgain(t *testing.T) {
 	}
 }
 
-// Many processes that start at once make the schema, and each is in it.
+// Of many processes that start at once one creates the schema, and the session of
+// each is in it.
 func TestSchemaIsMadeByOneOfMany(t *testing.T) {
 	server := sqltest.Database(t, "")
 	for round := range 6 {
@@ -379,8 +385,8 @@ func TestInsert(t *testing.T) {
 	}, schema)
 }
 
-// The connections that a server took with it are not held against it once it
-// is back.
+// After a restart of the server the broken connections of the pool fail no
+// transaction.
 func TestTxOnStaleConnections(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	const n = 6
@@ -413,9 +419,9 @@ func TestTxOnStaleConnections(t *testing.T) {
 	}
 }
 
-// TestAnOlderProgramStartsOnNewerTables is what an upgrade with old and new
-// side by side needs: a process of the old version may start again after the
-// new one has migrated.
+// TestAnOlderProgramStartsOnNewerTables is for an upgrade with processes of both
+// versions: one of the old version may start again after one of the new version has
+// migrated.
 func TestAnOlderProgramStartsOnNewerTables(t *testing.T) {
 	newer := fstest.MapFS{
 		"schema/sqlite/0002_more.sql":   {Data: []byte("-- +goose Up\nALTER TABLE things ADD COLUMN more TEXT;")},
@@ -432,8 +438,8 @@ func TestAnOlderProgramStartsOnNewerTables(t *testing.T) {
 	}, schema)
 }
 
-// TestClock compares the clock of the database with what it stored, and has
-// PostgreSQL look for it in an index.
+// TestClock compares stored times with the clock of the database, for which
+// PostgreSQL uses an index.
 func TestClock(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		mustExec(t, db, `INSERT INTO things (id, n, at) VALUES ('x', 1, `+db.Later("$1")+`)`, (90 * time.Minute).Microseconds())

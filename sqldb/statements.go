@@ -12,12 +12,12 @@ import (
 const cachedStatements = 200
 
 // openCached is sql.Open for SQLite with connections that keep their statements
-// prepared: parsing one costs several times what running it does.
+// prepared: to parse one takes several times as long as to run it.
 func openCached(dsn string) (*sql.DB, error) {
 	if err := registerClock(); err != nil {
 		return nil, err
 	}
-	db, err := sql.Open("sqlite", dsn) // only for the driver
+	db, err := sql.Open("sqlite", dsn) // database/sql gives the driver in no other way
 	if err != nil {
 		return nil, err
 	}
@@ -47,7 +47,7 @@ func (c cachingConnector) Connect(context.Context) (driver.Conn, error) {
 	return &cachingConn{sqliteConn: inner, prepared: map[string]*statement{}}, nil
 }
 
-// A sqliteConn is what the driver's connection can do.
+// A sqliteConn has the methods of the driver's connection.
 type sqliteConn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -59,17 +59,17 @@ type sqliteConn interface {
 	driver.Validator
 }
 
-// A cachingConn is a connection and its prepared statements. Like every
+// A cachingConn is a connection with its prepared statements. Like every
 // connection it is used by one goroutine at a time.
 type cachingConn struct {
 	sqliteConn
 	prepared map[string]*statement
 }
 
-// A statement is prepared, and in use while somebody reads its rows.
+// A statement is a prepared statement.
 type statement struct {
 	stmt  preparedStmt
-	inUse bool
+	inUse bool // its rows are being read
 }
 
 type preparedStmt interface {
@@ -78,9 +78,8 @@ type preparedStmt interface {
 	driver.StmtQueryContext
 }
 
-// statement is the prepared statement of a text, or nil when that is being read
-// from.
-func (c *cachingConn) statement(ctx context.Context, query string) (*statement, error) {
+// prepare returns the prepared statement of a text, or nil when that is in use.
+func (c *cachingConn) prepare(ctx context.Context, query string) (*statement, error) {
 	if s := c.prepared[query]; s != nil {
 		if s.inUse {
 			return nil, nil
@@ -95,7 +94,7 @@ func (c *cachingConn) statement(ctx context.Context, query string) (*statement, 
 	if !ok {
 		return nil, errors.Join(fmt.Errorf("prepare: %T is not the driver's statement as it was", stmt), stmt.Close())
 	}
-	for text, old := range c.prepared { // any will do: there are few, or they are all used once
+	for text, old := range c.prepared { // in random order: there are few statements, or each is used once
 		if len(c.prepared) < cachedStatements {
 			break
 		}
@@ -113,7 +112,7 @@ func (c *cachingConn) statement(ctx context.Context, query string) (*statement, 
 
 // ExecContext runs a statement that returns no rows.
 func (c *cachingConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	s, err := c.statement(ctx, query)
+	s, err := c.prepare(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -125,7 +124,7 @@ func (c *cachingConn) ExecContext(ctx context.Context, query string, args []driv
 
 // QueryContext runs a statement that returns rows.
 func (c *cachingConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	s, err := c.statement(ctx, query)
+	s, err := c.prepare(ctx, query)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +154,7 @@ type cachedRows struct {
 	statement *statement
 }
 
-// Close makes the statement free again.
+// Close releases the statement.
 func (r *cachedRows) Close() error {
 	r.statement.inUse = false
 	return r.Rows.Close()

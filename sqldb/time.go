@@ -6,12 +6,11 @@ import (
 	"time"
 )
 
-// Now is the time as both engines store it: UTC, in whole microseconds. Every
-// stored time comes from here, so that what is read back equals what was
-// written.
+// Now is the time as both engines store it: UTC, in whole microseconds, so that a
+// time that is read back equals the one that was written.
 func Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }
 
-// NullTime is t as an argument of a statement: the zero time is NULL.
+// NullTime is t as an argument of a statement: nil, and so NULL, for the zero time.
 func NullTime(t time.Time) any {
 	if t.IsZero() {
 		return nil
@@ -19,9 +18,9 @@ func NullTime(t time.Time) any {
 	return t.UTC().Truncate(time.Microsecond)
 }
 
-// Time is where to scan a stored time into: NULL gives the zero time. SQLite
-// hands a column back as a time, but an expression such as MIN(due_at) as
-// text; this takes both.
+// Time is the argument of Scan for a stored time: NULL gives the zero time. SQLite
+// returns a column as a time, but an expression such as MIN(due_at) as text; Time
+// takes both.
 func Time(dst *time.Time) sql.Scanner { return (*timeScanner)(dst) }
 
 type timeScanner time.Time
@@ -33,7 +32,7 @@ func (s *timeScanner) Scan(src any) error {
 	case time.Time:
 		*s = timeScanner(v.UTC())
 	case string:
-		t, err := time.Parse("2006-01-02 15:04:05.999999999-07:00", v)
+		t, err := time.Parse(sqliteTime, v)
 		if err != nil {
 			return fmt.Errorf("scan time: %w", err)
 		}

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Values is the list of rows of a multi-row INSERT: "($1,$2),($3,$4)" for
-// columns 2 and rows 2.
+// Values is the VALUES list of an INSERT of several rows: "($1,$2),($3,$4)" for
+// 2 columns and 2 rows.
 func Values(columns, rows int) string {
 	var b strings.Builder
 	for i := range columns * rows {
@@ -27,7 +27,8 @@ func Values(columns, rows int) string {
 	return b.String()
 }
 
-// List is the inside of an IN (…) of n arguments, the first of which is $first.
+// List is a list of n arguments for an IN (…), the first of which is $first:
+// "$2,$3" for first 2 and n 2.
 func List(first, n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -40,9 +41,9 @@ func List(first, n int) string {
 	return b.String()
 }
 
-// Chunks calls fn with stretches of n items, each a power of two in length and
-// at most limit, so that the statements made from them are few and stay
-// prepared.
+// Chunks divides n items into ranges, each as long as a power of two and at most
+// limit, so that there are few different statements for them, which stay prepared.
+// It calls fn with each range and returns fn's first error.
 func Chunks(n, limit int, fn func(from, to int) error) error {
 	for from := 0; from < n; {
 		size := 1

@@ -14,24 +14,23 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// faultMemory is for how long a flush that failed speaks against the database
-// while no other follows: whoever is told may send no more, and then it takes a
-// try to find out whether it is over.
+// faultMemory is for how long CheckWrites returns the error of the last flush: once
+// readiness is lost no more requests may come, and then only a write of its own
+// shows that the database is back.
 const faultMemory = 10 * time.Second
 
-// spaceTried is how many bytes must find room for a disk not to be full: more
-// than one batch of a Group needs.
+// spaceTried is how many bytes a disk must have room for: more than one flush of a
+// Group needs.
 const spaceTried = 256 << 10
 
-// CheckWrites finds out whether the database takes writes: it returns what the
-// last flush of a Group failed with, if that was less than ten seconds ago and
-// the database's fault, and else does a real write. That one needs the locks and
-// rights of all our tables in the schema, room on the disk, and a commit; it
-// changes no row and leaves nothing behind. It waits a second for a lock, and no
-// longer than ctx lasts, unless it is the commit that PostgreSQL does not answer:
-// ten seconds.
+// CheckWrites finds out whether the database takes writes. If the last flush of a
+// Group failed less than ten seconds ago, because of the database, it returns that
+// error, and else it does a real write. That write needs the locks and rights of
+// all our tables in the schema, room on the disk, and a commit; it changes no row
+// and leaves nothing behind. It waits a second for a lock, and no longer than ctx
+// lasts, but ten seconds for a commit that PostgreSQL does not answer.
 func (db *DB) CheckWrites(ctx context.Context) error {
-	if err := db.flushes.fault(); err != nil {
+	if err := db.flushes.recentFault(); err != nil {
 		return fmt.Errorf("the last write failed: %w", err)
 	}
 	check := db.checkServer
@@ -48,8 +47,8 @@ func (db *DB) CheckWrites(ctx context.Context) error {
 	return nil
 }
 
-// checkFile writes a file beside SQLite's, and then the number in the header of
-// SQLite's own that is left to its users.
+// checkFile writes a file beside SQLite's, and then user_version, a number in the
+// header of SQLite's own file that SQLite leaves to its users.
 func (db *DB) checkFile(ctx context.Context) (err error) {
 	var path string
 	if err := db.read.QueryRowContext(ctx, `SELECT file FROM pragma_database_list WHERE name = 'main'`).Scan(&path); err != nil {
@@ -60,9 +59,9 @@ func (db *DB) checkFile(ctx context.Context) (err error) {
 	}
 	conn, err := db.Conn(ctx)
 	if err != nil {
-		return fmt.Errorf("whoever writes waits, for a file that somebody else has locked or for the disk: %w", err)
+		return fmt.Errorf("the writer waits, for a file that another process has locked or for the disk: %w", err)
 	}
-	steady := context.WithoutCancel(ctx) // it is the one connection that writes, and must be left as it was
+	steady := context.WithoutCancel(ctx) // the one connection that writes must get its setting back
 	defer func() {
 		_, e := conn.ExecContext(steady, busyPatience(busyTimeout))
 		err = errors.Join(err, e, conn.Close())
@@ -79,7 +78,7 @@ func busyPatience(d time.Duration) string {
 	return fmt.Sprintf("PRAGMA busy_timeout(%d)", d.Milliseconds())
 }
 
-// checkSpace fills a file of that name and removes it.
+// checkSpace writes a file of that name and removes it.
 func checkSpace(path string) (err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -87,32 +86,32 @@ func checkSpace(path string) (err error) {
 	}
 	defer func() { err = errors.Join(err, f.Close(), os.Remove(path)) }()
 	fill := make([]byte, spaceTried)
-	_, _ = rand.Read(fill) // never fails; zeros need no room where files may have holes
+	_, _ = rand.Read(fill) // never fails; zeros need no room in a file system with sparse files
 	_, err = f.Write(fill)
 	return err
 }
 
-// checkServer writes nothing into each table, 256 KiB into a temporary file of
-// the server, and an empty message into its write-ahead log.
+// checkServer inserts no row into each table, writes 256 KiB into a temporary file
+// of the server, and an empty message into its write-ahead log.
 func (db *DB) checkServer(ctx context.Context) error {
 	return db.Tx(ctx, func(tx *sql.Tx) error {
-		script, err := writesNothing(ctx, tx)
+		script, err := writeScript(ctx, tx)
 		if err != nil {
 			return err
 		}
-		// several statements in one go
-		_, err = tx.ExecContext(ctx, script, pgx.QueryExecModeSimpleProtocol)
+		_, err = tx.ExecContext(ctx, script, pgx.QueryExecModeSimpleProtocol) // which takes several statements
 		return err
 	})
 }
 
-// writesNothing is a script that inserts no row into each table that has the
-// owner of the migrations: others', an extension's, may stand in the schema as
-// well. PostgreSQL asks for locks, rights and a primary all the same. One table after the other
-// is let go again, so that whoever locks several waits for one at most. What is
-// generated for a function is kept in memory up to work_mem, and beyond in a
-// file where the tables are.
-func writesNothing(ctx context.Context, tx *sql.Tx) (string, error) {
+// writeScript is a script for checkServer. It inserts no row into each table whose
+// owner is that of the migrations' tables (the schema may hold an extension's, too);
+// PostgreSQL asks for locks, rights and a primary all the same. It releases the lock
+// of each table before it takes the next, so that a transaction that locks several
+// tables waits for one of them at most. PostgreSQL keeps the result of
+// generate_series in memory up to work_mem, and beyond that in a file on the disk of
+// the tables.
+func writeScript(ctx context.Context, tx *sql.Tx) (string, error) {
 	rows, err := tx.QueryContext(ctx, `
 		SELECT format('INSERT INTO %I (%I) OVERRIDING SYSTEM VALUE SELECT NULL WHERE false', c.relname, min(a.attname))
 		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
@@ -139,15 +138,15 @@ func writesNothing(ctx context.Context, tx *sql.Tx) (string, error) {
 // generatedRow is about how many bytes a row of generate_series takes in a file.
 const generatedRow = 16
 
-// A lastFlush is how the last flush of a Group went.
+// A lastFlush is the outcome of the last flush of a Group.
 type lastFlush struct {
 	mu  sync.Mutex
-	err error // if it was the database's fault
+	err error // nil when the flush failed through no fault of the database
 	at  time.Time
 }
 
-// ended takes note of how a flush went.
-func (f *lastFlush) ended(err error) {
+// record keeps the outcome of a flush.
+func (f *lastFlush) record(err error) {
 	if !IsUnavailable(err) {
 		err = nil
 	}
@@ -156,8 +155,8 @@ func (f *lastFlush) ended(err error) {
 	f.err, f.at = err, time.Now()
 }
 
-// fault is the database's, if it is recent.
-func (f *lastFlush) fault() error {
+// recentFault is the error of the last flush, if it is recent.
+func (f *lastFlush) recentFault() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if time.Since(f.at) > faultMemory {
@@ -166,7 +165,7 @@ func (f *lastFlush) fault() error {
 	return f.err
 }
 
-// flushes are the last ones of all Groups of a database.
+// flushes has the last flush of each Group of a database.
 type flushes struct {
 	mu  sync.Mutex
 	all []*lastFlush
@@ -178,11 +177,12 @@ func (f *flushes) add(g *lastFlush) {
 	f.all = append(f.all, g)
 }
 
-func (f *flushes) fault() error {
+// recentFault is the first recent error of a group.
+func (f *flushes) recentFault() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, g := range f.all {
-		if err := g.fault(); err != nil {
+		if err := g.recentFault(); err != nil {
 			return err
 		}
 	}

@@ -17,7 +17,7 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// checkWrites is CheckWrites with the time that readiness gives it.
+// checkWrites is CheckWrites with a deadline, as readiness calls it.
 func checkWrites(t *testing.T, db *sqldb.DB) error {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -25,8 +25,7 @@ func checkWrites(t *testing.T, db *sqldb.DB) error {
 	return db.CheckWrites(ctx)
 }
 
-// refuses wants CheckWrites to fail with something that waiting may cure, or a
-// person, and to say what.
+// refuses wants CheckWrites to fail because of the database, for that reason.
 func refuses(t *testing.T, db *sqldb.DB, because string) {
 	t.Helper()
 	err := checkWrites(t, db)
@@ -35,6 +34,7 @@ func refuses(t *testing.T, db *sqldb.DB, because string) {
 	}
 }
 
+// takes wants CheckWrites to succeed.
 func takes(t *testing.T, db *sqldb.DB) {
 	t.Helper()
 	if err := checkWrites(t, db); err != nil {
@@ -42,7 +42,7 @@ func takes(t *testing.T, db *sqldb.DB) {
 	}
 }
 
-// Whoever asks every second leaves nothing behind.
+// CheckWrites, which readiness calls every second, leaves nothing behind.
 func TestCheckWritesLeavesNothingBehind(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		mustExec(t, db, `INSERT INTO things (id, n) VALUES ('margherita', 1)`)
@@ -60,7 +60,7 @@ func TestCheckWritesLeavesNothingBehind(t *testing.T) {
 	}, schema)
 }
 
-// A table of somebody else in the schema has no say, and may be locked.
+// A table in the schema that another role owns is not checked, and may be locked.
 func TestCheckWritesLeavesOthersAlone(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres, schema)
 	stranger := "r_stranger_" + strings.ToLower(rand.Text())
@@ -85,8 +85,8 @@ func TestCheckWritesLeavesOthersAlone(t *testing.T) {
 	}
 }
 
-// weigh is how many bytes the database takes: its tables, or all files in its
-// folder but the write-ahead log, which is written over and over.
+// weigh is the size of the database in bytes: of its tables, or of all files in its
+// folder but the write-ahead log, which is overwritten again and again.
 func weigh(t *testing.T, db *sqldb.DB) (bytes int64) {
 	t.Helper()
 	if db.Engine == sqldb.Postgres {
@@ -116,8 +116,8 @@ func fileOf(t *testing.T, db *sqldb.DB) (path string) {
 	return path
 }
 
-// A lock of somebody else that keeps rows out is a reason; one that lets them in
-// is none.
+// CheckWrites fails while another session holds a lock that rows cannot be inserted
+// under, and not for weaker locks.
 func TestCheckWritesMeetsLocks(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
 		db := sqltest.Open(t, sqldb.Postgres, schema)
@@ -177,7 +177,7 @@ func TestCheckWritesOfAReadOnlyDatabase(t *testing.T) {
 	})
 }
 
-// A table that may be read and not written is found, whichever it is.
+// CheckWrites finds a table that the role may read and not write.
 func TestCheckWritesWithoutTheRight(t *testing.T) {
 	u := sqltest.URL(t, sqldb.Postgres)
 	owner := sqltest.Connect(t, u, schema)
@@ -203,16 +203,16 @@ func as(t *testing.T, rawURL, user, password string) string {
 	return u.String()
 }
 
-// What a Group met counts for ten seconds, so that readiness comes back without
-// traffic, and no longer than until the next flush that goes well.
+// The error of a Group's flush counts for ten seconds, so that readiness comes back
+// without traffic, or until the next flush that succeeds.
 func TestCheckWritesHearsOfFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		db := sqltest.Open(t, sqldb.SQLite, schema)
-		var verdict error
-		put := sqldb.NewGroup(db, func(context.Context, []thing) ([]int, error) { return make([]int, 1), verdict })
+		var fault error
+		put := sqldb.NewGroup(db, func(context.Context, []thing) ([]int, error) { return make([]int, 1), fault })
 		other := sqldb.NewGroup(db, func(context.Context, []thing) ([]int, error) { return make([]int, 1), nil })
 		flush := func(err error) {
-			verdict = err
+			fault = err
 			_, _ = put.Do(t.Context(), thing{})
 		}
 		flush(sql.ErrConnDone)
@@ -220,7 +220,7 @@ func TestCheckWritesHearsOfFlushes(t *testing.T) {
 		if _, err := other.Do(t.Context(), thing{}); err != nil {
 			t.Fatal(err)
 		}
-		refuses(t, db, "last write failed") // for it is not the other that met it
+		refuses(t, db, "last write failed") // the other group had no error
 		flush(nil)
 		takes(t, db)
 		flush(errors.New("a fault of the item's own"))

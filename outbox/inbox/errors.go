@@ -46,7 +46,7 @@ func classify(err error) errorClass {
 		return m.class
 	case sqldb.IsConflict(err):
 		return classConflict
-	case sqldb.IsDown(err):
+	case sqldb.SaysUnavailable(err):
 		return classUnavailable
 	}
 	return classTransient

@@ -407,8 +407,8 @@ var engine = []mutant{
 	},
 	{
 		name: "job: a clock that is set makes every holder look dead",
-		old:  `w.clock.Steady(now, asked, w.cfg.Lease/8) == 0 {`,
-		new:  `w.clock.Steady(now, asked, w.cfg.Lease/8) < 0 {`,
+		old:  `w.clock.Observe(now, asked, w.cfg.Lease/8) == 0 {`,
+		new:  `w.clock.Observe(now, asked, w.cfg.Lease/8) < 0 {`,
 		test: "./job -run ^TestClockSetForwardTakesNothing$",
 	},
 	{
@@ -501,15 +501,15 @@ var engine = []mutant{
 	},
 	{
 		name: "move: a target in use is overwritten",
-		old:  `		if pristine, ok := c.seeds[t.name]; ok {`,
-		new:  `		if pristine, ok := map[string]string{"lease": "true"}[t.name]; ok {`,
+		old:  `		if unused, ok := c.initialRows[t.name]; ok {`,
+		new:  `		if unused, ok := map[string]string{"lease": "true"}[t.name]; ok {`,
 		test: "./sqldb -run ^TestCopyIsAllOrNothing$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "move: what came out is not compared",
-		old:  `		case here != there && used:`,
-		new:  `		case here.rows != there.rows && used:`,
+		old:  `		case target != source && used:`,
+		new:  `		case target.rows != source.rows && used:`,
 		test: "./sqldb -run ^TestCopyAgain$",
 		env:  "DATABASE_URL",
 	},
@@ -706,9 +706,9 @@ var engine = []mutant{
 	},
 	{
 		name: "sqldb: a lock time-out is the statement's own fault",
-		old:  `	"55":    Wait, // object`,
-		new:  `	"55":    Fault, // object`,
-		test: "./sqldb -run ^TestPostgresVerdicts$",
+		old:  `	"55":    Unavailable, // object`,
+		new:  `	"55":    Permanent, // object`,
+		test: "./sqldb -run ^TestPostgresErrorClasses$",
 		env:  "DATABASE_URL",
 	},
 	{
@@ -720,8 +720,8 @@ var engine = []mutant{
 	},
 	{
 		name: "sqldb: a statement has no deadline of its own",
-		old:  `cmp.Or(statementLimit(ctx), c.limit, statementTimeout)`,
-		new:  `cmp.Or(time.Hour, c.limit, statementTimeout)`,
+		old:  `cmp.Or(timeoutOf(ctx), c.txTimeout, statementTimeout)`,
+		new:  `cmp.Or(time.Hour, c.txTimeout, statementTimeout)`,
 		test: "./sqldb -run ^TestStatementDeadline$",
 		env:  "DATABASE_URL",
 	},
@@ -766,8 +766,8 @@ var engine = []mutant{
 	},
 	{
 		name: "group: who queues while the database is silent waits as long again",
-		old:  `		if err := g.settle(calls); err != nil && time.Since(began) >= groupSilence {`,
-		new:  `		if err := g.settle(calls); err != nil && time.Since(began) < 0 {`,
+		old:  `		if err := g.flushCalls(calls); err != nil && time.Since(began) >= groupSilence {`,
+		new:  `		if err := g.flushCalls(calls); err != nil && time.Since(began) < 0 {`,
 		test: "./sqldb -run ^TestGroupAnswersAllWhoWaitForASilentDatabase$",
 	},
 	{

@@ -127,8 +127,8 @@ var services = []mutant{
 	},
 	{
 		name: "ready: what the intake met is forgotten",
-		old:  `	g.last.ended(err)`,
-		new:  `	g.last.ended(nil)`,
+		old:  `	g.last.record(err)`,
+		new:  `	g.last.record(nil)`,
 		test: "./sqldb -run ^TestCheckWritesHearsOfFlushes$",
 	},
 	{
