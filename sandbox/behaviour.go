@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// The tags of an e-mail address that trouble its charges; doc.go says how.
+// The tags of an e-mail address that inject faults into its charges; see the package
+// comment.
 const (
 	tagDeclined          = "declined"
 	tagInsufficientFunds = "insufficient_funds"
@@ -26,14 +27,14 @@ const (
 	suffixAlways     = "-always"
 )
 
-// fault is what an address asks for; the zero fault is an ordinary customer.
+// fault is the fault that an address asks for; the zero fault is none.
 type fault struct {
 	tag    string
 	always bool // on every request, not once for an order
 }
 
-// faultOf finds the first tag known to the provider among those of the address.
-func faultOf(address string) fault {
+// parseFault returns the fault of the first known tag of the address.
+func parseFault(address string) fault {
 	for _, tag := range plusTags(address) {
 		name, always := strings.CutSuffix(tag, suffixAlways)
 		switch name {
@@ -44,7 +45,8 @@ func faultOf(address string) fault {
 	return fault{}
 }
 
-// plusTags returns what stands between the pluses of the local part, in lower case.
+// plusTags returns the tags of an address, which follow the pluses of its local part,
+// in lower case.
 func plusTags(address string) []string {
 	at := strings.LastIndexByte(address, '@')
 	if at < 0 {
@@ -53,30 +55,32 @@ func plusTags(address string) []string {
 	return strings.Split(strings.ToLower(address[:at]), "+")[1:]
 }
 
-// use is the fact that the fault has worked for the order, if it works once.
-func (f fault) use(order string) *usedTag {
+// tagFor returns the fact that the fault was used by the order, nil if the fault may be
+// used again.
+func (f fault) tagFor(order string) *usedTag {
 	if f.tag == "" || f.always {
 		return nil
 	}
 	return &usedTag{OrderReference: order, Tag: f.tag}
 }
 
-// take returns the fault, or none when it has already worked for the order.
-func (p *payments) take(order string, f fault) fault {
-	use := f.use(order)
+// useTag marks the fault as used by the order and returns it. If the order has used it
+// before, it returns no fault.
+func (p *payments) useTag(order string, f fault) fault {
+	use := f.tagFor(order)
 	if use == nil {
 		return f
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.used[*use] {
+	if p.usedTags[*use] {
 		return fault{}
 	}
-	p.used[*use] = true // at once, so that two keys of one order cannot both have it
+	p.usedTags[*use] = true // before it is on disk, so that two keys of one order cannot both use it
 	return f
 }
 
-// declineCode says why the charge is declined; "" is a success.
+// declineCode returns why the charge is declined, "" if it succeeds.
 func (p *payments) declineCode(f fault) string {
 	switch {
 	case f.tag == tagDeclined:
@@ -89,15 +93,15 @@ func (p *payments) declineCode(f fault) string {
 	return ""
 }
 
-// behaviour is how the provider treats all traffic; the zero value is kind.
+// behaviour has the faults of all traffic; the zero value has none.
 type behaviour struct {
-	LatencyMS   int64   `json:"latency_ms"`   // before anything is done
+	LatencyMS   int64   `json:"latency_ms"`   // before each request is handled
 	DeclineRate float64 `json:"decline_rate"` // 0 to 1, of new charges
-	ErrorRate   float64 `json:"error_rate"`   // 0 to 1, answered 500 with nothing done
-	LostRate    float64 `json:"lost_rate"`    // 0 to 1, done and the connection cut
+	ErrorRate   float64 `json:"error_rate"`   // 0 to 1, of requests answered 500 and not handled
+	LostRate    float64 `json:"lost_rate"`    // 0 to 1, of requests handled and cut before the answer
 }
 
-func (b behaviour) check() error {
+func (b behaviour) validate() error {
 	if b.LatencyMS < 0 || b.LatencyMS > maxLatencyMS {
 		return invalid("invalid_latency_ms", "latency_ms must be between 0 and 600000")
 	}
@@ -118,10 +122,11 @@ func (p *payments) currentBehaviour() behaviour {
 	return p.behaviour
 }
 
-// disturb does to a request what the behaviour says for all traffic.
-func (x *exchange) disturb() error {
+// applyBehaviour delays the request, fails it or marks its answer as lost, as the
+// behaviour says.
+func (x *exchange) applyBehaviour() error {
 	b := x.p.currentBehaviour()
-	if err := x.pause(time.Duration(b.LatencyMS) * time.Millisecond); err != nil {
+	if err := x.delay(time.Duration(b.LatencyMS) * time.Millisecond); err != nil {
 		return err
 	}
 	x.lost = rand.Float64() < b.LostRate //nolint:gosec // a simulated chance
@@ -135,12 +140,12 @@ func (p *payments) handleGetBehaviour(w http.ResponseWriter, _ *http.Request) {
 	writeJSON(w, p.log, http.StatusOK, p.currentBehaviour())
 }
 
-// handlePutBehaviour replaces the whole behaviour: what is not given is zero.
+// handlePutBehaviour replaces the whole behaviour: absent fields are zero.
 func (p *payments) handlePutBehaviour(w http.ResponseWriter, r *http.Request) {
 	var b behaviour
 	err := decode(w, r, &b)
 	if err == nil {
-		err = b.check()
+		err = b.validate()
 	}
 	if err == nil {
 		err = p.append(record{Behaviour: &b})

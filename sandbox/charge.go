@@ -12,13 +12,13 @@ const (
 	lateAfter = 20 * time.Second
 
 	maxKey    = 255            // bytes of an Idempotency-Key or a reference
-	maxAmount = 10_000_000_000 // minor units: no pizza costs more
+	maxAmount = 10_000_000_000 // minor units
 )
 
 var currencyCode = regexp.MustCompile(`^[A-Z]{3}$`)
 
-// check says what is wrong with the request, if anything.
-func (in chargeRequest) check() error {
+// validate returns the error of an unacceptable request.
+func (in chargeRequest) validate() error {
 	switch {
 	case in.Amount <= 0 || in.Amount > maxAmount:
 		return invalid("invalid_amount", "amount must be a positive number of minor units")
@@ -32,13 +32,13 @@ func (in chargeRequest) check() error {
 	return nil
 }
 
-// isAddress is as lenient as a provider is: something, an at sign, something.
+// isAddress is as lenient as a provider: it wants an @ between two other characters.
 func isAddress(s string) bool {
 	at := strings.LastIndexByte(s, '@')
 	return at > 0 && at < len(s)-1 && len(s) <= 320 && !strings.ContainsAny(s, " \t\r\n<>")
 }
 
-// checkKey says what is wrong with the Idempotency-Key of a POST, if anything.
+// checkKey returns the error of a missing or too long Idempotency-Key.
 func checkKey(key string) error {
 	if key == "" || len(key) > maxKey {
 		return badRequest("idempotency_key_required", "a header Idempotency-Key of 1 to 255 bytes is required")
@@ -49,7 +49,7 @@ func checkKey(key string) error {
 func (p *payments) handleCreateCharge(x *exchange) error {
 	var in chargeRequest
 	bad := decode(x.w, x.r, &in)
-	if err := x.begin(in.OrderReference); err != nil {
+	if err := x.logRequest(in.OrderReference); err != nil {
 		return err
 	}
 	for _, err := range []error{bad, checkKey(x.key)} {
@@ -57,19 +57,19 @@ func (p *payments) handleCreateCharge(x *exchange) error {
 			return err
 		}
 	}
-	if err := in.check(); err != nil {
+	if err := in.validate(); err != nil {
 		return err
 	}
-	if err := x.disturb(); err != nil {
+	if err := x.applyBehaviour(); err != nil {
 		return err
 	}
-	first, err := p.claim(x.r.Context(), x.key)
+	first, err := p.claimKey(x.r.Context(), x.key)
 	if err != nil {
 		return err
 	}
-	f := faultOf(in.CustomerEmail)
+	f := parseFault(in.CustomerEmail)
 	if first == nil {
-		return x.charge(in, p.take(in.OrderReference, f))
+		return x.charge(in, p.useTag(in.OrderReference, f))
 	}
 	if first.chargeRequest != in {
 		return invalid("idempotency_key_reused", "this Idempotency-Key belongs to a request with another body")
@@ -77,50 +77,50 @@ func (p *payments) handleCreateCharge(x *exchange) error {
 	if !f.always {
 		f = fault{}
 	}
-	return x.deliver(*first, f, record{})
+	return x.answerCharge(*first, f, record{})
 }
 
-// charge makes the first result of the key, or what the fault has instead.
-// The key is released by the charge itself, or here when none comes about.
+// charge makes the first result of the key, or injects the fault. The claim of the key
+// ends with the charge, or here if there is none.
 func (x *exchange) charge(in chargeRequest, f fault) error {
-	facts := record{Tag: f.use(in.OrderReference)}
+	facts := record{Tag: f.tagFor(in.OrderReference)}
 	switch f.tag {
 	case tagLate:
 		return x.chargeLate(in, facts)
 	case tagHang:
 		err := x.p.append(facts)
-		x.p.release(x.key)
+		x.p.releaseKey(x.key)
 		if err != nil {
 			return err
 		}
-		return x.hold()
+		return x.hang()
 	case tagError:
-		defer x.p.release(x.key)
+		defer x.p.releaseKey(x.key)
 		return &apiError{status: http.StatusInternalServerError, Code: "internal", Message: "nothing was charged", facts: facts}
 	}
-	defer x.p.release(x.key)
+	defer x.p.releaseKey(x.key)
 	facts.Charge = newCharge(x.key, in, x.p.declineCode(f))
-	return x.deliver(*facts.Charge, f, facts)
+	return x.answerCharge(*facts.Charge, f, facts)
 }
 
-// chargeLate promises the charge on disk and never answers; until it is
-// charged the key stays occupied.
+// chargeLate stores a late charge and never answers. The key stays claimed until the
+// charge is made.
 func (x *exchange) chargeLate(in chargeRequest, facts record) error {
 	l := &lateCharge{IdempotencyKey: x.key, chargeRequest: in, DueAt: now().Add(lateAfter)}
 	facts.Late = l
 	if err := x.p.append(facts); err != nil {
-		x.p.release(x.key)
+		x.p.releaseKey(x.key)
 		return err
 	}
 	x.p.mu.Lock()
-	x.p.schedule(l)
+	x.p.scheduleCharge(l)
 	x.p.mu.Unlock()
-	return x.hold()
+	return x.hang()
 }
 
-// deliver keeps the facts and tells the client of the charge, unless the
-// fault is that it learns nothing.
-func (x *exchange) deliver(c charge, f fault, facts record) error {
+// answerCharge stores the facts and answers with the charge, unless the fault is that
+// there is no answer.
+func (x *exchange) answerCharge(c charge, f fault, facts record) error {
 	switch f.tag {
 	case tagLost:
 		x.lost = true
@@ -128,13 +128,13 @@ func (x *exchange) deliver(c charge, f fault, facts record) error {
 		if err := x.p.append(facts); err != nil {
 			return err
 		}
-		return x.hold()
+		return x.hang()
 	case tagSlow:
 		if err := x.p.append(facts); err != nil {
 			return err
 		}
 		facts = record{}
-		if err := x.pause(slowFor); err != nil {
+		if err := x.delay(slowFor); err != nil {
 			return err
 		}
 	}
@@ -145,8 +145,8 @@ func (x *exchange) deliver(c charge, f fault, facts record) error {
 	return x.answer(status, c, facts)
 }
 
-// handleListCharges is the ledger, and with a filter the lookup of a client,
-// which fares as all traffic does.
+// handleListCharges answers with the ledger. With a filter it is a client's lookup,
+// to which the behaviour applies as to all traffic.
 func (p *payments) handleListCharges(x *exchange) error {
 	query := x.r.URL.Query()
 	filter := func(name string) *string {
@@ -160,25 +160,25 @@ func (p *payments) handleListCharges(x *exchange) error {
 	if key != nil {
 		x.key = *key
 	}
-	if err := x.begin(query.Get("order_reference")); err != nil {
+	if err := x.logRequest(query.Get("order_reference")); err != nil {
 		return err
 	}
 	if key == nil && order == nil {
 		return x.streamLedger()
 	}
-	if err := x.disturb(); err != nil {
+	if err := x.applyBehaviour(); err != nil {
 		return err
 	}
-	return x.answer(http.StatusOK, p.find(key, order), record{})
+	return x.answer(http.StatusOK, p.findCharges(key, order), record{})
 }
 
-// streamLedger tells the whole ledger, undisturbed: it is the evidence.
+// streamLedger answers with the whole ledger. It is evidence, so no fault applies.
 func (x *exchange) streamLedger() error {
-	if err := x.keep(record{Answer: &answer{Seq: x.seq, Status: http.StatusOK}}, true); err != nil {
+	if err := x.appendFacts(record{Answer: &answer{Seq: x.seq, Status: http.StatusOK}}, true); err != nil {
 		return err
 	}
 	streamList(x.w, x.p.log, func(item func(any) error) error {
-		for i := range x.p.count() {
+		for i := range x.p.countCharges() {
 			if err := item(x.p.chargeAt(i)); err != nil {
 				return err
 			}

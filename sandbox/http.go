@@ -17,7 +17,7 @@ import (
 
 const (
 	maxBody      = 1 << 20
-	readTimeout  = 10 * time.Second // of a body, once its header is there
+	readTimeout  = 10 * time.Second // of a body, after its header
 	writeTimeout = 2 * time.Minute  // of one answer; a list may be long
 )
 
@@ -26,10 +26,10 @@ type apiError struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
 	status  int
-	facts   record // what becomes true with the answer
+	facts   record // stored with the answer
 }
 
-// Error is the code and the message.
+// Error returns the code and the message.
 func (e *apiError) Error() string { return e.Code + ": " + e.Message }
 
 func badRequest(code, message string) error {
@@ -40,7 +40,7 @@ func invalid(code, message string) error {
 	return &apiError{status: http.StatusUnprocessableEntity, Code: code, Message: message}
 }
 
-// methods serves one path, each method its own way, any other with 405.
+// methods has the handlers of one path by method. Any other method is answered 405.
 type methods map[string]http.HandlerFunc
 
 // ServeHTTP serves HEAD as GET.
@@ -69,8 +69,8 @@ func (s *Sandbox) routes() (http.Handler, error) {
 	}
 	p := s.payments
 	mux := http.NewServeMux()
-	mux.Handle("/payments/charges", methods{"POST": p.exchanged(p.handleCreateCharge), "GET": p.exchanged(p.handleListCharges)})
-	mux.Handle("/payments/refunds", methods{"POST": p.exchanged(p.handleCreateRefund)})
+	mux.Handle("/payments/charges", methods{"POST": p.handleExchange(p.handleCreateCharge), "GET": p.handleExchange(p.handleListCharges)})
+	mux.Handle("/payments/refunds", methods{"POST": p.handleExchange(p.handleCreateRefund)})
 	mux.Handle("/payments/requests", methods{"GET": p.handleListRequests})
 	mux.Handle("/payments/behaviour", methods{"GET": p.handleGetBehaviour, "PUT": p.handlePutBehaviour})
 	mux.Handle("/mail/messages", methods{"GET": s.mails.handleList})
@@ -81,11 +81,11 @@ func (s *Sandbox) routes() (http.Handler, error) {
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		writeError(w, nil, &apiError{status: http.StatusNotFound, Code: "not_found", Message: "there is nothing here"})
 	})
-	return secured(http.NewCrossOriginProtection().Handler(mux)), nil
+	return withSecurityHeaders(http.NewCrossOriginProtection().Handler(mux)), nil
 }
 
-// secured sets the headers that keep a browser from anything but the page.
-func secured(next http.Handler) http.Handler {
+// withSecurityHeaders sets headers that allow a browser the page's own files only.
+func withSecurityHeaders(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; "+
@@ -97,7 +97,7 @@ func secured(next http.Handler) http.Handler {
 	})
 }
 
-// decode reads the one JSON value that the body must be.
+// decode decodes the body, which must be one JSON value.
 func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	body, err := readBody(w, r)
 	if err != nil {
@@ -106,7 +106,7 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return badRequest("invalid_json", "the body cannot be read: "+jsonTrouble(err))
+		return badRequest("invalid_json", "the body cannot be read: "+describeJSONError(err))
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return badRequest("invalid_json", "the body must be one JSON object")
@@ -114,8 +114,8 @@ func decode(w http.ResponseWriter, r *http.Request, v any) error {
 	return nil
 }
 
-// jsonTrouble tells the shape of the mistake without the client's values.
-func jsonTrouble(err error) string {
+// describeJSONError describes a decoding error without the client's values.
+func describeJSONError(err error) string {
 	var wrongType *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &wrongType):
@@ -126,8 +126,8 @@ func jsonTrouble(err error) string {
 	return "it is not the JSON that is asked for"
 }
 
-// readBody reads the body within its own deadline, which is lifted again:
-// net/http would take it for the client's leaving while an answer hangs.
+// readBody reads the body before a deadline, and then removes the deadline: while an
+// answer hangs, net/http would take its end for a client that has left.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	control := http.NewResponseController(w)
 	if err := control.SetReadDeadline(time.Now().Add(readTimeout)); err != nil && !errors.Is(err, http.ErrNotSupported) {
@@ -157,23 +157,23 @@ func writeJSON(w http.ResponseWriter, log *slog.Logger, status int, v any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
 	if _, err := w.Write(body); err != nil {
-		logGone(log, err)
+		logUndelivered(log, err)
 	}
 }
 
-// writeError answers with the error if it is ours; any other is logged and
-// told without detail.
+// writeError answers with an apiError as it is. Any other error is logged and answered
+// with 500 without details.
 func writeError(w http.ResponseWriter, log *slog.Logger, err error) {
 	var e *apiError
 	if !errors.As(err, &e) {
-		log.Error("request", "error", err)
+		log.Error("request failed", "error", err)
 		e = &apiError{status: http.StatusInternalServerError, Code: "sandbox_failed", Message: "the sandbox itself has failed, perhaps to keep the evidence"}
 	}
 	writeJSON(w, log, e.status, e)
 }
 
-// streamList writes a bare array, item by item. An error in the middle cuts
-// the connection, so that nobody takes a part for the whole.
+// streamList writes a bare array, item by item. An error in the middle cuts the
+// connection, so that a client does not take a part for the whole.
 func streamList(w http.ResponseWriter, log *slog.Logger, each func(item func(any) error) error) {
 	setWriteDeadline(w, log)
 	w.Header().Set("Content-Type", "application/json")
@@ -197,7 +197,7 @@ func streamList(w http.ResponseWriter, log *slog.Logger, each func(item func(any
 		_, err = io.WriteString(w, strings.TrimSuffix(separator, ",")+"]\n")
 	}
 	if err != nil {
-		logGone(log, err)
+		logUndelivered(log, err)
 		panic(http.ErrAbortHandler) // how net/http cuts a connection
 	}
 }
@@ -205,17 +205,17 @@ func streamList(w http.ResponseWriter, log *slog.Logger, each func(item func(any
 func setWriteDeadline(w http.ResponseWriter, log *slog.Logger) {
 	err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err != nil && !errors.Is(err, http.ErrNotSupported) {
-		logGone(log, err)
+		logUndelivered(log, err)
 	}
 }
 
-func logGone(log *slog.Logger, err error) {
+func logUndelivered(log *slog.Logger, err error) {
 	if log != nil {
 		log.Debug("answer not delivered", "error", err)
 	}
 }
 
-// httpServer serves the handler with limits on all but the answers that hang.
+// httpServer serves the handler. Only answers have no time limit: they may hang.
 type httpServer struct {
 	*http.Server
 	listener net.Listener
@@ -238,7 +238,7 @@ func (h httpServer) serve() error {
 	return nil
 }
 
-// stop waits for what is being answered until ctx ends, then cuts it off.
+// stop waits until ctx ends for requests under way, then cuts their connections.
 func (h httpServer) stop(ctx context.Context) error {
 	err := h.Shutdown(ctx)
 	if errors.Is(err, context.DeadlineExceeded) {

@@ -14,29 +14,29 @@ import (
 	"time"
 )
 
-// errDamaged says that a file holds a line, not its last, that cannot be read.
+// errDamaged is the error of a file with an unreadable line before its last.
 var errDamaged = errors.New("damaged evidence")
 
-// journal is an append-only file of JSON lines. Whoever appends waits for the
-// sync; those who wait at the same time share one.
+// journal is an append-only file of JSON lines. An append waits for its sync; appends
+// that wait at the same time share one.
 type journal struct {
 	file *os.File
 
-	write   sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	size    int64      // where the next line begins
-	applies []func()   // what becomes visible with the next sync, in file order
-	broken  error      // after a failed sync nobody knows what is on disk
+	pending []func()   // the applies of lines not synced, in file order
+	broken  error      // after a failed sync it is unknown what is on disk
 
-	synced  int64         // what is before it is on disk; guarded by write
-	syncing chan struct{} // closed by the one who syncs when he has; nil when nobody does
+	synced  int64         // lines before it are on disk
+	syncing chan struct{} // closed when the sync under way ends; nil without one
 	linger  time.Duration // before the next sync; see flush
 }
 
-// maxLinger bounds how much later an answer is for having shared its sync.
+// maxLinger is the limit of linger, and so of the latency that sharing a sync adds.
 const maxLinger = 3 * time.Millisecond
 
-// openJournal opens or creates the file and hands each of its lines to load.
-// A torn last line is cut off; a damaged one before it is an error.
+// openJournal opens or creates the file and calls load with each of its lines. A torn
+// last line is cut off; a damaged line before it is an error.
 func openJournal(path string, log *slog.Logger, load func(line []byte, at int64) error) (*journal, error) {
 	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -78,8 +78,8 @@ func (j *journal) load(log *slog.Logger, load func(line []byte, at int64) error)
 	}
 }
 
-// cutTail removes what follows the last whole line. Nobody was told of it:
-// an answer waits for the sync of its line.
+// cutTail removes a torn line after the last whole one. No client had an answer for
+// it: an answer waits for the sync of its line.
 func (j *journal) cutTail(log *slog.Logger, end int64) error {
 	if end > j.size {
 		log.Warn("torn line cut off", "file", filepath.Base(j.file.Name()), "bytes", end-j.size)
@@ -87,7 +87,7 @@ func (j *journal) cutTail(log *slog.Logger, end int64) error {
 			return err
 		}
 	}
-	// What an earlier process wrote and did not sync is now shown as fact.
+	// The lines that an earlier process did not sync are shown as facts from now on.
 	if err := j.file.Sync(); err != nil {
 		return err
 	}
@@ -95,8 +95,8 @@ func (j *journal) cutTail(log *slog.Logger, end int64) error {
 	return nil
 }
 
-// readLine returns the next line with its newline, valid until the next call;
-// io.EOF comes with what is left when no newline follows.
+// readLine returns the next line with its newline, valid until the next call. With
+// io.EOF it returns the rest without a newline.
 func readLine(r *bufio.Reader, buf *[]byte) ([]byte, error) {
 	*buf = (*buf)[:0]
 	for {
@@ -119,41 +119,41 @@ func encodeLine(v any) ([]byte, error) {
 	return buf.Bytes(), nil
 }
 
-// note writes a line without waiting for the disk: it outlives the process at
-// once, and the machine with the next append.
-func (j *journal) note(line []byte) error {
-	j.write.Lock()
-	defer j.write.Unlock()
-	_, err := j.put(line)
+// appendUnsynced writes a line without waiting for the disk. The line survives a crash
+// of the process at once, and one of the machine after the next append.
+func (j *journal) appendUnsynced(line []byte) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	_, err := j.writeLine(line)
 	return err
 }
 
-// append writes a line and returns when it is synced and apply, called with
-// the place of the line, has run. The applies of a journal run one at a time,
-// in the order of the lines, so that memory equals what a restart would load.
+// append writes a line and returns when the line is synced and apply has run, which
+// is called with the offset of the line. The applies run one at a time in the order of
+// the lines, so that memory equals the state that a restart loads.
 func (j *journal) append(line []byte, apply func(at int64)) error {
-	j.write.Lock()
-	at, err := j.put(line)
+	j.mu.Lock()
+	at, err := j.writeLine(line)
 	if err == nil {
-		j.applies = append(j.applies, func() { apply(at) })
+		j.pending = append(j.pending, func() { apply(at) })
 	}
 	end := j.size
-	j.write.Unlock()
+	j.mu.Unlock()
 	if err != nil {
 		return err
 	}
-	return j.sync(end)
+	return j.awaitSync(end)
 }
 
-// put writes the line, which ends with a newline; the caller holds write.
-func (j *journal) put(line []byte) (at int64, err error) {
+// writeLine writes the line, which ends with a newline; the caller holds mu.
+func (j *journal) writeLine(line []byte) (at int64, err error) {
 	if j.broken != nil {
 		return 0, j.broken
 	}
 	at = j.size
 	n, err := j.file.WriteAt(line, at)
 	if err != nil {
-		// A full disk must leave no half line for the next one to follow.
+		// A full disk must not leave half a line in front of the next one.
 		if n > 0 {
 			if cut := j.file.Truncate(at); cut != nil {
 				j.broken = errors.Join(err, cut)
@@ -165,41 +165,41 @@ func (j *journal) put(line []byte) (at int64, err error) {
 	return at, nil
 }
 
-// sync returns when everything before end is on disk. One at a time syncs, for
-// all who wrote until then; those who come meanwhile wait for him, all at once,
-// and one of them is the next.
-func (j *journal) sync(end int64) error {
+// awaitSync returns when the lines before end are on disk. One caller at a time syncs
+// all lines written so far; callers that arrive meanwhile wait, and one of them makes
+// the next sync.
+func (j *journal) awaitSync(end int64) error {
 	for {
-		j.write.Lock()
+		j.mu.Lock()
 		switch {
 		case j.synced >= end:
-			j.write.Unlock()
+			j.mu.Unlock()
 			return nil
 		case j.broken != nil:
-			defer j.write.Unlock()
+			defer j.mu.Unlock()
 			return j.broken
 		case j.syncing == nil:
 			j.syncing = make(chan struct{})
 			linger := j.linger
-			j.write.Unlock()
+			j.mu.Unlock()
 			time.Sleep(linger)
 			j.flush()
 		default:
 			syncing := j.syncing
-			j.write.Unlock()
+			j.mu.Unlock()
 			<-syncing
 		}
 	}
 }
 
-// flush syncs what is written, and makes it visible. Where several waited for
-// it the next one lingers as long as it took, so that more share it: the disk
-// has others to serve.
+// flush syncs the file and runs the pending applies. If several appends shared the
+// sync, the next one is delayed by as long as this one took, so that more share it:
+// fewer syncs leave more of the disk to the databases.
 func (j *journal) flush() {
-	j.write.Lock()
-	size, applies := j.size, j.applies
-	j.applies = nil
-	j.write.Unlock()
+	j.mu.Lock()
+	size, applies := j.size, j.pending
+	j.pending = nil
+	j.mu.Unlock()
 	began := time.Now()
 	err := j.file.Sync()
 	took := time.Since(began)
@@ -208,8 +208,8 @@ func (j *journal) flush() {
 			apply()
 		}
 	}
-	j.write.Lock()
-	defer j.write.Unlock()
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if err != nil {
 		j.broken = fmt.Errorf("keep evidence: %w", err)
 	} else {
@@ -223,25 +223,25 @@ func (j *journal) flush() {
 	j.syncing = nil
 }
 
-// whole returns a reader of every line written so far.
-func (j *journal) whole() *bufio.Reader {
-	j.write.Lock()
-	defer j.write.Unlock()
+// newReader returns a reader of every line written so far.
+func (j *journal) newReader() *bufio.Reader {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	return bufio.NewReaderSize(io.NewSectionReader(j.file, 0, j.size), 64<<10)
 }
 
-// readAt fills line from its place in the file.
+// readAt reads len(line) bytes at the offset.
 func (j *journal) readAt(line []byte, at int64) error {
 	_, err := j.file.ReadAt(line, at)
 	return err
 }
 
-// close syncs and closes the file. Whoever comes later gets os.ErrClosed.
+// close syncs and closes the file. Later calls return os.ErrClosed.
 func (j *journal) close() error {
-	j.write.Lock()
+	j.mu.Lock()
 	size := j.size
-	j.write.Unlock()
-	err := j.sync(size)
+	j.mu.Unlock()
+	err := j.awaitSync(size)
 	return errors.Join(err, j.file.Close())
 }
 

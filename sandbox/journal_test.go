@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// lines opens a journal and returns it with what it held.
+// lines opens a journal and returns it with its lines.
 func lines(t *testing.T, path string) (*journal, []string) {
 	t.Helper()
 	var held []string
@@ -41,7 +41,7 @@ func TestJournalAppliesInFileOrder(t *testing.T) {
 		all.Go(func() {
 			line := fmt.Sprintf("{\"n\":%d,\"pad\":%q}\n", i, strings.Repeat("x", i))
 			if i%10 == 0 {
-				if err := j.note([]byte(line)); err != nil {
+				if err := j.appendUnsynced([]byte(line)); err != nil {
 					t.Error(err)
 				}
 				return
@@ -104,7 +104,7 @@ func TestTornTail(t *testing.T) {
 	}
 }
 
-// appendTo adds the text and returns the size before.
+// appendTo appends the text and returns the size before.
 func appendTo(t *testing.T, path, text string) int64 {
 	t.Helper()
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
@@ -141,8 +141,8 @@ func TestDamageIsNotCutAway(t *testing.T) {
 	}
 }
 
-// TestFullDisk writes to a device that is always full: nothing is answered as
-// done, and when there is room again the same key succeeds.
+// TestFullDisk writes to a device that is always full: no request succeeds, and when
+// there is room again the same key does.
 func TestFullDisk(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_RDWR, 0)
 	if err != nil {
@@ -152,8 +152,8 @@ func TestFullDisk(t *testing.T) {
 	w := start(t, t.TempDir())
 	j, room := w.sandbox.payments.journal, w.sandbox.payments.journal.file
 	swap := func(file *os.File) {
-		j.write.Lock()
-		defer j.write.Unlock()
+		j.mu.Lock()
+		defer j.mu.Unlock()
 		j.file = file
 	}
 	swap(full)
@@ -170,7 +170,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
-// TestFailedSync has the sync fail, after which no promise can be kept.
+// TestFailedSync: after a failed sync no request succeeds.
 func TestFailedSync(t *testing.T) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {

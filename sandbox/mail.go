@@ -17,16 +17,16 @@ import (
 	"golang.org/x/text/encoding/htmlindex"
 )
 
-// maxDepth is how deep parts may lie in parts.
+// maxDepth is the limit of nested parts.
 const maxDepth = 10
 
-var errTooDeep = errors.New("parts within parts within parts")
+var errTooDeep = errors.New("parts are nested too deep")
 
-// mail is one message that the mail server accepted. From and To are those of
-// the envelope; the texts are decoded, with \n between lines.
+// mail is one message that the mail server accepted. From and To are the envelope's;
+// the texts are decoded, with \n between lines.
 type mail struct {
 	From       string    `json:"from"`
-	To         []string  `json:"to"` // near the beginning, for recipientsOf
+	To         []string  `json:"to"` // near the beginning for recipientsOf, which reads no further
 	Subject    string    `json:"subject"`
 	Text       string    `json:"text"`
 	HTML       string    `json:"html"`
@@ -34,7 +34,7 @@ type mail struct {
 	ReceivedAt time.Time `json:"received_at"`
 }
 
-// parseMail decodes a message as it came over the wire.
+// parseMail decodes a message in the Internet Message Format.
 func parseMail(raw []byte) (mail, error) {
 	message, err := netmail.ReadMessage(bytes.NewReader(raw))
 	if err != nil {
@@ -52,8 +52,8 @@ func parseMail(raw []byte) (mail, error) {
 	return m, nil
 }
 
-// addPart takes the first text and the first HTML it meets; attachments and
-// whatever else there is are left out.
+// addPart takes the first text and the first HTML, and ignores attachments and all
+// other parts.
 func (m *mail) addPart(header textproto.MIMEHeader, body io.Reader, depth int) error {
 	if depth > maxDepth {
 		return errTooDeep
@@ -120,10 +120,11 @@ func decodeText(encoding, charset string, body io.Reader) (string, error) {
 	return strings.ReplaceAll(strings.ToValidUTF8(string(text), "\uFFFD"), "\r\n", "\n"), nil
 }
 
-// decodeCharset knows what browsers know: UTF-8, KOI8-R, Windows-1251 and the rest.
+// decodeCharset decodes the charsets of browsers: UTF-8, KOI8-R, Windows-1251 and the
+// rest.
 func decodeCharset(charset string, body io.Reader) (io.Reader, error) {
 	if strings.EqualFold(charset, "utf-8") {
-		return body, nil // what is no UTF-8 in it is replaced later
+		return body, nil // decodeText replaces invalid UTF-8
 	}
 	enc, err := htmlindex.Get(charset)
 	if err != nil {

@@ -24,18 +24,18 @@ type sms struct {
 	ReceivedAt time.Time `json:"received_at"`
 }
 
-// messages are what one channel accepted. A line of the file is a message as
-// the list shows it; memory holds only where it stands and for whom.
+// messages are the messages that one channel accepted. A line of the file is a message
+// as the list shows it; memory has only its location and its recipients.
 type messages struct {
 	log     *slog.Logger
 	journal *journal
 
 	mu   sync.RWMutex
-	all  []place
+	all  []location
 	byTo map[string][]int // indices of all, by recipient in lower case
 }
 
-type place struct {
+type location struct {
 	at  int64
 	len int
 }
@@ -47,7 +47,7 @@ func openMessages(path string, log *slog.Logger) (*messages, error) {
 		if err != nil {
 			return err
 		}
-		m.add(place{at, len(line)}, to)
+		m.add(location{at, len(line)}, to)
 		return nil
 	})
 	if err != nil {
@@ -57,8 +57,8 @@ func openMessages(path string, log *slog.Logger) (*messages, error) {
 	return m, nil
 }
 
-// recipientsOf reads a line as far as "to", which stands near its beginning:
-// a start need not decode every mail ever received.
+// recipientsOf reads a line as far as "to", which is near its beginning, so that a
+// start does not decode every mail.
 func recipientsOf(line []byte) ([]string, error) {
 	dec := json.NewDecoder(bytes.NewReader(line))
 	if _, err := dec.Token(); err != nil {
@@ -90,7 +90,7 @@ func recipientsOf(line []byte) ([]string, error) {
 	return nil, errors.New("no recipient")
 }
 
-func (m *messages) add(where place, to []string) {
+func (m *messages) add(where location, to []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.all = append(m.all, where)
@@ -104,18 +104,18 @@ func (m *messages) add(where place, to []string) {
 	}
 }
 
-// keep makes the message durable and then visible.
-func (m *messages) keep(message any, to []string) error {
+// append makes the message durable and then visible.
+func (m *messages) append(message any, to []string) error {
 	line, err := encodeLine(message)
 	if err != nil {
 		return err
 	}
-	return m.journal.append(line, func(at int64) { m.add(place{at, len(line)}, to) })
+	return m.journal.append(line, func(at int64) { m.add(location{at, len(line)}, to) })
 }
 
-// numbers returns the messages to an address, or with nil all, oldest first,
-// as indices of all.
-func (m *messages) numbers(to *string) []int {
+// findNumbers returns the messages to an address, or all with nil, oldest first, as
+// indices of all.
+func (m *messages) findNumbers(to *string) []int {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if to != nil {
@@ -129,15 +129,15 @@ func (m *messages) numbers(to *string) []int {
 	return numbers
 }
 
-// count is how many messages there are.
-func (m *messages) count() int {
+// countAll returns the number of messages.
+func (m *messages) countAll() int {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	return len(m.all)
 }
 
-// read returns the line of a message.
-func (m *messages) read(number int) ([]byte, error) {
+// readMessage returns the line of a message.
+func (m *messages) readMessage(number int) ([]byte, error) {
 	m.mu.RLock()
 	where := m.all[number]
 	m.mu.RUnlock()
@@ -155,8 +155,8 @@ func (m *messages) handleList(w http.ResponseWriter, r *http.Request) {
 		to = &address
 	}
 	streamList(w, m.log, func(item func(any) error) error {
-		for _, number := range m.numbers(to) {
-			line, err := m.read(number)
+		for _, number := range m.findNumbers(to) {
+			line, err := m.readMessage(number)
 			if err != nil {
 				return err
 			}
@@ -170,8 +170,8 @@ func (m *messages) handleList(w http.ResponseWriter, r *http.Request) {
 
 var phoneNumber = regexp.MustCompile(`^\+[1-9][0-9]{6,14}$`)
 
-// handleSendSMS is the gateway. It forgets nothing and compares nothing: the
-// same message sent twice is received twice.
+// handleSendSMS is the SMS gateway. It does not deduplicate: a message that is sent
+// twice is received twice.
 func (s *Sandbox) handleSendSMS(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		To        string `json:"to"`
@@ -190,7 +190,7 @@ func (s *Sandbox) handleSendSMS(w http.ResponseWriter, r *http.Request) {
 	}
 	message := sms{ID: "sms_" + rand.Text(), To: in.To, Text: in.Text, Reference: in.Reference, ReceivedAt: now()}
 	if err == nil {
-		err = s.sms.keep(message, []string{message.To})
+		err = s.sms.append(message, []string{message.To})
 	}
 	if err != nil {
 		writeError(w, s.log, err)

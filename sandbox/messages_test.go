@@ -18,7 +18,7 @@ import (
 	"golang.org/x/text/encoding/charmap"
 )
 
-// sendMail sends a message as it stands.
+// sendMail sends a message as it is.
 func sendMail(addr, to, message string) error {
 	return smtp.SendMail(addr, nil, "shop@example.com", []string{to}, []byte(message))
 }
@@ -115,7 +115,7 @@ func TestMailRefused(t *testing.T) {
 	const fine = "Subject: hi\r\n\r\nhi\r\n"
 	for _, c := range []struct {
 		name, to, message string
-		code              int // 0 is accepted
+		code              int // 0 if it is accepted
 	}{
 		{"bounce", "ivan+bounce@example.com", fine, 550},
 		{"bounce again", "ivan+bounce@example.com", fine, 550},
@@ -151,7 +151,7 @@ func TestMailOutlivesRestart(t *testing.T) {
 	}
 	all.Wait()
 	before := get[[]mail](w, "/mail/messages")
-	w = start(t, w.dir) // the first one is still open, as if killed
+	w = start(t, w.dir) // the first sandbox is still open, as if killed
 	after := get[[]mail](w, "/mail/messages")
 	same := slices.EqualFunc(before, after, func(a, b mail) bool {
 		return a.Subject == b.Subject && a.Text == b.Text && slices.Equal(a.To, b.To)
@@ -164,8 +164,8 @@ func TestMailOutlivesRestart(t *testing.T) {
 	}
 }
 
-// TestStopLetsMailFinish stops while a message is under way: it is accepted,
-// or a clean stop would make the sender send it twice.
+// TestStopLetsMailFinish stops the sandbox while a message is under way: the message is
+// accepted, or else the sender would send it twice.
 func TestStopLetsMailFinish(t *testing.T) {
 	w := start(t, t.TempDir())
 	c, err := smtp.Dial(w.mail)

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// shown is how many messages of a channel, and lines of the ledger, the page has.
-const shown = 50
+// maxShown is how many messages of a channel and lines of the ledger the page shows.
+const maxShown = 50
 
 //go:embed page
 var pageFiles embed.FS
@@ -28,16 +28,16 @@ type page struct {
 	log     *slog.Logger
 	html    *template.Template
 	assets  http.Handler
-	start   string // told apart from the page of an earlier version
+	start   string // in the version, so that a restart changes it
 }
 
-// pageData is what page.html draws.
+// pageData is the data of page.html.
 type pageData struct {
-	Query     string // an address, a number or an order, whose traces alone are shown
-	Version   string // changes with what is shown
+	Query     string // an address, a number or an order to filter by; "" for all
+	Version   string // changes with the data of the page
 	Messages  []pageMessage
 	Charges   []charge
-	Mails     int // of all
+	Mails     int // without the filter, like SMS and Charged
 	SMS       int
 	Charged   int
 	Behaviour behaviour
@@ -46,7 +46,7 @@ type pageData struct {
 
 // pageMessage is a mail or an SMS.
 type pageMessage struct {
-	Key     string // stays the same as long as there is the message
+	Key     string // identifies the message
 	Channel string
 	Number  int
 	To      []string
@@ -57,7 +57,7 @@ type pageMessage struct {
 }
 
 func newPage(s *Sandbox) (*page, error) {
-	html, err := template.New("page.html").Funcs(template.FuncMap{"money": money, "clock": clock}).ParseFS(pageFiles, "page/page.html")
+	html, err := template.New("page.html").Funcs(template.FuncMap{"money": formatMoney, "clock": formatClock}).ParseFS(pageFiles, "page/page.html")
 	if err != nil {
 		return nil, fmt.Errorf("parse page: %w", err)
 	}
@@ -71,8 +71,8 @@ func newPage(s *Sandbox) (*page, error) {
 	}, nil
 }
 
-// money writes minor units with two decimals and thin groups: 1 200.00.
-func money(minor int64) string {
+// formatMoney formats minor units with two decimals and thin spaces: 1 200.00.
+func formatMoney(minor int64) string {
 	whole := strconv.FormatInt(minor/100, 10)
 	for i := len(whole) - 3; i > 0; i -= 3 {
 		whole = whole[:i] + "\u202f" + whole[i:]
@@ -80,13 +80,13 @@ func money(minor int64) string {
 	return fmt.Sprintf("%s.%02d", whole, minor%100)
 }
 
-func clock(t time.Time) string { return t.UTC().Format("15:04:05") }
+func formatClock(t time.Time) string { return t.UTC().Format("15:04:05") }
 
-// handleShow draws the page, or answers 304 while nothing has changed, which
-// is what the page's own script asks for every other second.
+// handleShow answers with the page, or with 304 if its version is unchanged: the
+// page's script asks every two seconds.
 func (p *page) handleShow(w http.ResponseWriter, r *http.Request) {
 	data := pageData{Query: strings.TrimSpace(strings.ReplaceAll(r.URL.Query().Get("q"), " ", "+"))}
-	p.count(&data)
+	p.fillCounts(&data)
 	etag := `"` + data.Version + `"`
 	w.Header().Set("ETag", etag)
 	w.Header().Set("Cache-Control", "no-cache")
@@ -95,25 +95,25 @@ func (p *page) handleShow(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var err error
-	if data.Messages, err = p.messages(data.Query); err != nil {
+	if data.Messages, err = p.latestMessages(data.Query); err != nil {
 		writeError(w, p.log, err)
 		return
 	}
-	data.Charges = p.sandbox.payments.latest(data.Query)
+	data.Charges = p.sandbox.payments.latestCharges(data.Query)
 	var body bytes.Buffer
 	if err := p.html.Execute(&body, data); err != nil {
-		writeError(w, p.log, fmt.Errorf("draw page: %w", err))
+		writeError(w, p.log, fmt.Errorf("render page: %w", err))
 		return
 	}
 	setWriteDeadline(w, p.log)
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	if _, err := body.WriteTo(w); err != nil {
-		logGone(p.log, err)
+		logUndelivered(p.log, err)
 	}
 }
 
-func (p *page) count(data *pageData) {
-	data.Mails, data.SMS = p.sandbox.mails.count(), p.sandbox.sms.count()
+func (p *page) fillCounts(data *pageData) {
+	data.Mails, data.SMS = p.sandbox.mails.countAll(), p.sandbox.sms.countAll()
 	provider := p.sandbox.payments
 	provider.mu.Lock()
 	defer provider.mu.Unlock()
@@ -122,8 +122,8 @@ func (p *page) count(data *pageData) {
 	data.Version = fmt.Sprintf("%s-%d-%d-%d", p.start, data.Mails, data.SMS, provider.changes)
 }
 
-// messages returns the latest of both channels, newest first.
-func (p *page) messages(query string) ([]pageMessage, error) {
+// latestMessages returns the latest messages of both channels, newest first.
+func (p *page) latestMessages(query string) ([]pageMessage, error) {
 	var list []pageMessage
 	err := eachLatest(p.sandbox.mails, query, func(number int, m mail) {
 		list = append(list, pageMessage{
@@ -149,9 +149,9 @@ func eachLatest[M any](from *messages, query string, do func(number int, m M)) e
 	if query != "" {
 		to = &query
 	}
-	numbers := from.numbers(to)
-	for _, number := range numbers[max(0, len(numbers)-shown):] {
-		line, err := from.read(number)
+	numbers := from.findNumbers(to)
+	for _, number := range numbers[max(0, len(numbers)-maxShown):] {
+		line, err := from.readMessage(number)
 		if err != nil {
 			return err
 		}
@@ -164,9 +164,9 @@ func eachLatest[M any](from *messages, query string, do func(number int, m M)) e
 	return nil
 }
 
-// latest returns the newest lines of the ledger first, those of an order or a
-// customer when asked for.
-func (p *payments) latest(query string) []charge {
+// latestCharges returns the latest lines of the ledger, newest first. A query that is
+// not empty selects those of an order or a customer.
+func (p *payments) latestCharges(query string) []charge {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var found []charge
@@ -174,22 +174,22 @@ func (p *payments) latest(query string) []charge {
 		if query == "" || c.OrderReference == query || strings.EqualFold(c.CustomerEmail, query) {
 			found = append(found, *c)
 		}
-		if len(found) == shown {
+		if len(found) == maxShown {
 			break
 		}
 	}
 	return found
 }
 
-// handleMailHTML serves the HTML of a mail for a frame of the page: styles of
-// its own, but no script, no form, and nothing fetched from anywhere.
+// handleMailHTML serves the HTML of a mail for a frame of the page. The mail may have
+// styles, but no scripts and no forms, and load nothing.
 func (p *page) handleMailHTML(w http.ResponseWriter, r *http.Request) {
 	number, err := strconv.Atoi(r.PathValue("number"))
-	if err != nil || number < 0 || number >= p.sandbox.mails.count() {
+	if err != nil || number < 0 || number >= p.sandbox.mails.countAll() {
 		writeError(w, p.log, &apiError{status: http.StatusNotFound, Code: "not_found", Message: "there is no such mail"})
 		return
 	}
-	line, err := p.sandbox.mails.read(number)
+	line, err := p.sandbox.mails.readMessage(number)
 	var m mail
 	if err == nil {
 		err = json.Unmarshal(line, &m)
@@ -203,7 +203,7 @@ func (p *page) handleMailHTML(w http.ResponseWriter, r *http.Request) {
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'self'")
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	if _, err := w.Write([]byte(m.HTML)); err != nil {
-		logGone(p.log, err)
+		logUndelivered(p.log, err)
 	}
 }
 

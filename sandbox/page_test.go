@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// browse gets a path as a browser does.
+// browse fetches a path as a browser does.
 func (w *world) browse(path string, header http.Header) (*http.Response, string) {
 	w.t.Helper()
 	req, err := http.NewRequestWithContext(w.t.Context(), "GET", w.url+path, nil)
@@ -99,7 +99,7 @@ func TestAssets(t *testing.T) {
 	}
 }
 
-// TestForeignPage is refused what a page of another origin asks a browser to send.
+// TestForeignPage: requests that a page of another origin makes are refused.
 func TestForeignPage(t *testing.T) {
 	w := start(t, t.TempDir())
 	req, err := http.NewRequestWithContext(t.Context(), "PUT", w.url+"/payments/behaviour", strings.NewReader(`{"error_rate":1}`))

@@ -15,7 +15,7 @@ const (
 	statusDeclined  = "declined"
 )
 
-// chargeRequest is what a client asks to be charged.
+// chargeRequest is the body of a charge.
 type chargeRequest struct {
 	Amount         int64  `json:"amount"` // minor units
 	Currency       string `json:"currency"`
@@ -23,18 +23,18 @@ type chargeRequest struct {
 	OrderReference string `json:"order_reference"`
 }
 
-// charge is one line of the ledger, a declined attempt included.
+// charge is one line of the ledger: a charge, or an attempt that was declined.
 type charge struct {
 	ID             string `json:"id"`
 	IdempotencyKey string `json:"idempotency_key"`
 	chargeRequest
 	Status         string    `json:"status"`
 	Code           string    `json:"code"`            // why it was declined
-	RefundedAmount int64     `json:"refunded_amount"` // minor units, of all its refunds
+	RefundedAmount int64     `json:"refunded_amount"` // minor units, the sum of its refunds
 	CreatedAt      time.Time `json:"created_at"`
 }
 
-// refund gives back a part of a charge.
+// refund is a refund of a part of a charge.
 type refund struct {
 	ID       string `json:"id"`
 	ChargeID string `json:"charge_id"`
@@ -42,68 +42,68 @@ type refund struct {
 	Status   string `json:"status"`
 }
 
-// keptRefund is a refund as the file keeps it.
-type keptRefund struct {
+// storedRefund is a refund as it is in the file.
+type storedRefund struct {
 	IdempotencyKey string `json:"idempotency_key"`
 	refund
 }
 
-// lateCharge is a promise to charge at DueAt what nobody was answered.
+// lateCharge is a charge that will be made at DueAt, and that got no answer.
 type lateCharge struct {
 	IdempotencyKey string `json:"idempotency_key"`
 	chargeRequest
 	DueAt time.Time `json:"due_at"`
 }
 
-// usedTag says that a tag has worked for an order and will not again.
+// usedTag is a tag that an order has used and cannot use again.
 type usedTag struct {
 	OrderReference string `json:"order_reference"`
 	Tag            string `json:"tag"`
 }
 
-// record is one line of payments.jsonl: facts that become true together.
+// record is one line of payments.jsonl: facts that are stored together.
 type record struct {
-	Request   *request    `json:"request,omitempty"` // the first member, so that the log finds its lines
-	Tag       *usedTag    `json:"tag,omitempty"`
-	Late      *lateCharge `json:"late,omitempty"`
-	Charge    *charge     `json:"charge,omitempty"`
-	Refund    *keptRefund `json:"refund,omitempty"`
-	Behaviour *behaviour  `json:"behaviour,omitempty"`
-	Answer    *answer     `json:"answer,omitempty"`
+	Request   *request      `json:"request,omitempty"` // the first field: handleListRequests finds its lines by that
+	Tag       *usedTag      `json:"tag,omitempty"`
+	Late      *lateCharge   `json:"late,omitempty"`
+	Charge    *charge       `json:"charge,omitempty"`
+	Refund    *storedRefund `json:"refund,omitempty"`
+	Behaviour *behaviour    `json:"behaviour,omitempty"`
+	Answer    *answer       `json:"answer,omitempty"`
 }
 
-// payments is the payment provider. Its state is what applying each line of
-// its journal in order gives; about half a kilobyte stays in memory for each
-// charge and two bytes for each request.
+// payments is the payment provider. Its state is the result of applying the lines of
+// its journal in order. Memory has about half a kilobyte for each charge and two bytes
+// for each request.
 type payments struct {
 	log      *slog.Logger
 	journal  *journal
 	requests requestLog
 	stop     <-chan struct{}
 
-	refunding sync.Mutex // one refund at a time, so that their sum is known
+	refunding sync.Mutex // one refund at a time, so that their sum cannot exceed the charge
 
-	mu        sync.Mutex // guards what follows; never held while the journal is written
+	mu        sync.Mutex // guards the fields below; never held while the journal is written
 	charges   []*charge  // oldest first
 	byID      map[string]*charge
 	byKey     map[string]*charge
 	byOrder   map[string][]*charge
-	refunds   map[string]keptRefund // by key
-	used      map[usedTag]bool
-	busy      map[string]chan struct{} // keys whose first result is being made
+	refunds   map[string]storedRefund // by key
+	usedTags  map[usedTag]bool
+	claims    map[string]chan struct{} // keys whose first result is being made; closed at its end
 	late      map[string]*lateCharge   // by key
-	timers    map[string]*time.Timer   // of late
-	settling  sync.WaitGroup
+	timers    map[string]*time.Timer   // of late, by key
+	charging  sync.WaitGroup
 	closed    bool
 	behaviour behaviour
-	changes   int // counts what the page may show differently
+	changes   int // counts the changes that the page shows
 }
 
 func openPayments(path string, log *slog.Logger, stop <-chan struct{}) (*payments, error) {
 	p := &payments{
 		log: log, stop: stop,
 		byID: map[string]*charge{}, byKey: map[string]*charge{}, byOrder: map[string][]*charge{},
-		refunds: map[string]keptRefund{}, used: map[usedTag]bool{}, busy: map[string]chan struct{}{},
+		refunds: map[string]storedRefund{}, usedTags: map[usedTag]bool{}, claims: map[string]chan struct{}{},
 		late: map[string]*lateCharge{}, timers: map[string]*time.Timer{},
 	}
 	j, err := openJournal(path, log, func(line []byte, _ int64) error {
@@ -119,12 +119,12 @@ func openPayments(path string, log *slog.Logger, stop <-chan struct{}) (*payment
 	}
 	p.journal = j
 	if p.behaviour != (behaviour{}) {
-		log.Warn("the payment provider is still disturbed", "behaviour", p.behaviour)
+		log.Warn("payment provider injects faults into all traffic", "behaviour", p.behaviour)
 	}
 	return p, nil
 }
 
-// append makes the facts, if there are any, durable and then true.
+// append stores the facts, if there are any, and applies them when they are synced.
 func (p *payments) append(rec record) error {
 	if rec == (record{}) {
 		return nil
@@ -136,18 +136,18 @@ func (p *payments) append(rec record) error {
 	return p.journal.append(line, func(int64) { p.apply(rec) })
 }
 
-// apply makes the facts of one line true, when it is loaded as when it is new.
+// apply changes the state by the facts of one line, a new one or one of the file.
 func (p *payments) apply(rec record) {
 	if rec.Request != nil {
-		p.requests.seen(rec.Request.Seq)
+		p.requests.extendTo(rec.Request.Seq)
 	}
 	if rec.Answer != nil {
-		p.requests.answered(*rec.Answer)
+		p.requests.setStatus(*rec.Answer)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if rec.Tag != nil {
-		p.used[*rec.Tag] = true
+		p.usedTags[*rec.Tag] = true
 	}
 	if rec.Late != nil {
 		p.late[rec.Late.IdempotencyKey] = rec.Late
@@ -158,7 +158,7 @@ func (p *payments) apply(rec record) {
 		p.byKey[c.IdempotencyKey] = c
 		p.byOrder[c.OrderReference] = append(p.byOrder[c.OrderReference], c)
 		delete(p.late, c.IdempotencyKey)
-		p.free(c.IdempotencyKey)
+		p.endClaim(c.IdempotencyKey)
 		p.changes++
 	}
 	if f := rec.Refund; f != nil {
@@ -174,10 +174,10 @@ func (p *payments) apply(rec record) {
 	}
 }
 
-// claim returns the first result of the key, or nil and with it the right to
-// make it, which ends with the charge or with release. It waits while another
-// request has that right.
-func (p *payments) claim(ctx context.Context, key string) (first *charge, err error) {
+// claimKey returns the first result of the key, or nil with a claim to make it. The
+// claim ends with the charge or with releaseKey. While another request has the claim,
+// claimKey waits.
+func (p *payments) claimKey(ctx context.Context, key string) (first *charge, err error) {
 	for {
 		p.mu.Lock()
 		if c := p.byKey[key]; c != nil {
@@ -185,9 +185,9 @@ func (p *payments) claim(ctx context.Context, key string) (first *charge, err er
 			p.mu.Unlock()
 			return &known, nil
 		}
-		done := p.busy[key]
+		done := p.claims[key]
 		if done == nil {
-			p.busy[key] = make(chan struct{})
+			p.claims[key] = make(chan struct{})
 			p.mu.Unlock()
 			return nil, nil
 		}
@@ -202,23 +202,25 @@ func (p *payments) claim(ctx context.Context, key string) (first *charge, err er
 	}
 }
 
-// release lets the next request claim the key.
-func (p *payments) release(key string) {
+// releaseKey lets the next request claim the key.
+func (p *payments) releaseKey(key string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.free(key)
+	p.endClaim(key)
 }
 
-// free wakes those who wait for the key, if it is claimed; the caller holds mu.
-func (p *payments) free(key string) {
-	if done := p.busy[key]; done != nil {
-		delete(p.busy, key)
+// endClaim wakes the requests that wait for the key, if it is claimed; the caller holds
+// mu.
+func (p *payments) endClaim(key string) {
+	if done := p.claims[key]; done != nil {
+		delete(p.claims, key)
 		close(done)
 	}
 }
 
-// find returns copies of the charges of a key or an order, or of both.
-func (p *payments) find(key, order *string) []charge {
+// findCharges returns copies of the charges with the key and the order; nil means any.
+// One of both must be given.
+func (p *payments) findCharges(key, order *string) []charge {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var from []*charge
@@ -234,43 +236,44 @@ func (p *payments) find(key, order *string) []charge {
 	return found
 }
 
-// count is how many lines the ledger has.
-func (p *payments) count() int {
+// countCharges returns the number of lines of the ledger.
+func (p *payments) countCharges() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.charges)
 }
 
-// chargeAt is a line of the ledger.
+// chargeAt returns line i of the ledger.
 func (p *payments) chargeAt(i int) charge {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return *p.charges[i]
 }
 
-// scheduleLate sets a timer for each promise that the file holds.
-func (p *payments) scheduleLate() {
+// scheduleAll schedules the late charges of the file.
+func (p *payments) scheduleAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for key, l := range p.late {
-		p.busy[key] = make(chan struct{})
-		p.schedule(l)
+		p.claims[key] = make(chan struct{})
+		p.scheduleCharge(l)
 	}
 }
 
-// schedule charges l when it is due; the caller holds mu.
-func (p *payments) schedule(l *lateCharge) {
+// scheduleCharge sets a timer that makes the charge l when it is due; the caller holds
+// mu.
+func (p *payments) scheduleCharge(l *lateCharge) {
 	if p.closed {
 		return
 	}
-	p.settling.Add(1)
+	p.charging.Add(1)
 	p.timers[l.IdempotencyKey] = time.AfterFunc(time.Until(l.DueAt), func() {
-		defer p.settling.Done()
-		p.settle(l)
+		defer p.charging.Done()
+		p.chargeDue(l)
 	})
 }
 
-func (p *payments) settle(l *lateCharge) {
+func (p *payments) chargeDue(l *lateCharge) {
 	err := p.append(record{Charge: newCharge(l.IdempotencyKey, l.chargeRequest, "")})
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -279,7 +282,7 @@ func (p *payments) settle(l *lateCharge) {
 		p.log.Error("late charge postponed", "error", err)
 		again := *l
 		again.DueAt = now().Add(time.Second)
-		p.schedule(&again)
+		p.scheduleCharge(&again)
 	}
 }
 
@@ -294,17 +297,17 @@ func newCharge(key string, in chargeRequest, code string) *charge {
 	}
 }
 
-// close stops the timers, whose promises stay in the file, and closes it.
+// close stops the timers, whose late charges stay in the file, and closes the file.
 func (p *payments) close() error {
 	p.mu.Lock()
 	p.closed = true
 	for _, t := range p.timers {
 		if t.Stop() {
-			p.settling.Done()
+			p.charging.Done()
 		}
 	}
 	p.mu.Unlock()
-	p.settling.Wait()
+	p.charging.Wait()
 	if err := p.journal.close(); err != nil {
 		return fmt.Errorf("payments: %w", err)
 	}

@@ -27,7 +27,7 @@ func (w *world) ledger(query string) []charge {
 	return get[[]charge](w, "/payments/charges"+query)
 }
 
-// statuses are those of the requests of one key, oldest first.
+// statuses returns the statuses of the requests of one key, oldest first.
 func (w *world) statuses(method, key string) []int {
 	w.t.Helper()
 	var found []int
@@ -104,9 +104,9 @@ func TestTagsThatAnswer(t *testing.T) {
 	w := start(t, t.TempDir())
 	for i, c := range []struct {
 		tag      string
-		statuses []int    // the first key twice, then another key of the same order
-		code     string   // of the first
-		ledger   []string // statuses in the end
+		statuses []int    // of the first key twice, then of another key of the order
+		code     string   // of the first answer
+		ledger   []string // its statuses at the end
 	}{
 		{"declined", []int{402, 402, 201}, "card_declined", []string{"declined", "succeeded"}},
 		{"insufficient_funds", []int{402, 402, 201}, "insufficient_funds", []string{"declined", "succeeded"}},
@@ -153,7 +153,7 @@ func TestTagsThatHang(t *testing.T) {
 	for _, c := range []struct {
 		tag     string
 		charged bool // by the first request
-		again   int  // the status of the second; 0 hangs as well
+		again   int  // the status of the second request; 0 if it hangs, too
 	}{
 		{"timeout", true, 201}, {"timeout-always", true, 0}, {"hang", false, 201}, {"hang-always", false, 0},
 	} {
@@ -204,7 +204,7 @@ func post(ctx context.Context, key, body string) *http.Request {
 	return r
 }
 
-// lookup asks for the charges of an order without a network.
+// lookup lists the charges of an order, without a network.
 func lookup(t *testing.T, s *Sandbox, order string) []charge {
 	t.Helper()
 	status, body := serve(s, httptest.NewRequest("GET", "/payments/charges?order_reference="+order, nil))
@@ -258,7 +258,7 @@ func TestLate(t *testing.T) {
 		if found := lookup(t, s, "o"); len(found) != 0 {
 			t.Errorf("charged at once: %+v", found)
 		}
-		// The key is being worked on: whoever repeats it waits for the result.
+		// The key is claimed: a request that repeats it waits for the result.
 		status, _ := serve(s, post(t.Context(), "k", body))
 		if took := time.Since(begun); status != 201 || took < 20*time.Second || took > 20*time.Second+time.Millisecond {
 			t.Errorf("repeated: %d after %v", status, took)
@@ -338,7 +338,7 @@ func TestSameKeyAtOnce(t *testing.T) {
 	}
 }
 
-// TestTagOnceForManyKeys has many keys of one order race for a tag.
+// TestTagOnceForManyKeys: of many keys of one order, one uses the tag.
 func TestTagOnceForManyKeys(t *testing.T) {
 	w := start(t, t.TempDir())
 	var declined sync.Map
@@ -514,8 +514,8 @@ func TestLatency(t *testing.T) {
 	})
 }
 
-// TestRestart opens the folder again after a clean stop, and as it stands
-// while the answers have just been given, as a killed process leaves it.
+// TestRestart opens the folder again after a clean stop, and right after the last
+// answer, as after a kill.
 func TestRestart(t *testing.T) {
 	for _, clean := range []bool{true, false} {
 		t.Run(fmt.Sprint("clean=", clean), func(t *testing.T) {

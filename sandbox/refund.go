@@ -5,7 +5,7 @@ import (
 	"net/http"
 )
 
-// refundRequest asks to give back a part of a charge.
+// refundRequest is the body of a refund.
 type refundRequest struct {
 	ChargeID string `json:"charge_id"`
 	Amount   int64  `json:"amount"` // minor units
@@ -14,7 +14,7 @@ type refundRequest struct {
 func (p *payments) handleCreateRefund(x *exchange) error {
 	var in refundRequest
 	bad := decode(x.w, x.r, &in)
-	if err := x.begin(p.orderOf(in.ChargeID)); err != nil {
+	if err := x.logRequest(p.findOrder(in.ChargeID)); err != nil {
 		return err
 	}
 	for _, err := range []error{bad, checkKey(x.key)} {
@@ -25,18 +25,18 @@ func (p *payments) handleCreateRefund(x *exchange) error {
 	if in.Amount <= 0 || in.Amount > maxAmount {
 		return invalid("invalid_amount", "amount must be a positive number of minor units")
 	}
-	if err := x.disturb(); err != nil {
+	if err := x.applyBehaviour(); err != nil {
 		return err
 	}
 	return x.refund(in)
 }
 
-// refund makes or repeats the result of the key. One at a time: what is left
-// of the charge must still be left when the refund is on disk.
+// refund makes the first result of the key or repeats it. Only one refund is made at a
+// time: the rest of the charge must not shrink before the refund is on disk.
 func (x *exchange) refund(in refundRequest) error {
 	x.p.refunding.Lock()
 	defer x.p.refunding.Unlock()
-	first, known, left, found := x.p.refundable(x.key, in.ChargeID)
+	first, known, left, found := x.p.findRefund(x.key, in.ChargeID)
 	if known {
 		if first.ChargeID != in.ChargeID || first.Amount != in.Amount {
 			return invalid("idempotency_key_reused", "this Idempotency-Key belongs to a request with another body")
@@ -50,12 +50,12 @@ func (x *exchange) refund(in refundRequest) error {
 		return invalid("amount_exceeds_captured", "amount is above what was captured and not yet refunded")
 	}
 	made := refund{ID: "re_" + rand.Text(), ChargeID: in.ChargeID, Amount: in.Amount, Status: statusSucceeded}
-	return x.answer(http.StatusCreated, made, record{Refund: &keptRefund{IdempotencyKey: x.key, refund: made}})
+	return x.answer(http.StatusCreated, made, record{Refund: &storedRefund{IdempotencyKey: x.key, refund: made}})
 }
 
-// refundable returns the first result of the key, and what can still be
-// refunded of the charge.
-func (p *payments) refundable(key, chargeID string) (first keptRefund, known bool, left int64, found bool) {
+// findRefund returns the first result of the key, if known, and the rest of the charge
+// that can be refunded, if the charge is found.
+func (p *payments) findRefund(key, chargeID string) (first storedRefund, known bool, left int64, found bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	first, known = p.refunds[key]
@@ -66,8 +66,8 @@ func (p *payments) refundable(key, chargeID string) (first keptRefund, known boo
 	return first, known, left, c != nil
 }
 
-// orderOf is what a charge was for; "" when there is no such charge.
-func (p *payments) orderOf(chargeID string) string {
+// findOrder returns the order of a charge, "" if there is no such charge.
+func (p *payments) findOrder(chargeID string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if c := p.byID[chargeID]; c != nil {

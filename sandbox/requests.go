@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// errNoAnswer ends a request without a word: the connection is cut.
+// errNoAnswer ends a request without an answer: the connection is cut.
 var errNoAnswer = errors.New("no answer")
 
 // request is one entry of the request log, written when it arrives.
@@ -25,13 +25,13 @@ type request struct {
 	ReceivedAt     time.Time `json:"received_at"`
 }
 
-// answer is the status of a request, written before it is sent.
+// answer is the status of a request, stored before it is sent.
 type answer struct {
 	Seq    int64 `json:"seq"`
 	Status int   `json:"status"`
 }
 
-// loggedRequest is an entry as it is shown; status 0 means no answer.
+// loggedRequest is an entry as the list shows it; status 0 means no answer.
 type loggedRequest struct {
 	Method         string    `json:"method"`
 	Path           string    `json:"path"`
@@ -41,15 +41,15 @@ type loggedRequest struct {
 	ReceivedAt     time.Time `json:"received_at"`
 }
 
-// requestLog remembers the status of each request; the rest is in the file.
+// requestLog has the status of each request; the rest is in the file.
 type requestLog struct {
 	mu       sync.Mutex
 	statuses []uint16 // by seq - 1
 }
 
-// next numbers a request and writes its entry under one lock, so that the
-// entries lie in the file in the order of their numbers.
-func (l *requestLog) next(write func(seq int64) error) (seq int64, err error) {
+// appendEntry numbers a request and writes its entry under one lock, so that the
+// entries are in the file in the order of their numbers.
+func (l *requestLog) appendEntry(write func(seq int64) error) (seq int64, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	seq = int64(len(l.statuses)) + 1
@@ -60,7 +60,7 @@ func (l *requestLog) next(write func(seq int64) error) (seq int64, err error) {
 	return seq, nil
 }
 
-func (l *requestLog) seen(seq int64) {
+func (l *requestLog) extendTo(seq int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for int64(len(l.statuses)) < seq {
@@ -68,7 +68,7 @@ func (l *requestLog) seen(seq int64) {
 	}
 }
 
-func (l *requestLog) answered(a answer) {
+func (l *requestLog) setStatus(a answer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if a.Seq >= 1 && a.Seq <= int64(len(l.statuses)) {
@@ -88,18 +88,18 @@ type exchange struct {
 	w    http.ResponseWriter
 	r    *http.Request
 	key  string // Idempotency-Key
-	seq  int64  // in the request log; 0 before begin
-	lost bool   // the answer is to be lost
+	seq  int64  // in the request log; 0 before logRequest
+	lost bool   // the answer will be lost: the connection is cut instead
 }
 
-// exchanged serves a request with h. What h returns instead of answering is
-// answered as an error, or, as errNoAnswer, by cutting the connection.
-func (p *payments) exchanged(h func(*exchange) error) http.HandlerFunc {
+// handleExchange serves requests with h. It answers with the error that h returns; at
+// errNoAnswer it cuts the connection.
+func (p *payments) handleExchange(h func(*exchange) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		x := &exchange{p: p, w: w, r: r, key: r.Header.Get("Idempotency-Key")}
 		err := h(x)
 		if err != nil && !errors.Is(err, errNoAnswer) {
-			err = x.refuse(err)
+			err = x.answerError(err)
 		}
 		if errors.Is(err, errNoAnswer) {
 			panic(http.ErrAbortHandler) // how net/http cuts a connection
@@ -110,10 +110,10 @@ func (p *payments) exchanged(h func(*exchange) error) http.HandlerFunc {
 	}
 }
 
-// begin writes the entry of the request log, with status 0 as long as nothing
-// is answered.
-func (x *exchange) begin(order string) error {
-	seq, err := x.p.requests.next(func(seq int64) error {
+// logRequest writes the request's entry in the log, with status 0 until there is an
+// answer.
+func (x *exchange) logRequest(order string) error {
+	seq, err := x.p.requests.appendEntry(func(seq int64) error {
 		line, err := encodeLine(record{Request: &request{
 			Seq: seq, Method: x.r.Method, Path: x.r.URL.Path,
 			IdempotencyKey: x.key, OrderReference: order, ReceivedAt: now(),
@@ -121,13 +121,13 @@ func (x *exchange) begin(order string) error {
 		if err != nil {
 			return err
 		}
-		return x.p.journal.note(line)
+		return x.p.journal.appendUnsynced(line)
 	})
 	x.seq = seq
 	return err
 }
 
-// answer makes the facts and the status durable together, then sends the body.
+// answer stores the facts and the status together and then sends the body.
 func (x *exchange) answer(status int, body any, facts record) error {
 	if x.lost {
 		if err := x.p.append(facts); err != nil {
@@ -137,15 +137,16 @@ func (x *exchange) answer(status int, body any, facts record) error {
 	}
 	reads := x.r.Method == http.MethodGet && facts == (record{})
 	facts.Answer = &answer{Seq: x.seq, Status: status}
-	if err := x.keep(facts, reads); err != nil {
+	if err := x.appendFacts(facts, reads); err != nil {
 		return err
 	}
 	writeJSON(x.w, x.p.log, status, body)
 	return nil
 }
 
-// keep appends the facts; those of a mere lookup need not wait for the disk.
-func (x *exchange) keep(facts record, lazily bool) error {
+// appendFacts appends the facts. It appends lazily, without waiting for the disk, the
+// facts of a lookup.
+func (x *exchange) appendFacts(facts record, lazily bool) error {
 	if !lazily {
 		return x.p.append(facts)
 	}
@@ -153,29 +154,29 @@ func (x *exchange) keep(facts record, lazily bool) error {
 	if err != nil {
 		return err
 	}
-	if err := x.p.journal.note(line); err != nil {
+	if err := x.p.journal.appendUnsynced(line); err != nil {
 		return err
 	}
 	x.p.apply(facts)
 	return nil
 }
 
-// refuse answers with an error: one of ours as it is, any other as a 500.
-func (x *exchange) refuse(cause error) error {
+// answerError answers with cause if it is an apiError, and else returns it.
+func (x *exchange) answerError(cause error) error {
 	var e *apiError
 	if !errors.As(cause, &e) {
 		return cause
 	}
 	if x.seq == 0 {
-		if err := x.begin(""); err != nil {
+		if err := x.logRequest(""); err != nil {
 			return err
 		}
 	}
 	return x.answer(e.status, e, e.facts)
 }
 
-// hold never answers; it returns when the client or the sandbox goes.
-func (x *exchange) hold() error {
+// hang returns without an answer when the client leaves or the sandbox stops.
+func (x *exchange) hang() error {
 	select {
 	case <-x.r.Context().Done():
 	case <-x.p.stop:
@@ -183,8 +184,8 @@ func (x *exchange) hold() error {
 	return errNoAnswer
 }
 
-// pause delays the answer, unless the client or the sandbox goes meanwhile.
-func (x *exchange) pause(d time.Duration) error {
+// delay waits for d. It returns errNoAnswer when the client leaves or the sandbox stops.
+func (x *exchange) delay(d time.Duration) error {
 	if d <= 0 {
 		return nil
 	}
@@ -200,11 +201,10 @@ func (x *exchange) pause(d time.Duration) error {
 	}
 }
 
-// handleListRequests streams the log from the file, of which memory holds the
-// statuses alone.
+// handleListRequests streams the log from the file; only the statuses are in memory.
 func (p *payments) handleListRequests(w http.ResponseWriter, _ *http.Request) {
 	streamList(w, p.log, func(item func(any) error) error {
-		return eachLine(p.journal.whole(), func(line []byte) error {
+		return eachLine(p.journal.newReader(), func(line []byte) error {
 			if !bytes.HasPrefix(line, []byte(`{"request":`)) {
 				return nil
 			}

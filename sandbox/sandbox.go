@@ -15,13 +15,13 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// drainTime is how long a clean stop waits for what is being answered.
+// drainTime is how long a clean stop waits for requests under way.
 const drainTime = 3 * time.Second
 
-// Config says where a [Sandbox] keeps its evidence.
+// Config configures a [Sandbox].
 type Config struct {
 	Dir string       // the folder of the evidence, created with mode 0700; one process at a time
-	Log *slog.Logger // nil means silence
+	Log *slog.Logger // may be nil
 }
 
 // Sandbox is the simulated outside world: payment provider, mail server, SMS
@@ -33,13 +33,13 @@ type Sandbox struct {
 	sms      *messages
 	handler  http.Handler
 
-	stop     chan struct{} // closed when hanging answers are released
+	stop     chan struct{} // closed when hanging requests are released
 	stopOnce sync.Once
 	close    func() error
 }
 
-// Open loads the evidence in the folder, or begins an empty one. The sandbox
-// works from then on, whether or not Run serves it; Close ends it.
+// Open loads the evidence of the folder, or begins an empty one. Late charges are made
+// from then on until Close, also without Run.
 func Open(cfg Config) (*Sandbox, error) {
 	log := cfg.Log
 	if log == nil {
@@ -58,7 +58,7 @@ func Open(cfg Config) (*Sandbox, error) {
 		return nil, errors.Join(fmt.Errorf("open sandbox: %w", err), s.Close())
 	}
 	s.handler = handler
-	s.payments.scheduleLate()
+	s.payments.scheduleAll()
 	return s, nil
 }
 
@@ -75,12 +75,12 @@ func (s *Sandbox) load(dir string) (err error) {
 	return syncDir(dir)
 }
 
-// Handler serves /, /payments/, /mail/messages and /sms/messages. Requests
-// that are never answered end with their client or with Close.
+// Handler serves /, /payments/, /mail/messages and /sms/messages. Hanging requests end
+// when their client leaves or with Close.
 func (s *Sandbox) Handler() http.Handler { return s.handler }
 
-// Run serves HTTP and SMTP until ctx ends, then lets what is being answered
-// finish for up to three seconds, releases what hangs, and closes the files.
+// Run serves HTTP and SMTP until ctx ends. Then it releases hanging requests, waits up
+// to three seconds for the others, and closes the files.
 func (s *Sandbox) Run(ctx context.Context, http, smtp net.Listener) error {
 	web, mail := s.httpServer(http), s.mailServer(smtp)
 	g, ctx := errgroup.WithContext(ctx)
@@ -88,7 +88,7 @@ func (s *Sandbox) Run(ctx context.Context, http, smtp net.Listener) error {
 	g.Go(func() error { return mail.serve() })
 	g.Go(func() error {
 		<-ctx.Done()
-		s.release()
+		s.releaseHanging()
 		drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		var stops errgroup.Group
@@ -103,15 +103,15 @@ func (s *Sandbox) Run(ctx context.Context, http, smtp net.Listener) error {
 	return errors.Join(err, s.Close())
 }
 
-// release lets every hanging request go, unanswered.
-func (s *Sandbox) release() { s.stopOnce.Do(func() { close(s.stop) }) }
+// releaseHanging ends every hanging request without an answer.
+func (s *Sandbox) releaseHanging() { s.stopOnce.Do(func() { close(s.stop) }) }
 
-// Close releases what hangs, stops the charges to come until the next Open,
-// and closes the files. It may be called more than once.
+// Close releases hanging requests, stops late charges until the next Open, and closes
+// the files. It may be called more than once.
 func (s *Sandbox) Close() error { return s.close() }
 
 func (s *Sandbox) closeFiles() error {
-	s.release()
+	s.releaseHanging()
 	var errs []error
 	if s.payments != nil {
 		errs = append(errs, s.payments.close())
@@ -127,5 +127,5 @@ func (s *Sandbox) closeFiles() error {
 	return nil
 }
 
-// now is the time as it is stored: UTC, whole microseconds.
+// now returns the time as it is stored: UTC, whole microseconds.
 func now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }

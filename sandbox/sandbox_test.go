@@ -22,8 +22,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// childDir names the folder of a sandbox that this binary runs as a process of
-// its own, to be killed.
+// childDir is the environment variable with the folder of a sandbox that this binary
+// runs as a process of its own, which the test kills.
 const childDir = "PIZZA_SANDBOX_TEST_DIR"
 
 func TestMain(m *testing.M) {
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// runChild serves until it is killed, and tells on stdout where.
+// runChild serves until it is killed, and prints its addresses.
 func runChild(dir string) error {
 	s, err := Open(Config{Dir: dir})
 	if err != nil {
@@ -96,11 +96,11 @@ func listen(t *testing.T) net.Listener {
 	return ln
 }
 
-// client opens a connection for each request: with an Idempotency-Key, net/http
-// repeats by itself what got no answer on a connection that was used before.
+// client opens a connection for each request: on a reused connection, net/http itself
+// repeats a request with an Idempotency-Key that got no answer.
 var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
 
-// send makes a request and returns status and body; status 0 is no answer.
+// send makes a request and returns status and body; status 0 if there is no answer.
 func (w *world) send(ctx context.Context, method, path, key, body string) (int, []byte) {
 	w.t.Helper()
 	status, answer, err := exchangeHTTP(ctx, w.url, method, path, key, body)
@@ -136,7 +136,7 @@ func (w *world) post(path, key, body string) (int, []byte) {
 	return w.send(w.t.Context(), http.MethodPost, path, key, body)
 }
 
-// get decodes a list or an object.
+// get fetches and decodes a list or an object.
 func get[T any](w *world, path string) T {
 	w.t.Helper()
 	status, body := w.send(w.t.Context(), http.MethodGet, path, "", "")
@@ -157,7 +157,7 @@ func decodeAs[T any](t *testing.T, body []byte) T {
 	return v
 }
 
-// eventually asks until it is told yes.
+// eventually polls a condition.
 func eventually(t *testing.T, what string, ask func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -245,8 +245,8 @@ func TestUnknownPathsAndMethods(t *testing.T) {
 	}
 }
 
-// TestKilled kills a sandbox in the middle of its work: whatever it had
-// acknowledged must be there, once, when it starts again.
+// TestKilled kills a sandbox in the middle of its work: after a restart, each effect
+// that it had acknowledged must be there once.
 func TestKilled(t *testing.T) {
 	dir := t.TempDir()
 	exe, err := os.Executable()
@@ -309,8 +309,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// hammer sends charges, SMS and mails at once, kills after a while, and
-// returns the ids of what was acknowledged.
+// hammer sends charges, SMS and mails at once, kills the sandbox after a while, and
+// returns the ids of the effects that were acknowledged.
 func hammer(t *testing.T, url, smtp string, kill func()) (charged, texted, mailed []string) {
 	var mu sync.Mutex
 	var workers sync.WaitGroup
@@ -365,8 +365,8 @@ func acknowledged(t *testing.T, url, path, key, body string, want int) (string, 
 	return v.ID, err
 }
 
-// serve runs a request through the handler without a network, for virtual
-// time; status 0 is a cut connection.
+// serve runs a request through the handler without a network, for virtual time;
+// status 0 if the connection was cut.
 func serve(s *Sandbox, r *http.Request) (status int, body []byte) {
 	rec := httptest.NewRecorder()
 	defer func() {

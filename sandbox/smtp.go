@@ -14,7 +14,7 @@ import (
 	gosmtp "github.com/emersion/go-smtp"
 )
 
-// The tags of a recipient that trouble its mail.
+// The tags of a recipient that inject faults into its mail.
 const (
 	tagBounce   = "bounce"
 	tagTempfail = "tempfail"
@@ -22,25 +22,25 @@ const (
 
 var (
 	errNoMailbox = &gosmtp.SMTPError{Code: 550, EnhancedCode: gosmtp.EnhancedCode{5, 1, 1}, Message: "No such mailbox"}
-	errLater     = &gosmtp.SMTPError{Code: 451, EnhancedCode: gosmtp.EnhancedCode{4, 3, 0}, Message: "Try again later"}
-	errUnkept    = &gosmtp.SMTPError{Code: 452, EnhancedCode: gosmtp.EnhancedCode{4, 3, 1}, Message: "The message could not be kept"}
+	errTryLater  = &gosmtp.SMTPError{Code: 451, EnhancedCode: gosmtp.EnhancedCode{4, 3, 0}, Message: "Try again later"}
+	errNotStored = &gosmtp.SMTPError{Code: 452, EnhancedCode: gosmtp.EnhancedCode{4, 3, 1}, Message: "The message could not be kept"}
 	errUnparsed  = &gosmtp.SMTPError{Code: 554, EnhancedCode: gosmtp.EnhancedCode{5, 6, 0}, Message: "The message cannot be parsed"}
 )
 
-// mailServer accepts mail for anybody and keeps it.
+// mailServer accepts mail for any recipient and stores it.
 type mailServer struct {
 	*gosmtp.Server
 	listener net.Listener
 	log      *slog.Logger
-	kept     *messages
+	messages *messages
 
 	mu      sync.Mutex
-	refused map[string]bool // addresses that were asked once to try again
+	refused map[string]bool // addresses that were refused once
 	conns   map[*mailConn]bool
 }
 
 func (s *Sandbox) mailServer(ln net.Listener) *mailServer {
-	m := &mailServer{log: s.log, kept: s.mails, refused: map[string]bool{}, conns: map[*mailConn]bool{}}
+	m := &mailServer{log: s.log, messages: s.mails, refused: map[string]bool{}, conns: map[*mailConn]bool{}}
 	m.listener = mailListener{ln, m}
 	m.Server = gosmtp.NewServer(gosmtp.BackendFunc(func(c *gosmtp.Conn) (gosmtp.Session, error) {
 		return &mailSession{server: m, conn: c.Conn().(*mailConn)}, nil
@@ -62,22 +62,22 @@ func (m *mailServer) serve() error {
 	return nil
 }
 
-// stop says goodbye to clients with no mail under way, waits for the others,
-// and cuts off when ctx ends who is still there.
+// stop closes connections without a mail under way, waits for the others, and cuts
+// them when ctx ends.
 func (m *mailServer) stop(ctx context.Context) error {
-	closed := m.listener.Close() // a Shutdown that comes before Serve would not
+	closed := m.listener.Close() // a Shutdown before Serve would not close it
 	m.eachConn(func(c *mailConn) error {
 		if c.busy {
 			return nil
 		}
-		return c.SetReadDeadline(time.Now()) // the reader wakes and answers 421
+		return c.SetReadDeadline(time.Now()) // its reader answers 421
 	})
 	cancel := context.AfterFunc(ctx, func() {
 		m.eachConn(func(c *mailConn) error { return c.Conn.Close() })
 	})
 	defer cancel()
-	// Without the deadline of ctx: the cut above is what ends the waiting, and
-	// then no session is left that could still write.
+	// Shutdown gets no deadline: the cut above ends its wait, and then no session is
+	// left that could still write.
 	for _, err := range []error{closed, m.Shutdown(context.WithoutCancel(ctx))} {
 		if err != nil && !errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("stop smtp: %w", err)
@@ -96,13 +96,13 @@ func (m *mailServer) eachConn(do func(c *mailConn) error) {
 	}
 }
 
-// mailListener and mailConn know who is connected, also before the greeting.
+// mailListener and mailConn keep the set of connections, also before their greeting.
 type mailListener struct {
 	net.Listener
 	server *mailServer
 }
 
-// Accept remembers whom it lets in.
+// Accept adds the connection to the set.
 func (l mailListener) Accept() (net.Conn, error) {
 	conn, err := l.Listener.Accept()
 	if err != nil {
@@ -121,7 +121,7 @@ type mailConn struct {
 	busy   bool // between MAIL and the answer to DATA; guarded by server.mu
 }
 
-// Close forgets the connection.
+// Close removes the connection from the set.
 func (c *mailConn) Close() error {
 	c.server.mu.Lock()
 	delete(c.server.conns, c)
@@ -144,17 +144,17 @@ func (s *mailSession) Mail(from string, _ *gosmtp.MailOptions) error {
 	return nil
 }
 
-// Rcpt adds a recipient, unless its tag says otherwise.
+// Rcpt adds a recipient, or refuses it as its tag says.
 func (s *mailSession) Rcpt(to string, _ *gosmtp.RcptOptions) error {
 	for _, tag := range plusTags(to) {
 		switch tag {
 		case tagBounce:
 			return errNoMailbox
 		case tagTempfail + suffixAlways:
-			return errLater
+			return errTryLater
 		case tagTempfail:
-			if s.server.refuseOnce(to) {
-				return errLater
+			if s.server.markRefused(to) {
+				return errTryLater
 			}
 		}
 	}
@@ -162,7 +162,8 @@ func (s *mailSession) Rcpt(to string, _ *gosmtp.RcptOptions) error {
 	return nil
 }
 
-func (m *mailServer) refuseOnce(address string) bool {
+// markRefused marks the address as refused and reports whether it is the first time.
+func (m *mailServer) markRefused(address string) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	address = strings.ToLower(address)
@@ -175,7 +176,7 @@ func (m *mailServer) refuseOnce(address string) bool {
 func (s *mailSession) Data(r io.Reader) error {
 	raw, err := io.ReadAll(r)
 	if err != nil {
-		return err // go-smtp's own answer: too large, or the client is gone
+		return err // go-smtp answers: the mail is too large, or the client has left
 	}
 	message, err := parseMail(raw)
 	if err != nil {
@@ -183,21 +184,20 @@ func (s *mailSession) Data(r io.Reader) error {
 		return errUnparsed
 	}
 	message.From, message.To, message.ReceivedAt = s.from, s.to, now()
-	if err := s.server.kept.keep(message, message.To); err != nil {
-		s.server.log.Error("mail not kept", "error", err)
-		return errUnkept
+	if err := s.server.messages.append(message, message.To); err != nil {
+		s.server.log.Error("mail not stored", "error", err)
+		return errNotStored
 	}
 	return nil
 }
 
-// Reset forgets the message under way; go-smtp also calls it after the answer
-// to DATA.
+// Reset drops the message under way; go-smtp calls it also after the answer to DATA.
 func (s *mailSession) Reset() {
 	s.from, s.to = "", nil
 	s.setBusy(false)
 }
 
-// Logout has nothing to end: the connection knows itself that it closes.
+// Logout has nothing to do: mailConn.Close ends the connection.
 func (s *mailSession) Logout() error { return nil }
 
 func (s *mailSession) setBusy(busy bool) {

@@ -1,6 +1,6 @@
-// Asks every other second whether anything has changed and, if so, puts the
-// new parts in place without closing what is open.
-const every = 2000;
+// Fetches the page every two seconds and, if its version has changed, inserts the new
+// parts without closing the details that are open.
+const interval = 2000;
 let version = document.documentElement.dataset.version;
 
 function update(fresh) {
@@ -29,9 +29,9 @@ async function loop() {
   try {
     await refresh();
   } catch {
-    // The sandbox is away; it is asked again.
+    // The sandbox is away: the next call retries.
   }
-  setTimeout(loop, every);
+  setTimeout(loop, interval);
 }
 
-setTimeout(loop, every);
+setTimeout(loop, interval);
