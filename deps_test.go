@@ -49,7 +49,7 @@ var mayImport = map[string]string{
 	"order":        "event measure outbox outbox/inbox sqldb web",
 	"payment":      "event job measure outbox outbox/inbox sqldb",
 	"notification": "event job measure outbox outbox/inbox sqldb",
-	"frontend":     "event kafka web",
+	"frontend":     "event web",
 	".":            "event frontend internal/filelock kafka kafka/embedded notification ops order outbox outbox/inbox outbox/relay payment sandbox sqldb verify web",
 	"cmd/pizza":    ". kafka load logs ops outbox/admin verify",
 	"e2e":          "*",
