@@ -11,7 +11,7 @@ import (
 	"pizzaflow/outbox/internal/store"
 )
 
-// A progress is how far a term has come, by what it has in memory.
+// A progress is how far a term has come, as far as its memory tells.
 type progress struct {
 	unpublished int64          // events that it has read and not marked
 	oldest      time.Time      // when the oldest of them was written; zero without any

@@ -56,7 +56,7 @@ func storedRanges(t *testing.T, db *sqldb.DB) []publishedRange {
 }
 
 // Folded, the same numbers are published, each by at most a minute later than it
-// was, in as few ranges as the minutes and holes allow; what is young is left.
+// was, in as few ranges as the minutes and holes allow; young ranges stay.
 func TestFoldTogether(t *testing.T) {
 	closed := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	rapid.Check(t, func(t *rapid.T) {
@@ -97,8 +97,8 @@ func TestFoldTogether(t *testing.T) {
 }
 
 // An hour of ranges of one event each becomes one range a minute, in statements
-// of a few rows; a term that is over folds nothing, and what a rewind took away
-// does not come back.
+// of a few rows; a term that is over folds nothing, and ranges that a rewind
+// deleted do not come back.
 func TestFold(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		const n = 2600
@@ -186,7 +186,7 @@ func TestFewRangesAreRead(t *testing.T) {
 			}
 			return nil
 		}},
-		{"status", many + 50, func(ctx context.Context) error { _, err := op.Status(ctx); return err }}, // it counts what is skipped
+		{"status", many + 50, func(ctx context.Context) error { _, err := op.Status(ctx); return err }}, // it counts the skipped events
 		{"metrics", 50, func(ctx context.Context) error { _, err := term.askUnpublished(ctx); return err }},
 		{"skip refused", 50, func(ctx context.Context) error {
 			_, err := op.SkipRefused(ctx, "moves", admin.Action{DryRun: true})

@@ -12,7 +12,8 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// errLeaseLost says that another relay has taken over.
+// errLeaseLost says that the epoch has been raised: another relay has taken over, or
+// an operator has ended the term.
 var errLeaseLost = errors.New("lease lost")
 
 // A lease is the right to publish from one database. It is a row that its holder
@@ -101,8 +102,8 @@ func (l *lease) keep(ctx context.Context, lowWatermark func() int64) error {
 	}
 }
 
-// statementTimeout is for one statement of the relay: the relay must not wait for
-// a server that fell silent.
+// statementTimeout limits one statement of the relay, because a server may fall
+// silent.
 const statementTimeout = 10 * time.Second
 
 // A connection lasts for one term: it is one session on PostgreSQL, and the shared
@@ -115,11 +116,11 @@ type connection interface {
 }
 
 // connect opens n connections for one term.
-func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, done func(), err error) {
+func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, closeConns func(), err error) {
 	var opened []*sql.Conn
-	done = func() {
+	closeConns = func() {
 		for _, c := range opened {
-			_ = c.Close() // gone already, or gone now
+			_ = c.Close() // it is not used again, whatever the error
 		}
 	}
 	for range n {
@@ -129,12 +130,12 @@ func connect(ctx context.Context, db *sqldb.DB, n int) (conns []connection, done
 		}
 		c, err := db.Session(ctx)
 		if err != nil {
-			done()
+			closeConns()
 			return nil, nil, err
 		}
 		opened, conns = append(opened, c), append(conns, c)
 	}
-	return conns, done, nil
+	return conns, closeConns, nil
 }
 
 // lockConn waits until conn is free, and keeps it until unlock is called.
@@ -145,6 +146,17 @@ func (l *lease) lockConn(ctx context.Context) (unlock func(), err error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// borrowConn lends a connection for reads that are rare, until giveBack is called:
+// on PostgreSQL the session of the lease, because one more session would mostly be
+// idle, and the pool may be without a free connection for long.
+func (t *term) borrowConn(ctx context.Context) (conn connection, giveBack func(), err error) {
+	if t.db.Engine == sqldb.SQLite {
+		return t.db.Read(), func() {}, nil
+	}
+	giveBack, err = t.lease.lockConn(ctx)
+	return t.lease.conn, giveBack, err
 }
 
 // renew counts the lease up and stores the low watermark with it, so that the next
@@ -190,7 +202,7 @@ func (l *lease) release(ctx context.Context) error {
 func (l *lease) fence(ctx context.Context, tx *sql.Tx) error {
 	res, err := tx.ExecContext(ctx, `UPDATE outbox_lease SET epoch = epoch WHERE id = 1 AND epoch = $1`, l.epoch)
 	if err != nil {
-		return fmt.Errorf("hold lease: %w", err)
+		return fmt.Errorf("fence: %w", err)
 	}
 	if n, err := res.RowsAffected(); err != nil || n == 0 {
 		return errors.Join(errLeaseLost, err)

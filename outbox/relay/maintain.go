@@ -23,7 +23,7 @@ func (t *term) maintain(ctx context.Context) {
 	for retry.Sleep(ctx, foldEvery*4/5+rand.N(foldEvery*2/5)) {        //nolint:gosec // jitter
 		next, err := t.fold(ctx, t.foldedUpTo, sqldb.Now())
 		if t.foldedUpTo = next; err != nil && ctx.Err() == nil {
-			t.cfg.Log.Warn("fold published ranges", "service", t.cfg.Service, "err", err)
+			t.cfg.Log.Warn("folding published ranges failed", "service", t.cfg.Service, "err", err)
 		}
 		if time.Now().Before(pruneAt) {
 			continue
@@ -31,7 +31,7 @@ func (t *term) maintain(ctx context.Context) {
 		pruneAt = time.Now().Add(pruneEvery*4/5 + rand.N(pruneEvery*2/5)) //nolint:gosec // jitter
 		n, err := t.pruneOnce(ctx, sqldb.Now().Add(-t.cfg.Retention))
 		if err != nil && ctx.Err() == nil {
-			t.cfg.Log.Warn("delete old events", "service", t.cfg.Service, "err", err)
+			t.cfg.Log.Warn("deleting old events failed", "service", t.cfg.Service, "err", err)
 		}
 		if n > 0 {
 			t.cfg.Log.Info("old events deleted", "service", t.cfg.Service, "events", n)

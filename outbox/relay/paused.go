@@ -157,9 +157,9 @@ func (t *term) pause(row *store.Row, err error) {
 	t.wakeRetryLoop()
 }
 
-// endTry takes the rows that were tried out of a paused partition, but for those
+// releaseTried takes the rows that were tried out of a paused partition, except those
 // to keep, and resumes the partition if no row is left.
-func (t *term) endTry(p *pausedPartition, tried []int64, keep map[int64]bool, cause error) {
+func (t *term) releaseTried(p *pausedPartition, tried []int64, keep map[int64]bool, cause error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	p.trying, p.resuming = false, cause == nil
@@ -203,7 +203,7 @@ func (t *term) storePaused(ctx context.Context, p *pausedPartition) {
 			store.Text(p.name, 500), p.topic, waiting, store.Reason(cause), p.since, sqldb.Now())
 	}
 	if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-		t.cfg.Log.Warn("store paused partition", "service", t.cfg.Service, "partition", p.name, "err", err)
+		t.cfg.Log.Warn("storing a paused partition failed", "service", t.cfg.Service, "partition", p.name, "err", err)
 	}
 }
 

@@ -38,7 +38,7 @@ func TestTryOfALongPausedPartitionEndsQuickly(t *testing.T) {
 	began := time.Now()
 	for range 100 {
 		tried := append([]int64(nil), p.seqs[:batchRows]...)
-		term.endTry(p, tried, map[int64]bool{tried[7]: true}, nil)
+		term.releaseTried(p, tried, map[int64]bool{tried[7]: true}, nil)
 	}
 	// it takes less than a millisecond; to look at every row takes hundreds
 	if d := time.Since(began) / 100; d > 20*time.Millisecond {

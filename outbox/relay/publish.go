@@ -24,6 +24,9 @@ var (
 	errStalled   = errors.New("not taken by the broker in time")
 )
 
+// errAbandoned says that the term ended before records were acknowledged.
+var errAbandoned = errors.New("stopped with records on their way: they will be sent again")
+
 // publishLoop publishes batch after batch. When stopCtx has ended, the end of
 // termCtx is a clean stop, and the batch in flight may take a few seconds more.
 func (t *term) publishLoop(termCtx, stopCtx context.Context) error {

@@ -175,7 +175,7 @@ func (t *term) read(ctx context.Context) (b *batch, more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
 	defer cancel()
 	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq > $1 ORDER BY seq LIMIT $2`
-	args := []any{t.cursor.highWatermark, batchRows} // nobody else writes the cursor
+	args := []any{t.cursor.highWatermark, batchRows} // only the reader changes the cursor, and so reads it without the lock
 	if len(t.cursor.gaps) > 0 {
 		query = readSQL[t.db.Engine]
 		los, his := make([]int64, len(t.cursor.gaps)), make([]int64, len(t.cursor.gaps))
@@ -243,42 +243,7 @@ func (t *term) refreshGaps(ctx context.Context) error {
 	return nil
 }
 
-// readRows reads rows of a paused partition, as many as one batch takes.
-func (t *term) readRows(ctx context.Context, seqs []int64) ([]store.Row, error) {
-	ctx, cancel := context.WithTimeout(ctx, statementTimeout)
-	defer cancel()
-	conn, giveBack, err := t.borrowConn(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	defer giveBack()
-	query := `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq = ANY ($1::bigint[]) ORDER BY seq`
-	if t.db.Engine == sqldb.SQLite {
-		query = `SELECT ` + rowColumns + ` FROM outbox_events WHERE seq IN (SELECT value FROM json_each($1)) ORDER BY seq`
-	}
-	result, err := conn.QueryContext(ctx, query, t.array(seqs))
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	rows, _, err := t.scanBatch(result)
-	if err != nil {
-		return nil, fmt.Errorf("read outbox: %w", err)
-	}
-	return rows, nil
-}
-
-// borrowConn lends a connection for reads that are rare, until giveBack is called:
-// on PostgreSQL the session of the lease, because one more session would mostly be
-// idle, and the pool may be without a free connection for long.
-func (t *term) borrowConn(ctx context.Context) (conn connection, giveBack func(), err error) {
-	if t.db.Engine == sqldb.SQLite {
-		return t.db.Read(), func() {}, nil
-	}
-	giveBack, err = t.lease.lockConn(ctx)
-	return t.lease.conn, giveBack, err
-}
-
-// array is a list of numbers as an argument of a query.
+// array makes an argument of a query from a list of numbers.
 func (t *term) array(n []int64) any {
 	if t.db.Engine == sqldb.Postgres {
 		return n

@@ -10,7 +10,8 @@
 //
 // Aside from that path:
 //
-//	paused.go     partitions that take no records now; paused_retry.go tries them
+//	paused.go     partitions that take no records now; paused_retry.go decides when
+//	              to try which again, and paused_try.go tries them
 //	partitions.go which partition each row goes to
 //	topic_ids.go  notices topics that were created anew; rewind.go has events published again
 //	maintain.go   folds published ranges (fold.go), deletes old events (prune.go)
@@ -126,7 +127,7 @@ func (r *Relay) Run(ctx context.Context) error {
 		err = r.lead(ctx, l, lowWatermark)
 		if ctx.Err() != nil {
 			if err != nil { // the lease may not be given back: another relay takes it after the TTL
-				r.cfg.Log.Warn("relay stops", "service", r.cfg.Service, "err", err)
+				r.cfg.Log.Warn("relay stopped with an error", "service", r.cfg.Service, "err", err)
 			}
 			return nil
 		}
@@ -156,16 +157,16 @@ func (r *Relay) standBy(ctx context.Context) (*lease, int64, error) {
 
 // lead publishes for as long as the lease is held.
 func (r *Relay) lead(ctx context.Context, l *lease, lowWatermark int64) (err error) {
-	defer func() { // so that the next holder need not wait for the TTL
+	defer func() { // so that the next holder does not wait for the TTL
 		if !errors.Is(err, errLeaseLost) && !errors.Is(err, errRewound) {
 			err = errors.Join(err, l.release(ctx))
 		}
 	}()
-	conns, done, err := connect(ctx, r.db, Sessions-1)
+	conns, closeConns, err := connect(ctx, r.db, Sessions-1)
 	if err != nil {
 		return err
 	}
-	defer done()
+	defer closeConns()
 	l.conn = conns[0]
 	t := &term{
 		Relay: r, lease: l, reads: conns[1],
@@ -181,7 +182,7 @@ func (r *Relay) lead(ctx context.Context, l *lease, lowWatermark int64) (err err
 func (r *Relay) newProducer() (*kgo.Client, error) {
 	producer, err := kgo.NewClient(append(slices.Clip(r.cfg.Kafka),
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.ManualFlushing(),                     // one record batch of a partition in a batch, so that none overtakes a refused one
+		kgo.ManualFlushing(),                     // so that a batch has one record batch for each partition, and none overtakes a refused one
 		kgo.AllowIdempotentProduceCancellation(), // see probe
 		kgo.MaxBufferedRecords(2*batchRows),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(store.MaxBytes(topic)) }),

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -64,9 +63,6 @@ type batch struct {
 	errs        []error // the outcome of each row
 	unpublished int     // rows to publish, without those that were moved to a paused partition
 }
-
-// errAbandoned says that the term ended before records were acknowledged.
-var errAbandoned = errors.New("stopped with records on their way: they will be sent again")
 
 // run publishes until stopCtx ends, which is a clean stop, or the lease is lost.
 // The lease is kept, and acknowledged rows are marked, until the last batch has

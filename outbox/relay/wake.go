@@ -7,10 +7,10 @@ import (
 	"pizzaflow/internal/retry"
 )
 
-// A commit wakes the relay of its own process through a channel. When another
-// process leads, this one wakes that one's relay with a NOTIFY: one for all commits
+// A commit wakes the relay of its own process through a channel. A relay that stands
+// by wakes the one that leads, in another process, with a NOTIFY: one for all commits
 // since the last, outside of their transactions, because a NOTIFY in a transaction
-// makes commits wait for each other. The poll finds the commits of lost NOTIFYs.
+// makes commits wait for each other. When a NOTIFY is lost, the poll finds the events.
 
 const (
 	wakeChannel = "outbox"
@@ -23,22 +23,26 @@ func (r *Relay) notify(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
-			defer cancel()
-			select {
-			case <-r.cfg.Outbox.Local().Woken():
-				if err := r.db.Notify(last, wakeChannel); err != nil {
-					r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
-				}
-			default:
-			}
+			r.notifyLast(context.WithoutCancel(ctx))
 			return
 		case <-r.cfg.Outbox.Local().Woken():
 		}
 		if err := r.db.Notify(ctx, wakeChannel); err != nil && ctx.Err() == nil {
-			r.cfg.Log.Warn("wake the relay that leads", "service", r.cfg.Service, "err", err)
+			r.cfg.Log.Warn("waking the leading relay failed", "service", r.cfg.Service, "err", err)
 		}
 		retry.Sleep(ctx, notifyPause)
+	}
+}
+
+func (r *Relay) notifyLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	select {
+	case <-r.cfg.Outbox.Local().Woken():
+		if err := r.db.Notify(ctx, wakeChannel); err != nil {
+			r.cfg.Log.Warn("waking the leading relay failed", "service", r.cfg.Service, "err", err)
+		}
+	default:
 	}
 }
 
