@@ -274,7 +274,7 @@ func (d *deployment) testMissingRead(t *testing.T, admin *kadm.Client) {
 	}
 	eventually(t, paidLimit, func() string {
 		for _, refusal := range []string{"TOPIC_AUTHORIZATION_FAILED", "GROUP_AUTHORIZATION_FAILED"} {
-			if !d.logged(t, "trouble with the brokers", refusal) {
+			if !d.logged(t, "kafka error", refusal) {
 				return "the log has no " + refusal
 			}
 		}

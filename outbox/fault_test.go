@@ -117,8 +117,8 @@ func TestUnavailableSpendsNothing(t *testing.T) {
 				t.Errorf("%s was handled in attempt %d, want %d", d.Event.Account, d.Attempt, want)
 			}
 		}
-		if n := logs.of("consumer goes on"); n > 2 {
-			t.Errorf("%d lines say that it goes on", n)
+		if n := logs.of("consumer resumed"); n > 2 {
+			t.Errorf("%d lines say that it resumed", n)
 		}
 	})
 }

@@ -4,41 +4,41 @@ import (
 	"time"
 )
 
-// A pace is how many records go into one transaction: as many as take no longer
-// by themselves than it should. What a transaction takes however small it is
-// does not count. On a busy machine that alone may be longer, and then smaller
-// transactions are only more of them: with a limit on the whole a consumer that
-// fell behind went down to single records, and further behind.
+// A batchSizer adapts how many records go into one transaction: as many as take no
+// longer than target. The fixed cost of a transaction does not count: on a busy
+// machine it alone may exceed the target, and smaller batches would only add
+// transactions. (With a limit on the whole transaction a consumer that fell behind
+// shrank its batches to single records, and fell further behind.)
 type batchSizer struct {
-	target time.Duration // that the records of a transaction should take
-	max    int           // of them
-	size   int           // how many go in now
+	target time.Duration // for the records of a transaction, without its fixed cost
+	max    int           // records
+	size   int           // records in the next transaction
 
-	samples  [20]sample // the last transactions, which decide; an older stall is forgotten
-	observed int        // how many transactions there were
+	samples  [20]sample // a ring of the last transactions: an older stall has no weight
+	observed int        // transactions until now
 }
 
-// An effort is what one transaction took.
+// A sample is the size and duration of one transaction.
 type sample struct{ records, seconds float64 }
 
-// note learns from a transaction of n records.
+// observe adds a transaction of n records to the samples and adapts the size.
 func (b *batchSizer) observe(n int, took time.Duration) {
 	b.samples[b.observed%len(b.samples)] = sample{float64(n), took.Seconds()}
 	b.observed++
-	known := b.samples[:min(b.observed, len(b.samples))]
+	samples := b.samples[:min(b.observed, len(b.samples))]
 	var sn, ss, snn, sns float64 // sums of records, seconds, records squared, records times seconds
-	for _, t := range known {
+	for _, t := range samples {
 		sn, ss, snn, sns = sn+t.records, ss+t.seconds, snn+t.records*t.records, sns+t.records*t.seconds
 	}
 
 	long, short := took > b.target && b.size > 1, true
-	// what one record more takes is known (least squares) once they differed by a
-	// quarter; until then the limit goes up or down, so that they do
-	count := float64(len(known))
+	// The time of one record more is known (by least squares) once the sizes of the
+	// samples differ by a quarter. Until then the size changes, so that they will.
+	count := float64(len(samples))
 	if spread := count*snn - sn*sn; spread > sn*sn/16 {
 		each := (count*sns - sn*ss) / spread
-		all := each * float64(b.size)
-		long, short = all > b.target.Seconds(), all < b.target.Seconds()/2
+		total := each * float64(b.size)
+		long, short = total > b.target.Seconds(), total < b.target.Seconds()/2
 	}
 	switch {
 	case long:

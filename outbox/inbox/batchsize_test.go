@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestPace has more records waiting than any transaction takes. How many go in
+// TestBatchSize has more records waiting than any transaction takes. How many go in
 // is asked of the second hundred, on the average.
 func TestBatchSize(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -41,7 +41,7 @@ func TestBatchSize(t *testing.T) {
 	}
 }
 
-// TestPaceAfterAStall has the database away for a minute while all four workers
+// TestBatchSizeAfterAStall has the database away for a minute while all four workers
 // are in a transaction, and come back with everything that has piled up.
 func TestBatchSizeAfterAStall(t *testing.T) {
 	for _, stall := range []time.Duration{2 * time.Second, time.Minute} {

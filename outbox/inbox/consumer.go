@@ -1,11 +1,24 @@
 // Package inbox consumes the events of topics and gives each its effect once: the
 // mark in the inbox and what the handler writes are one transaction.
 //
-// Start reading at Consumer. What is fetched goes through dispatch.go to
-// settle.go, where a batch is handled in one transaction. A record that fails is
-// parked, tried again and dead-lettered (parked.go, heads.go, again.go). fault.go
-// says what an error means, and waits while a dependency is away; watch.go looks
-// at the topics.
+// The broker has records. A message is a record on its way to its handler. A parked
+// record is a row of parked_records: it is retrying, waiting for an earlier record
+// of its key, or dead until an operator replays or discards it.
+//
+// Read the files in the order in which a record meets them:
+//
+//   - consumer.go: Config, New, Run; handlers.go: On, OnBatch, how handlers are
+//     called; message.go: what is decoded
+//   - dispatcher.go: records of many keys spread over workers (batchsize.go: how
+//     many at once); transaction.go: a batch handled in one transaction;
+//     duplicates.go: records whose events are in the inbox already
+//   - errors.go: what an error means; dependency.go: the gate that holds all work
+//     while a dependency is unavailable
+//   - park.go: a record whose handler failed; keyorder.go: the order of its key;
+//     retry.go, deadletter.go, repair.go: what follows
+//   - offsets.go: where partitions begin and what is committed; topics.go: topics
+//     that are recreated; fetcherrors.go, errorlog.go: errors of the broker
+//   - prune.go: what is forgotten; metrics.go
 package inbox
 
 import (
@@ -29,46 +42,48 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Config is what a Consumer needs.
+// Config is what a Consumer needs. Outbox, Group, Kafka and Log are required;
+// every other field that is zero gets the default named beside it.
 type Config struct {
-	Outbox   *outbox.Outbox // where effects and their events are written
+	Outbox   *outbox.Outbox // of the database that handlers write to
 	Group    string         // the consumer group: an event has its effect once for each group
 	Kafka    []kgo.Opt      // how to reach the brokers
-	Attempts int            // before a record is dead-lettered: 3 when zero
-	Delay    time.Duration  // before attempt n+1 it is n times this, plus up to 20 %: 5 s when zero
-	// OutboxRetention is how long an outbox may publish an event again, and
-	// TopicRetention how long its topic may hold it then, with the whole segment
-	// in which it stands: 7 and 8 days when zero.
+	Attempts int            // how many fail before a record is dead-lettered; default 3
+	Delay    time.Duration  // attempt n+1 follows attempt n after n times this, plus up to 20 %; default 5 s
+	// OutboxRetention is how long an outbox may publish an event again; default 7
+	// days. TopicRetention is how long the topic may keep a record, until the whole
+	// segment of the record is deleted; default 8 days.
 	OutboxRetention, TopicRetention time.Duration
-	// Retention is how long the inbox remembers an event, counted from when it
-	// last came, and how long parked records stay once they are done: when zero,
-	// as long as both of the above and 12 hours for what is late. Run refuses less.
+	// Retention is how long the inbox remembers an event after its last record, and
+	// how long parked records stay after they are handled or discarded. The default
+	// is the sum of the two retentions above and 12 hours; Run refuses less.
 	Retention time.Duration
-	Replay    string // how an operator replays dead records, for the log: Operator.Replay when empty
-	Metrics   prometheus.Registerer
+	Replay    string                // how an operator replays dead records, for the log; default "Operator.Replay"
+	Metrics   prometheus.Registerer // nil for none
 	Log       *slog.Logger
 }
 
-// A Consumer hands the events of its topics to the handlers given to On. Each
-// event has its effect once: the mark in the inbox, what the handler writes
-// and the events it adds are one transaction. Events of one key are handled
-// one after the other, in order; one that fails is parked, with what follows
-// under its key, while all other keys go on.
+// A Consumer reads the events of its topics and calls the handlers given to On and
+// OnBatch. Each event has its effect once: the mark in the inbox, what the handler
+// writes and the events it adds are one transaction. Events of one key are handled
+// one after the other, in order. An event whose handler fails is parked together
+// with the later events of its key, while all other keys go on.
 type Consumer struct {
 	cfg           Config
 	db            *sqldb.DB
 	subscriptions map[route]*subscription
-	registered    []*subscription // as they were asked for
+	registered    []*subscription // in the order of the calls of On and OnBatch
 	onDead        func(context.Context, *outbox.Tx, Dead) error
 	metrics       consumerMetrics
 	deadLetters   *measure.Measure[map[string]int64]
 	gate          *dependencyGate
 	errorLog      *errorLog
-	wakeRetries   chan struct{} // wakes the retries
-	clusterID     string        // the broker's id, for naming what has no id of its own
+	wakeRetries   chan struct{} // wakes retryLoop
+	clusterID     string        // of the brokers, a part of positionID
 }
 
-// New makes a Consumer; On gives it handlers and Run starts it.
+// New makes a Consumer from cfg, with defaults for what is zero, and registers its
+// metrics. On and OnBatch give it handlers, Run starts it.
 func New(cfg Config) *Consumer {
 	if cfg.Attempts == 0 {
 		cfg.Attempts = 3
@@ -88,11 +103,14 @@ func New(cfg Config) *Consumer {
 	return c
 }
 
-// Run consumes until ctx ends; then it finishes what it has begun, commits and
-// leaves the group.
+// Run consumes until ctx ends; then it finishes the transactions at work (for at
+// most 10 s), commits the offsets, leaves the group and returns nil. It returns an
+// error at once when the retention is too short or the client options are
+// invalid; an unavailable database or broker is waited for. Without handlers it
+// only waits for ctx.
 func (c *Consumer) Run(ctx context.Context) error {
 	if least := c.cfg.minRetention(); c.cfg.Retention < least {
-		return fmt.Errorf("consume: a retention of %s is too short: what was handled must be remembered for %s, while outbox and topic keep it", c.cfg.Retention, least)
+		return fmt.Errorf("consume: the inbox retention %s is too short: outbox and topic may deliver an event again for %s", c.cfg.Retention, least)
 	}
 	if len(c.subscriptions) == 0 {
 		<-ctx.Done()
@@ -109,18 +127,18 @@ func (c *Consumer) Run(ctx context.Context) error {
 		kgo.ConsumerGroup(c.cfg.Group),
 		kgo.ConsumeTopics(d.topics...),
 		kgo.Balancers(kgo.CooperativeStickyBalancer()),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), // never skip, at the price of reading again
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), // skip no record, at the price of rereading
 		kgo.DisableAutoCommit(),
-		kgo.BlockRebalanceOnPoll(), // so that no partition is taken away between poll and dispatch
+		kgo.BlockRebalanceOnPoll(), // so that no partition is revoked before its fetched records are enqueued
 		kgo.SessionTimeout(10*time.Second),
 		kgo.HeartbeatInterval(2*time.Second),
-		// Shorter than the session: the embedded broker lets sessions of members run out that wait for a leader
-		// which has died, and then counts the group wrong. Whoever comes late, reads again what he had.
+		// Shorter than the session: while a group waits for a dead leader, the embedded broker expires the sessions
+		// of waiting members and then counts the group wrong. A member that joins late rereads its records.
 		kgo.RebalanceTimeout(9*time.Second),
 		kgo.FetchMaxWait(500*time.Millisecond),
 		kgo.FetchMaxBytes(8<<20),
 		kgo.FetchMaxPartitionBytes(2<<20),
-		kgo.MaxDecompressBatchBytes(maxBatchBytes), // a small record must not unpack into all of the memory
+		kgo.MaxDecompressBatchBytes(maxBatchBytes), // see there
 		kgo.OnPartitionsAssigned(d.onAssigned),
 		kgo.AdjustFetchOffsetsFn(d.adjustOffsets),
 		kgo.OnPartitionsRevoked(d.onRevoked),
@@ -134,7 +152,7 @@ func (c *Consumer) Run(ctx context.Context) error {
 		return nil //nolint:nilerr // ctx has ended
 	}
 
-	// what has begun is finished, for a while, although ctx has ended
+	// transactions at work go on for a while after ctx has ended
 	workCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(10*time.Second, cancel) })
@@ -155,7 +173,8 @@ func (c *Consumer) Run(ctx context.Context) error {
 	return err
 }
 
-// poll hands what is fetched to the dispatcher and never waits for its work.
+// poll gives fetched records to the dispatcher until ctx ends. It never waits for
+// the workers: rebalances are blocked between two polls.
 func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) {
 	for ctx.Err() == nil {
 		fetches := client.PollFetches(ctx)
@@ -173,7 +192,8 @@ func (c *Consumer) poll(ctx context.Context, client *kgo.Client, d *dispatcher) 
 	}
 }
 
-// clusterID asks the broker for its name, for as long as it takes.
+// fetchClusterID asks the broker for the id of its cluster until it answers or ctx
+// ends. The id is "" when the broker has none.
 func fetchClusterID(ctx context.Context, client *kgo.Client, log *slog.Logger) (string, error) {
 	for attempt := 1; ; attempt++ {
 		resp, err := kmsg.NewPtrMetadataRequest().RequestWith(ctx, client)

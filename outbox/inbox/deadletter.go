@@ -15,22 +15,26 @@ import (
 	"pizzaflow/outbox/internal/wire"
 )
 
-// A Dead is a record that will not be handled, as OnDead is told of it.
+// A Dead is a record that was dead-lettered, as the function given to OnDead gets it.
 type Dead struct {
-	EventID     string
-	EventType   string // "" when the record could not be opened
+	EventID     string // made from the position of a record that cannot be decoded
+	EventType   string // "" when the record cannot be decoded
 	AggregateID string
 	Topic       string
 	Partition   int32
 	Offset      int64
-	Attempts    int
-	Err         error
-	Value       []byte // the record's value as it came
+	Attempts    int    // that failed
+	Err         error  // of the last attempt
+	Value       []byte // of the record, unchanged
 }
 
-// OnDead has fn called in the transaction that dead-letters a record, so that
-// the service can note what will not happen.
-func (c *Consumer) OnDead(fn func(ctx context.Context, tx *outbox.Tx, d Dead) error) { c.onDead = fn }
+// OnDead has c call fn in the transaction that dead-letters a record, so that the
+// service can record that the event will have no effect. fn writes within tx only.
+// When it returns an error or panics, the record is not dead-lettered: its last
+// attempt is repeated after the usual delay. It must be called before Run.
+func (c *Consumer) OnDead(fn func(ctx context.Context, tx *outbox.Tx, d Dead) error) {
+	c.onDead = fn
+}
 
 // A deadLetter is the value of a record on a dead-letter topic.
 type deadLetter struct {
@@ -45,8 +49,8 @@ type deadLetter struct {
 	OriginalValueBase64 []byte          `json:"original_value_base64,omitempty"`
 }
 
-// bury writes the dead letter of a record that has died, and lets the service
-// note it.
+// writeDeadLetter adds the dead letter of a message to the outbox and calls the
+// function given to OnDead, both in tx.
 func (c *Consumer) writeDeadLetter(ctx context.Context, tx *outbox.Tx, msg *message, s parkedState) error {
 	body := deadLetter{
 		OriginalTopic: msg.rec.Topic, OriginalPartition: msg.rec.Partition, OriginalOffset: msg.rec.Offset,
@@ -56,9 +60,9 @@ func (c *Consumer) writeDeadLetter(ctx context.Context, tx *outbox.Tx, msg *mess
 		body.OriginalMessage, body.OriginalValueBase64 = nil, msg.rec.Value
 	}
 	value, err := wire.Marshal(body)
-	if err == nil && len(value) > store.MaxDeadLetterBytes-store.MaxRecordBytes/2 { // room for key and headers
+	if err == nil && len(value) > store.MaxDeadLetterBytes-store.MaxRecordBytes/2 { // leaves room for key and headers
 		body.OriginalMessage, body.OriginalValueBase64 = nil, nil
-		body.ErrorReason = store.Text(body.ErrorReason, 900) + " (the message is too large for this topic: it stands in parked_records)"
+		body.ErrorReason = store.Text(body.ErrorReason, 900) + " (the message is too large for this topic: it is in parked_records)"
 		value, err = wire.Marshal(body)
 	}
 	if err != nil {
@@ -82,29 +86,30 @@ func (c *Consumer) writeDeadLetter(ctx context.Context, tx *outbox.Tx, msg *mess
 	})
 }
 
-// noteDeath calls OnDead's function. What is its own fault is a hookError.
+// callOnDead calls the function given to OnDead. Its own failures become an
+// onDeadError; conflicts and an unavailable database do not.
 func (c *Consumer) callOnDead(ctx context.Context, tx *outbox.Tx, d Dead) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = &onDeadError{fmt.Errorf("note the death: panic: %v\n%s", p, debug.Stack())}
+			err = &onDeadError{fmt.Errorf("OnDead panicked: %v\n%s", p, debug.Stack())}
 		}
 	}()
 	err = c.onDead(ctx, tx, d)
 	if class := classify(err); err != nil && class != classUnavailable && class != classConflict {
-		return &onDeadError{fmt.Errorf("note the death: %w", err)}
+		return &onDeadError{fmt.Errorf("OnDead: %w", err)}
 	}
 	return err
 }
 
-// A hookError comes from OnDead's function.
+// An onDeadError is a failure of the function given to OnDead.
 type onDeadError struct{ error }
 
 func (e *onDeadError) Unwrap() error { return e.error }
 
-// undecided is what becomes of a record that should die while the hook cannot
-// note it: its last attempt will be made again.
-func (c *Consumer) retryLastAttempt(s parkedState, hook error) parkedState {
-	s.state, s.err, s.wait = store.Retrying, errors.Join(s.err, hook), c.retryDelay(s.attempts)
+// retryLastAttempt is the state of a record that could not be dead-lettered because
+// the function given to OnDead failed: it retries its last attempt.
+func (c *Consumer) retryLastAttempt(s parkedState, onDead error) parkedState {
+	s.state, s.err, s.wait = store.Retrying, errors.Join(s.err, onDead), c.retryDelay(s.attempts)
 	s.attempts--
 	return s
 }

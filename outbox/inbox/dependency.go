@@ -12,39 +12,43 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A breaker holds all work of a consumer back while what it depends on is
-// away. One at a time probes, and its success lets all others go on.
+// A dependencyGate holds back all work of a consumer while a dependency (its
+// database, or what a handler called Unavailable) is away. While it is closed, one
+// caller at a time holds the probe: it tries its own work again and again, and its
+// success opens the gate for all. It is no circuit breaker: work waits and does not
+// fail, and one error closes it.
 type dependencyGate struct {
-	onClose  func(err error)          // told when it opens
-	onOpen   func(took time.Duration) // and when it closes
-	stopping <-chan struct{}
+	onClose  func(err error)          // called when it closes, with the error that closed it
+	onOpen   func(took time.Duration) // called when it opens, with how long it was closed
+	stopping <-chan struct{}          // closed when the consumer stops
 
 	mu          sync.Mutex
-	changed     chan struct{} // closed, and replaced, when those who wait should look again
-	closedSince time.Time     // when it opened; zero while it is closed
-	failures    int
-	probing     bool // somebody does
+	changed     chan struct{} // closed and replaced when the waiting callers are woken
+	closedSince time.Time     // zero while the gate is open
+	failures    int           // probes that failed since it closed, and the error that closed it
+	probing     bool          // a caller holds the probe
 }
 
-// newBreaker makes the breaker of a consumer, closed.
+// newDependencyGate makes an open gate that sets gauge to 1 while it is closed.
 func newDependencyGate(cfg Config, gauge prometheus.Gauge) *dependencyGate {
 	return &dependencyGate{
 		changed: make(chan struct{}),
 		onClose: func(err error) {
 			gauge.Set(1)
-			cfg.Log.Error("consumer paused: what it depends on is away", "consumer_group", cfg.Group, "err", err)
+			cfg.Log.Error("consumer paused: a dependency is unavailable", "consumer_group", cfg.Group, "err", err)
 		},
 		onOpen: func(took time.Duration) {
 			gauge.Set(0)
-			cfg.Log.Info("consumer goes on", "consumer_group", cfg.Group, "paused_seconds", took.Seconds())
+			cfg.Log.Info("consumer resumed", "consumer_group", cfg.Group, "paused_seconds", took.Seconds())
 		},
 	}
 }
 
-// insist runs fn until it has succeeded or failed for a reason of its own. What
-// is away is waited for, without limit; before each further try still is asked
-// whether there is anything left to do. errGivenUp is returned when there is
-// not, or when the end has come.
+// retryWhileUnavailable runs fn until it succeeds or fails with an error that is
+// neither a conflict nor an unavailable dependency, and returns that result. It waits
+// at the gate without limit. Before each further try it calls stillWanted, which may
+// narrow the work down, and returns errAbandoned when that reports false, when ctx
+// ends, or when the consumer stops while the gate is closed.
 func (c *Consumer) retryWhileUnavailable(ctx context.Context, stillWanted func() bool, fn func() error) error {
 	holdsProbe := false
 	defer c.gate.release(&holdsProbe)
@@ -65,7 +69,7 @@ func (c *Consumer) retryWhileUnavailable(ctx context.Context, stillWanted func()
 			c.endConflicts(&streak)
 		}
 		switch {
-		case errors.Is(err, errBatchTooSlow): // the breaker stays as it is: less at once is tried next
+		case errors.Is(err, errBatchTooSlow): // a part of the batch, tried next, may open the gate
 			c.gate.close(err, &holdsProbe)
 			return err
 		case class == classUnavailable:
@@ -76,7 +80,7 @@ func (c *Consumer) retryWhileUnavailable(ctx context.Context, stillWanted func()
 				return errAbandoned
 			}
 		case class == classTransient && sqldb.IsUnavailable(err) && writeChecks < 2:
-			// it looks like the database but may come from anywhere: ask; a connection that broke is made anew
+			// the error looks like one of the database but the handler may have it from elsewhere: check the database
 			if writeChecks++; c.checkWritable(ctx) != nil {
 				c.gate.close(err, &holdsProbe)
 				writeChecks = 0
@@ -91,7 +95,7 @@ func (c *Consumer) retryWhileUnavailable(ctx context.Context, stillWanted func()
 	}
 }
 
-// ask finds out whether the database takes writes.
+// checkWritable returns an error unless the database takes writes.
 func (c *Consumer) checkWritable(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -99,41 +103,42 @@ func (c *Consumer) checkWritable(ctx context.Context) error {
 	return err
 }
 
-// conflictLimit is how long a transaction may be run again and again, because
-// others are in its way, before that is told.
+// conflictLimit is how long a transaction may conflict with others before that is
+// logged.
 const conflictLimit = 5 * time.Second
 
-// conflicts are those of one transaction.
+// A conflictStreak is a series of conflicts of one transaction.
 type conflictStreak struct {
-	since  time.Time // the first; zero without one
+	since  time.Time // of the first conflict; zero without one
 	logged bool
 }
 
-// conflict counts a conflict, and tells once when they go on.
-func (c *Consumer) recordConflict(of *conflictStreak, err error) {
+// recordConflict counts a conflict, and logs once when the streak is long.
+func (c *Consumer) recordConflict(streak *conflictStreak, err error) {
 	c.metrics.conflicts.Inc()
-	if of.since.IsZero() {
-		of.since = time.Now()
+	if streak.since.IsZero() {
+		streak.since = time.Now()
 	}
-	if !of.logged && time.Since(of.since) > conflictLimit {
-		of.logged = true
+	if !streak.logged && time.Since(streak.since) > conflictLimit {
+		streak.logged = true
 		c.metrics.conflicting.Inc()
-		c.cfg.Log.Error("conflict goes on: the transaction is run again until it succeeds", "consumer_group", c.cfg.Group, "err", err)
+		c.cfg.Log.Error("transaction conflicts continue: it is retried until it succeeds", "consumer_group", c.cfg.Group, "err", err)
 	}
 }
 
-// conflictsOver tells the end of conflicts that were told.
-func (c *Consumer) endConflicts(of *conflictStreak) {
-	if of.logged {
+// endConflicts resets the streak, and logs its end when it was logged.
+func (c *Consumer) endConflicts(streak *conflictStreak) {
+	if streak.logged {
 		c.metrics.conflicting.Dec()
-		c.cfg.Log.Info("conflict is over", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(of.since).Seconds())
+		c.cfg.Log.Info("transaction conflicts ended", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(streak.since).Seconds())
 	}
-	*of = conflictStreak{}
+	*streak = conflictStreak{}
 }
 
-// pass reports whether work may be done now. While the breaker is open it waits
-// first: whoever probes for the time between two probes, all others until they
-// should look again. False asks the caller to look whether he still wants to.
+// acquire returns true when work may be done. While the gate is closed it waits:
+// the holder of the probe, which it becomes when there is none, until the next probe
+// is due; all others until the gate changes. False asks the caller to check whether
+// its work is still wanted, and to call again.
 func (g *dependencyGate) acquire(ctx context.Context, holdsProbe *bool) bool {
 	g.mu.Lock()
 	if g.closedSince.IsZero() {
@@ -161,7 +166,8 @@ func (g *dependencyGate) acquire(ctx context.Context, holdsProbe *bool) bool {
 	return false
 }
 
-// trip opens the breaker, or keeps it open.
+// close closes the gate and takes the probe; on a closed gate it counts a failed
+// probe of its holder.
 func (g *dependencyGate) close(err error, holdsProbe *bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -175,8 +181,8 @@ func (g *dependencyGate) close(err error, holdsProbe *bool) {
 	}
 }
 
-// reset closes the breaker when it was the probe that went well: others may
-// have begun before, or need nothing of what is away.
+// open opens the gate when the caller holds the probe. The success of others says
+// nothing: they may have begun before it closed, or need no unavailable dependency.
 func (g *dependencyGate) open(holdsProbe *bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -189,7 +195,7 @@ func (g *dependencyGate) open(holdsProbe *bool) {
 	g.wakeAllLocked()
 }
 
-// leave lets another probe.
+// release gives up the probe, so that another caller takes it.
 func (g *dependencyGate) release(holdsProbe *bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -199,18 +205,20 @@ func (g *dependencyGate) release(holdsProbe *bool) {
 	}
 }
 
-// nudge has all who wait look whether they still want to.
+// wakeAll has all waiting callers check whether their work is still wanted.
 func (g *dependencyGate) wakeAll() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.wakeAllLocked()
 }
 
+// wakeAllLocked is wakeAll for callers that hold the mutex.
 func (g *dependencyGate) wakeAllLocked() {
 	close(g.changed)
 	g.changed = make(chan struct{})
 }
 
+// isStopping reports whether the consumer stops.
 func (g *dependencyGate) isStopping() bool {
 	select {
 	case <-g.stopping:

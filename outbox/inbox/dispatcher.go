@@ -15,67 +15,71 @@ import (
 )
 
 const (
-	usualBatch       = 64                     // of different keys in one transaction; more when so many are waiting that every worker has as many
-	maxBatch         = 512                    // then up to this, where the gain of still larger ones has gone
-	batchTarget      = 100 * time.Millisecond // the records of a transaction should take no longer: above it batches get smaller
-	maxWindowRecords = 4000                   // of one partition between fetched and done; above it fetching pauses
-	maxWindowBytes   = 8 << 20                // the same, by the size of the records
+	usualBatch       = 64                     // messages in one transaction, unless more are ready for each worker
+	maxBatch         = 512                    // messages in one transaction; still larger ones gain nothing
+	batchTarget      = 100 * time.Millisecond // for the messages of a transaction: above it batches get smaller
+	maxWindowRecords = 4000                   // fetched and not acked of one partition: above it fetching pauses
+	maxWindowBytes   = 8 << 20                // the same in bytes
 	commitEvery      = 500 * time.Millisecond
-	drainTimeout     = 6 * time.Second // of a partition that is taken away; less than the group waits for a member
+	drainTimeout     = 6 * time.Second // for the messages at work of a revoked partition; shorter than RebalanceTimeout
 )
 
-// A dispatcher spreads records over workers: those of one key one after the
-// other, those of different keys at once. It knows for each partition up to
-// where everything is done, and commits that and nothing above it.
+// A dispatcher spreads messages over workers: those of one key one after the other,
+// those of different keys at the same time. For each partition it keeps the low
+// watermark, below which every message is processed, and commits no offset above it.
 type dispatcher struct {
 	c       *Consumer
 	workers int
 
 	topics      []string
-	checkNow    chan struct{} // the topics should be looked at
-	offsetsLock chan struct{} // has one in it while offsets are told to the broker, or to the client
+	checkNow    chan struct{} // wakes watchTopics
+	offsetsLock chan struct{} // full while offsets are committed or the client seeks: a lock whose wait ends with a context
 
 	mu            sync.Mutex
-	client        *kgo.Client // as the first assignment told
+	client        *kgo.Client // known from the first assignment on
 	topicIDs      map[string][16]byte
-	unknownTopics map[string]bool // those the broker does not know as we do
-	sizer         batchSizer      // of transactions
-	changed       *sync.Cond      // a key became ready, a record was done, the end
+	unknownTopics map[string]bool // whose id or name the broker did not know at the last fetch
+	sizer         batchSizer
+	changed       *sync.Cond // a key is ready, a batch is finished, or stopping
 	partitions    map[topicPartition]*partition
 	queues        map[string]*queue
-	ready         []string // keys that have a record waiting and none at work
-	seeks         []seek   // over what cannot be read
+	ready         []string // keys with a waiting message and none at work
+	seeks         []seek   // for applySeeks
 	stopping      bool
 }
 
+// A topicPartition identifies a partition.
 type topicPartition struct {
 	topic     string
 	partition int32
 }
 
-// A partition is one that this process consumes.
+// A partition is one that is assigned to this process. Its fields but revoked are
+// guarded by dispatcher.mu.
 type partition struct {
 	topicPartition
-	window        []*message // fetched, from the first that is not done
+	window        []*message // fetched, from the first that is not acked
 	topicID       [16]byte
-	nextOffset    int64 // the offset that should come next; -1 when it is not known
-	lowWatermark  int64 // everything below is done; -1 when it is not known
-	epoch         int32
-	committed     int64
-	highWatermark int64 // the end of the log at the last look
-	bytes         int   // of the records in the window
-	atWork        int
-	paused        bool
+	nextOffset    int64 // the offset expected from the next fetch; -1 when unknown
+	lowWatermark  int64 // every message below it is acked; -1 when unknown
+	epoch         int32 // the leader epoch of the last message below it
+	committed     int64 // the last committed low watermark; -1 when unknown
+	highWatermark int64 // the end of the log, as of the last fetch or check
+	bytes         int   // size of the window
+	atWork        int   // messages that workers have
+	paused        bool  // fetching is
 	lag           prometheus.Gauge
-	revoked       atomic.Bool // taken away
+	revoked       atomic.Bool // or lost: no longer assigned to this process
 }
 
-// A queue holds the records of one key that wait for the one at work.
+// A queue holds the messages of one key that wait until the one at work is
+// finished.
 type queue struct {
 	waiting []*message
-	busy    bool
+	busy    bool // a worker has a message of the key
 }
 
+// newDispatcher makes a dispatcher without partitions.
 func newDispatcher(c *Consumer, topics []string) *dispatcher {
 	d := &dispatcher{
 		c: c, workers: 4, sizer: batchSizer{target: batchTarget, max: maxBatch, size: usualBatch},
@@ -83,14 +87,16 @@ func newDispatcher(c *Consumer, topics []string) *dispatcher {
 		partitions: map[topicPartition]*partition{}, queues: map[string]*queue{},
 	}
 	if c.db.Engine == sqldb.SQLite {
-		d.workers, d.sizer.max, d.sizer.target = 1, maxBatch/4, batchTarget/4 // there is one writer, and others wait for it
+		d.workers, d.sizer.max, d.sizer.target = 1, maxBatch/4, batchTarget/4 // SQLite has one writer, for which all other writes wait
 	}
 	d.changed, d.offsetsLock = sync.NewCond(&d.mu), make(chan struct{}, 1)
 	return d
 }
 
+// onAssigned adds the partitions that the group assigns to this process.
+// adjustOffsets sets their offsets before the first fetch.
 func (d *dispatcher) onAssigned(_ context.Context, client *kgo.Client, parts map[string][]int32) {
-	d.dropPartitions(parts) // a topic that was taken up anew
+	d.dropPartitions(parts) // a recreated topic is assigned again without having been revoked
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.client = client
@@ -103,15 +109,16 @@ func (d *dispatcher) onAssigned(_ context.Context, client *kgo.Client, parts map
 			}
 		}
 	}
-	client.ResumeFetchPartitions(parts) // a pause outlives the assignment it was made for
+	client.ResumeFetchPartitions(parts) // the client keeps pauses of earlier assignments
 }
 
-// revoked lets the records at work finish, commits, and gives the partitions up.
+// onRevoked stops taking messages of the partitions, lets the workers finish those
+// at work (for at most drainTimeout) and commits the offsets.
 func (d *dispatcher) onRevoked(ctx context.Context, client *kgo.Client, parts map[string][]int32) {
 	dropped := d.dropPartitions(parts)
 	began := time.Now()
 	deadline := time.AfterFunc(drainTimeout, func() {
-		d.mu.Lock() // or it could fall between the look at the clock and the wait
+		d.mu.Lock() // without it the broadcast could fall between the check of the time and the wait
 		defer d.mu.Unlock()
 		d.changed.Broadcast()
 	})
@@ -126,12 +133,13 @@ func (d *dispatcher) onRevoked(ctx context.Context, client *kgo.Client, parts ma
 	d.commitPartitions(ctx, client, dropped)
 }
 
-// lost gives up partitions that are already another's.
+// onLost forgets partitions that another process may own already.
 func (d *dispatcher) onLost(_ context.Context, _ *kgo.Client, parts map[string][]int32) {
 	d.dropPartitions(parts)
 }
 
-// drop forgets the partitions and what waits in them.
+// dropPartitions removes the partitions and their waiting messages, marks them as
+// revoked, and returns them.
 func (d *dispatcher) dropPartitions(parts map[string][]int32) (dropped []*partition) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -158,11 +166,12 @@ func (d *dispatcher) dropPartitions(parts map[string][]int32) (dropped []*partit
 			delete(d.queues, key)
 		}
 	}
-	d.c.gate.wakeAll() // what is gone need not be waited for
+	d.c.gate.wakeAll() // messages of revoked partitions are no longer wanted
 	return dropped
 }
 
-// open opens what was fetched of one partition and enqueues it.
+// enqueueFetched decodes the fetched records of one partition and enqueues them.
+// Messages without a handler are counted and need no work.
 func (d *dispatcher) enqueueFetched(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition) {
 	msgs := make([]*message, len(fetched.Records))
 	for i, rec := range fetched.Records {
@@ -175,6 +184,9 @@ func (d *dispatcher) enqueueFetched(client *kgo.Client, topic string, topicID [1
 	d.enqueue(client, topic, topicID, fetched, msgs...)
 }
 
+// enqueue adds messages to the window of their partition and to the queues of
+// their keys. It drops them when the partition is no longer assigned, and pauses
+// fetching when the window is full.
 func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte, fetched kgo.FetchPartition, msgs ...*message) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -217,6 +229,7 @@ func (d *dispatcher) enqueue(client *kgo.Client, topic string, topicID [16]byte,
 	d.changed.Broadcast()
 }
 
+// workLoop processes batches until the dispatcher stops.
 func (d *dispatcher) workLoop(ctx context.Context, client *kgo.Client) {
 	for {
 		batch := d.awaitBatch()
@@ -230,8 +243,8 @@ func (d *dispatcher) workLoop(ctx context.Context, client *kgo.Client) {
 	}
 }
 
-// awaitBatch waits until messages are ready and takes a batch of them; nil says
-// that the dispatcher stops.
+// awaitBatch waits until a message is ready and returns a batch; nil when the
+// dispatcher stops.
 func (d *dispatcher) awaitBatch() []*message {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -244,11 +257,11 @@ func (d *dispatcher) awaitBatch() []*message {
 	return nil
 }
 
-// takeReady takes the first message of as many ready keys as a batch may have,
-// all of one topic: a batch that locked rows for two topics could wait for one
-// that locks them the other way round.
+// takeReady takes the first message of as many ready keys as a batch may have, all
+// of one topic: a batch that locked rows for two topics could deadlock with one
+// that locks them in the other order. Keys of other topics stay in front.
 func (d *dispatcher) takeReady() (batch []*message) {
-	var others []string // keys of other topics, which stay in front
+	var others []string // keys of other topics
 	size := min(d.sizer.size, max(usualBatch, len(d.ready)/d.workers))
 	next := 0
 	for next < len(d.ready) && len(batch) < size && len(others) < maxBatch { // not through all of a long queue of another topic
@@ -273,8 +286,9 @@ func (d *dispatcher) takeReady() (batch []*message) {
 	return batch
 }
 
-// finish takes a batch back. What was not settled, because the end came, is
-// not done: it will be fetched again.
+// finishBatch returns a batch after its transaction: it frees the keys and advances
+// the low watermarks. Messages that were not processed, because the consumer stops
+// or the partition was revoked, hold the low watermark, and are fetched again.
 func (d *dispatcher) finishBatch(client *kgo.Client, batch []*message, took time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -299,7 +313,8 @@ func (d *dispatcher) finishBatch(client *kgo.Client, batch []*message, took time
 	d.changed.Broadcast()
 }
 
-// advance moves the low-water mark over what is done.
+// advanceLowWatermark moves the low watermark of p up to the first message that is
+// not acked, and drops the messages below it from the window.
 func (d *dispatcher) advanceLowWatermark(p *partition) {
 	n := 0
 	for n < len(p.window) && p.window[n].acked {
@@ -307,18 +322,18 @@ func (d *dispatcher) advanceLowWatermark(p *partition) {
 		p.bytes -= p.window[n].size()
 		n++
 	}
-	clear(p.window[:n]) // the rest keeps the array
+	clear(p.window[:n]) // the array stays, without references to them
 	p.window = p.window[n:]
 }
 
-// showLag sets the gauge of a partition.
+// setLag sets the lag metric of p.
 func (d *dispatcher) setLag(p *partition) {
 	if p.lowWatermark >= 0 && !p.revoked.Load() {
 		p.lag.Set(float64(max(0, p.highWatermark-p.lowWatermark)))
 	}
 }
 
-// resume fetches again what was paused and has been worked down to half.
+// resumeFetch resumes fetching of p once its window is down to half.
 func (d *dispatcher) resumeFetch(client *kgo.Client, p *partition) {
 	if p.paused && !p.revoked.Load() && len(p.window) <= maxWindowRecords/2 && p.bytes <= maxWindowBytes/2 {
 		p.paused = false
@@ -326,7 +341,7 @@ func (d *dispatcher) resumeFetch(client *kgo.Client, p *partition) {
 	}
 }
 
-// stop lets the workers end after the batch they are in.
+// stop has each worker end after the batch at work.
 func (d *dispatcher) stop() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -101,7 +101,7 @@ func (d *dispatch) finish(t *rapid.T) {
 	batch := d.atWork[i]
 	d.atWork = slices.Delete(d.atWork, i, i+1)
 	for _, msg := range batch {
-		if msg.processed = !msg.part.revoked.Load() || rapid.Bool().Draw(t, "settled although gone"); msg.processed {
+		if msg.processed = !msg.part.revoked.Load() || rapid.Bool().Draw(t, "processed although revoked"); msg.processed {
 			d.done[msg.part.topicPartition][msg.rec.Offset] = true
 		}
 	}

@@ -12,26 +12,24 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// refreshAfter is how old a mark in the inbox must be that a record which came
-// again makes it new: to read a whole topic again must not write all of them.
+// refreshAfter is how old a mark in the inbox must be for a duplicate to refresh it:
+// rereading a whole topic must not write every row.
 const refreshAfter = 24 * time.Hour
 
-// A repeat is a record that came again while its event is parked, and what it
-// changes nothing about.
+// A reproduction is a record whose event is parked already as another record, and
+// which has no effect.
 type reproduction struct {
-	msg     *message
-	seq     int64
+	msg     *message // the new record
+	seq     int64    // of the parked record, as are the next four
 	state   string
 	topic   string
 	part    int32
 	offset  int64
-	changed bool // its value is another than that of the parked record
+	changed bool // the values differ
 }
 
-// reviewDuplicates sees to records whose events are in the inbox: what still comes must
-// not be forgotten. It returns those that somebody, or a relay, produced again
-// without any effect, because their events are dead or discarded, or because
-// they differ from what will be tried.
+// reviewDuplicates refreshes the marks of duplicates in the inbox, so that events
+// that still come are not forgotten, and returns the reproductions among them.
 func (c *Consumer) reviewDuplicates(ctx context.Context, tx *outbox.Tx, msgs []*message) (reproduced []reproduction, err error) {
 	if len(msgs) == 0 {
 		return nil, nil
@@ -46,8 +44,8 @@ func (c *Consumer) reviewDuplicates(ctx context.Context, tx *outbox.Tx, msgs []*
 	return c.findReproduced(ctx, tx, msgs, ids)
 }
 
-// refresh makes old marks in the inbox new. On SQLite the rows also move to the
-// end of the table, which is in the order of their time.
+// refreshMarks sets the time of old marks in the inbox to now. On SQLite the rows
+// move to the end of the table, which stays in the order of their time.
 func (c *Consumer) refreshMarks(ctx context.Context, tx *outbox.Tx, ids []string) error {
 	old := c.db.Later("$3")
 	among, list := c.eventIDCondition(2, ids)
@@ -57,12 +55,14 @@ func (c *Consumer) refreshMarks(ctx context.Context, tx *outbox.Tx, ids []string
 			SELECT consumer, event_id, ` + sqldb.Clock + ` FROM inbox_events WHERE consumer = $1 AND event_id ` + among + ` AND handled_at < ` + old
 	}
 	if _, err := tx.ExecContext(ctx, statement, c.cfg.Group, list, -refreshAfter.Microseconds()); err != nil {
-		return fmt.Errorf("mark in inbox again: %w", err)
+		return fmt.Errorf("refresh marks in inbox: %w", err)
 	}
 	return nil
 }
 
-// findReproduced
+// findReproduced returns the duplicates that somebody, or a relay, produced again as
+// new records without effect: their event is dead or discarded, or their value
+// differs from the parked one that will be retried.
 func (c *Consumer) findReproduced(ctx context.Context, tx *outbox.Tx, msgs []*message, ids []string) (reproduced []reproduction, err error) {
 	among, list := c.eventIDCondition(2, ids)
 	rows, err := tx.QueryContext(ctx, `
@@ -74,14 +74,14 @@ func (c *Consumer) findReproduced(ctx context.Context, tx *outbox.Tx, msgs []*me
 		err = rows.Scan(&id, &r.seq, &r.state, &r.topic, &r.part, &r.offset)
 		parked[id] = r
 		return r, err
-	}, "look for parked records that came again")
+	}, "find parked records that were produced again")
 	if err != nil {
 		return nil, err
 	}
 	for _, msg := range msgs {
 		r, ok := parked[msg.id]
 		if !ok || msg.rec.Topic == r.topic && msg.rec.Partition == r.part && msg.rec.Offset == r.offset {
-			continue // the same record, read again
+			continue // not parked, or the parked record itself, read again
 		}
 		var same bool
 		if err := tx.QueryRowContext(ctx, `SELECT value IS NOT DISTINCT FROM $1 FROM parked_records WHERE seq = $2`, store.NullBytes(msg.rec.Value), r.seq).Scan(&same); err != nil {
@@ -94,7 +94,8 @@ func (c *Consumer) findReproduced(ctx context.Context, tx *outbox.Tx, msgs []*me
 	return reproduced, nil
 }
 
-// amongIDs is a condition on a column of event ids, and its argument, number n.
+// eventIDCondition is an SQL condition that a column is one of ids, and its
+// argument, which is number n.
 func (c *Consumer) eventIDCondition(n int, ids []string) (condition string, arg any) {
 	if c.db.Engine == sqldb.Postgres {
 		return fmt.Sprintf(`= ANY($%d::UUID[])`, n), ids
@@ -102,17 +103,17 @@ func (c *Consumer) eventIDCondition(n int, ids []string) (condition string, arg 
 	return fmt.Sprintf(`IN (SELECT value FROM json_each($%d))`, n), `["` + strings.Join(ids, `","`) + `"]`
 }
 
-// passedOver says in the log that a record was produced again for nothing, and
-// what would help.
+// logReproduced warns that a record was produced again without effect, and says what
+// would have one.
 func (c *Consumer) logReproduced(r reproduction) {
-	remedy := "to have it tried again: " + c.cfg.Replay
+	remedy := "to retry the parked record: " + c.cfg.Replay
 	switch {
 	case r.state == store.Discarded:
-		remedy = "it was given up: what shall have an effect after all needs an event id of its own"
+		remedy = "the parked record was discarded: a record that is to have an effect needs an event id of its own"
 	case r.changed:
-		remedy = "what is tried again, by " + c.cfg.Replay + ", is the parked record as it came first: a repaired one needs an event id of its own, and the parked one to be discarded"
+		remedy = c.cfg.Replay + " retries the parked record with its first value: a repaired record needs an event id of its own, and the parked one must be discarded"
 	}
-	c.cfg.Log.Warn("a parked record was produced again: it is passed over", "consumer_group", c.cfg.Group, "event_id", r.msg.id,
+	c.cfg.Log.Warn("parked event produced again: record has no effect", "consumer_group", c.cfg.Group, "event_id", r.msg.id,
 		"event_type", r.msg.typeLabel(), "topic", r.msg.rec.Topic, "partition", r.msg.rec.Partition, "offset", r.msg.rec.Offset,
 		"state", r.state, "parked_partition", r.part, "parked_offset", r.offset, "changed", r.changed, "to_do", remedy)
 }

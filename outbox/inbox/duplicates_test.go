@@ -35,7 +35,7 @@ func TestProducedAgain(t *testing.T) {
 			}
 			c.processBatch(t.Context(), []*message{msg})
 			if !msg.processed {
-				t.Error("it is not settled")
+				t.Error("it is not processed")
 			}
 			return said.String()
 		}
@@ -65,7 +65,7 @@ func TestProducedAgain(t *testing.T) {
 		if _, err := db.Exec(`UPDATE parked_records SET state = 'discarded' WHERE state = 'dead'`); err != nil {
 			t.Fatal(err)
 		}
-		if line := again(1, 11, ""); !strings.Contains(line, "level=WARN") || !strings.Contains(line, "given up") {
+		if line := again(1, 11, ""); !strings.Contains(line, "level=WARN") || !strings.Contains(line, "was discarded") {
 			t.Errorf("discarded: %q", line)
 		}
 		counts := c.subscriptions[route{"new-topic", "Relocated"}].outcomes

@@ -5,44 +5,48 @@ import (
 	"time"
 )
 
-// complaints logs what goes wrong again and again when it begins and when it
-// has ended.
+// An errorLog logs errors of the brokers that repeat as one incident: once when it
+// begins and once when it is over.
 type errorLog struct {
 	cfg       Config
 	mu        sync.Mutex
 	incidents map[incidentKey]*incident
 }
 
+// An incidentKey identifies an incident by what failed and where.
 type incidentKey struct {
-	doing, topic string
-	partition    int32
+	doing     string // fetch, commit offsets, check topics
+	topic     string // "" when the error is of none in particular
+	partition int32
 }
 
-type incident struct{ since, last time.Time }
+// An incident is a series of equal errors.
+type incident struct{ since, last time.Time } // of its first and its last error
 
-// calm is how long nothing must be heard of a trouble that it has ended.
+// quietPeriod is how long an error must not occur for its incident to be over.
 const quietPeriod = 15 * time.Second
 
-func (c *errorLog) report(what, topic string, partition int32, err error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	at, now := incidentKey{what, topic, partition}, time.Now()
-	if c.incidents[at] == nil {
-		c.incidents[at] = &incident{since: now}
-		c.cfg.Log.Error("trouble with the brokers", "doing", what, "consumer_group", c.cfg.Group, "topic", topic, "partition", partition, "err", err)
+// report adds an error to its incident, and logs the first one.
+func (l *errorLog) report(doing, topic string, partition int32, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, now := incidentKey{doing, topic, partition}, time.Now()
+	if l.incidents[key] == nil {
+		l.incidents[key] = &incident{since: now}
+		l.cfg.Log.Error("kafka error", "doing", doing, "consumer_group", l.cfg.Group, "topic", topic, "partition", partition, "err", err)
 	}
-	c.incidents[at].last = now
+	l.incidents[key].last = now
 }
 
-// settle says of what has ended.
-func (c *errorLog) closeQuiet() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for at, t := range c.incidents {
-		if time.Since(t.last) > quietPeriod {
-			delete(c.incidents, at)
-			c.cfg.Log.Info("no more trouble with the brokers", "doing", at.doing, "consumer_group", c.cfg.Group, "topic", at.topic, "partition", at.partition,
-				"trouble_seconds", t.last.Sub(t.since).Seconds())
+// closeQuiet ends and logs the incidents without an error for quietPeriod.
+func (l *errorLog) closeQuiet() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for key, i := range l.incidents {
+		if time.Since(i.last) > quietPeriod {
+			delete(l.incidents, key)
+			l.cfg.Log.Info("kafka error resolved", "doing", key.doing, "consumer_group", l.cfg.Group, "topic", key.topic, "partition", key.partition,
+				"incident_seconds", i.last.Sub(i.since).Seconds())
 		}
 	}
 }

@@ -6,44 +6,45 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// An errorClass says what is to be done about an error.
+// An errorClass says what the consumer does about an error.
 type errorClass string
 
 const (
-	classPermanent   errorClass = "permanent"   // no retry will cure it: dead at once
-	classPanic       errorClass = "panic"       // as transient
-	classTransient   errorClass = "transient"   // whatever is not listed: tried again, some times
-	classConflict    errorClass = "conflict"    // the engine chose this transaction to make way for another: run again
-	classUnavailable errorClass = "unavailable" // what it takes is away, locked or not as it should be: nothing is spent, all wait
+	classPermanent   errorClass = "permanent"   // no retry cures it: the record is dead at once
+	classPanic       errorClass = "panic"       // of a handler: treated as transient
+	classTransient   errorClass = "transient"   // any other error: the record is parked and retried up to Config.Attempts
+	classConflict    errorClass = "conflict"    // the database ended the transaction in favour of another: it runs again
+	classUnavailable errorClass = "unavailable" // a dependency is away, locked or broken: the gate closes and no attempt is spent
 )
 
-// A marked error has been given its class.
+// A classified error carries its class.
 type classified struct {
 	error
 	class errorClass
 }
 
-func (m classified) Unwrap() error { return m.error }
+func (c classified) Unwrap() error { return c.error }
 
-// Permanent marks err as one that no retry will cure: the record goes to the
-// dead letters at once.
+// Permanent marks an error that no retry cures: a handler that returns it has its
+// record dead-lettered at once. errors.Is and errors.As see err.
 func Permanent(err error) error { return classified{err, classPermanent} }
 
-// Unavailable marks err as saying that what the handler depends on is away.
-// That is no fault of the record: no attempt is spent and nothing is parked.
-// The whole consumer pauses, tries again after 100 ms and then ever more
-// seldom, up to 5 s, and goes on with the first success.
+// Unavailable marks an error as saying that a dependency of the handler is
+// unavailable, which is no fault of the record: no attempt is spent and nothing is
+// parked. The whole consumer pauses and retries after 100 ms, then ever less often,
+// up to every 5 s, and resumes with the first success. errors.Is and errors.As see
+// err.
 func Unavailable(err error) error { return classified{err, classUnavailable} }
 
-// classify gives an error its class; "" is none. What the handler says comes
-// first, the outermost mark before others.
+// classify returns the class of an error, "" for nil. A mark of the handler, the
+// outermost first, wins over what the error says itself.
 func classify(err error) errorClass {
-	m, ok := errors.AsType[classified](err)
+	c, ok := errors.AsType[classified](err)
 	switch {
 	case err == nil:
 		return ""
 	case ok:
-		return m.class
+		return c.class
 	case sqldb.IsConflict(err):
 		return classConflict
 	case sqldb.SaysUnavailable(err):
@@ -52,10 +53,10 @@ func classify(err error) errorClass {
 	return classTransient
 }
 
-// errGivenUp says that nothing was done about records, because the end came or
-// their partitions were taken away: they will be read again.
-var errAbandoned = errors.New("given up")
+// errAbandoned says that messages were not processed because the consumer stops or
+// their partitions were revoked; they will be read again.
+var errAbandoned = errors.New("abandoned")
 
-// errTooMuch stands in the error of a batch that ran into a limit on time again
-// and again, and may fit into it in smaller parts.
-var errBatchTooSlow = errors.New("too much for one transaction")
+// errBatchTooSlow says that a batch exceeded a time limit again and again; it may
+// fit in smaller parts.
+var errBatchTooSlow = errors.New("batch too slow for one transaction")

@@ -9,11 +9,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// maxBatchBytes is what a fetched batch may unpack to: a small record must not
-// become all of the memory.
+// maxBatchBytes is how large a fetched batch may be when it is decompressed: a
+// small record must not fill the memory.
 const maxBatchBytes = 16 << 20
 
-// fetchFailed takes an error that came instead of records.
+// handleFetchError dead-letters a batch that is too large, and logs any other error;
+// when the broker does not know the topic, it has the topics checked.
 func (d *dispatcher) handleFetchError(client *kgo.Client, topic string, topicID [16]byte, partition int32, err error) {
 	if tooLarge, ok := errors.AsType[*kgo.ErrDecompressTooLarge](err); ok {
 		d.deadLetterOversized(client, tooLarge, topicID)
@@ -26,15 +27,15 @@ func (d *dispatcher) handleFetchError(client *kgo.Client, topic string, topicID 
 		d.mu.Unlock()
 		select {
 		case d.checkNow <- struct{}{}:
-		default:
+		default: // a check is asked for already
 		}
 	}
 }
 
-// stepOver puts a batch that unpacks to more than is allowed among the dead
-// letters, and has the client go on behind it. It stands for records nobody will
-// know. The client tells of it once, and fetches nothing more of the partition
-// until it is told where to.
+// deadLetterOversized enqueues one message that stands for all records of a batch
+// that is too large when decompressed; its error has it dead-lettered. The client
+// reports such a batch once and stops fetching the partition until it is told to
+// seek, so a seek behind the batch is noted for applySeeks.
 func (d *dispatcher) deadLetterOversized(client *kgo.Client, batch *kgo.ErrDecompressTooLarge, topicID [16]byte) {
 	rec := &kgo.Record{Topic: batch.Topic, Partition: batch.Partition, Offset: batch.Offset, LeaderEpoch: batch.Epoch}
 	msg := d.c.decode(rec, topicID)
@@ -42,21 +43,22 @@ func (d *dispatcher) deadLetterOversized(client *kgo.Client, batch *kgo.ErrDecom
 	msg.err = Permanent(fmt.Errorf("a batch of %d records unpacks to more than %d MiB", batch.NextOffset-batch.Offset, maxBatchBytes>>20))
 	d.enqueue(client, batch.Topic, topicID, kgo.FetchPartition{Partition: batch.Partition, LogStartOffset: -1}, msg)
 	if msg.part == nil {
-		return // taken away meanwhile
+		return // the partition was revoked meanwhile
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.seeks = append(d.seeks, seek{msg.part, kgo.EpochOffset{Epoch: batch.Epoch, Offset: batch.NextOffset}})
 }
 
-// A step is where the client shall go on in a partition.
+// A seek moves the fetch position of a partition.
 type seek struct {
 	part *partition
-	to   kgo.EpochOffset
+	to   kgo.EpochOffset // the offset to fetch next
 }
 
-// takeSteps has the client go on behind what was stepped over. Its own idea of
-// offsets must not change under a commit, for which the poll must not wait.
+// applySeeks moves the client behind the batches that were dead-lettered. It runs in
+// the commit loop: the client's offsets must not change during a commit, and poll
+// must not wait for one.
 func (d *dispatcher) applySeeks(ctx context.Context, client *kgo.Client) {
 	select {
 	case d.offsetsLock <- struct{}{}:

@@ -11,7 +11,7 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// The poll never waits for a commit, also when a batch is stepped over.
+// The poll never waits for a commit, not even for an oversized batch.
 func TestOversizedBatchNeverWaits(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	c, _ := relocations(t, db)
@@ -37,11 +37,11 @@ func TestOversizedBatchNeverWaits(t *testing.T) {
 		t.Fatal("the poll waits for a commit")
 	}
 	if n := len(d.awaitBatch()); n != 3 || len(d.seeks) != 3 {
-		t.Errorf("%d records to bury and %d steps, want three of the partition that is ours", n, len(d.seeks))
+		t.Errorf("%d records to dead-letter and %d seeks, want three of the assigned partition", n, len(d.seeks))
 	}
 	<-d.offsetsLock
 	d.applySeeks(t.Context(), client)
 	if len(d.seeks) != 0 {
-		t.Errorf("%d steps are not taken", len(d.seeks))
+		t.Errorf("%d seeks are not applied", len(d.seeks))
 	}
 }

@@ -14,61 +14,70 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A Delivery is one event on its way into a service.
+// A Delivery is one event as a handler gets it, with the position of its record.
 type Delivery[E outbox.Event] struct {
 	Event            E
-	EventID          string
+	EventID          string // a UUID
 	EventType        string
 	AggregateID      string
-	AggregateVersion int64 // 0 when the record does not tell
-	Time             time.Time
+	AggregateVersion int64     // 0 when the record has none
+	Time             time.Time // of the envelope
 	Topic            string
 	Partition        int32
 	Offset           int64
 	Attempt          int    // 1, 2, …
-	Traceparent      string // of the record, "" without one
+	Traceparent      string // the trace context of the record, "" when it has none
 }
 
-// On has c hand every event of type E to h. The transaction may be shared with
-// other events and may be run again, and the handler makes no network call: a
-// transaction that is idle for ten seconds is ended by PostgreSQL, and tried
-// again as if the database were away.
-// An error undoes the handler's work: the event is tried again later, unless
-// it is Permanent or Unavailable. On must be called before Run.
+// On has c call h for every event of type E. It must be called before Run and
+// panics when E has a handler already.
+//
+// The transaction may be shared with other events and may be run again, so h must
+// have no effect outside of tx. It makes no network call: PostgreSQL ends a
+// transaction that is idle for ten seconds, and it is then retried as if the
+// database were unavailable.
+//
+// When h returns an error its work is undone and the event is parked and retried
+// up to Config.Attempts times, then dead-lettered. An error marked Permanent
+// dead-letters the event at once; one marked Unavailable, or one that says that
+// the database is unavailable, pauses the consumer and spends no attempt.
 func On[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox.Tx, d Delivery[E]) error) {
 	subscribe(c, false, func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error { return h(ctx, tx, ds[0]) })
 }
 
 // OnBatch is On for a handler that can do the work of many events with few
-// statements. It gets those of type E that are at hand, at least one, each of
-// another key, sorted by key. An error undoes the work of all of them; they are
-// then handed over again in ever smaller parts, until the one to blame stands
-// alone. Before it adds an event the handler says which delivery led to it:
+// statements. ds are the events of type E in the current batch: at least one, each
+// of another key, sorted by key. An error undoes the work of all of them; the
+// handler is then called with ever smaller parts until the failing event is alone
+// and is parked. Before it adds an event the handler names the delivery that
+// caused it:
 //
 //	tx.Cause(d.EventID, d.Traceparent)
 func OnBatch[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
 	subscribe(c, true, h)
 }
 
-// A subject is what a handler subscribes to.
+// A route is what a handler subscribes to: an event type on a topic.
 type route struct{ topic, eventType string }
 
-// A subscription is what one handler asked for.
+// A subscription is a handler and what its records are decoded, counted and timed by.
 type subscription struct {
-	version    int64 // the schema version it understands
-	takesBatch bool  // given all there are of its type at once
-	// handle decodes the records and calls the handler. It names the record that
-	// is to blame for an error, -1 when it could be any of them.
+	version    int64 // the schema version of the handler's event
+	takesBatch bool  // OnBatch: one call for all messages of the route
+	// invoke decodes the messages and calls the handler. On an error culprit is the
+	// index of the message that caused it, -1 when it may be any of them.
 	invoke   func(context.Context, *outbox.Tx, []*message) (culprit int, err error)
 	outcomes map[outcome]prometheus.Counter
 	duration prometheus.Observer
 }
 
+// subscribe registers a handler for events of type E. It gets one event at a time,
+// or with takesBatch all of them that are in the batch.
 func subscribe[E outbox.Event](c *Consumer, takesBatch bool, h func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error) {
 	var zero E
 	r := route{zero.Topic(), zero.EventType()}
 	if _, ok := c.subscriptions[r]; ok {
-		panic(fmt.Sprintf("outbox: two handlers for %s on %s in group %s", r.eventType, r.topic, c.cfg.Group))
+		panic(fmt.Sprintf("inbox: two handlers for %s on %s in group %s", r.eventType, r.topic, c.cfg.Group))
 	}
 	sub := &subscription{version: int64(wire.SchemaVersion(zero)), takesBatch: takesBatch}
 	sub.outcomes, sub.duration = c.metrics.forRoute(r)
@@ -89,7 +98,8 @@ func subscribe[E outbox.Event](c *Consumer, takesBatch bool, h func(ctx context.
 	c.registered = append(c.registered, sub)
 }
 
-// deliver makes a delivery of a record. What it refuses, no retry will cure.
+// decodeDelivery decodes and validates the event of a message into d. No retry
+// cures its errors.
 func decodeDelivery[E outbox.Event](msg *message, d *Delivery[E]) error {
 	*d = Delivery[E]{
 		EventID: msg.id, EventType: msg.envelope.EventType, AggregateID: msg.envelope.AggregateID,
@@ -108,9 +118,10 @@ func decodeDelivery[E outbox.Event](msg *message, d *Delivery[E]) error {
 	return nil
 }
 
-// handle runs the handlers inside tx: first those that take one record each, in
-// the order given, then those that take many. It names the record that is to
-// blame for an error, nil when it could be any of several.
+// runHandlers calls the handlers for a batch inside tx: those that take one event
+// in the order of msgs, then those that take a batch in the order they were
+// registered. On an error culprit is the message that caused it, nil when it may be
+// any of several.
 func (c *Consumer) runHandlers(ctx context.Context, tx *outbox.Tx, msgs []*message) (culprit *message, err error) {
 	batches := map[*subscription][]*message{}
 	for _, msg := range msgs {
@@ -135,7 +146,8 @@ func (c *Consumer) runHandlers(ctx context.Context, tx *outbox.Tx, msgs []*messa
 	return nil, nil
 }
 
-// call calls a handler for records of one type.
+// callHandler calls the handler of messages of one type and turns a panic into an
+// error. It sets culprit as runHandlers returns it.
 func (c *Consumer) callHandler(ctx context.Context, tx *outbox.Tx, msgs []*message, culprit **message) (err error) {
 	defer tx.Cause("", "")
 	defer func() {

@@ -52,7 +52,7 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 		t.Helper()
 		records, _, err := c.findDue(ctx)
 		if err != nil || len(records) != want {
-			t.Fatalf("%d heads are due, %v; want %d", len(records), err, want)
+			t.Fatalf("%d records are due, %v; want %d", len(records), err, want)
 		}
 		return records
 	}
@@ -69,7 +69,7 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 		{"a record of the key", func() { c.processBatch(ctx, []*message{c.relocation("hot", waiting+2)}) }},
 		{"a record of another key", func() { c.processBatch(ctx, []*message{c.relocation("cold", waiting+3)}) }},
 		{"a look for what is due", func() { due(0) }},
-		{"a look for heads that wait", func() {
+		{"a repair", func() {
 			if err := c.repair(ctx); err != nil {
 				t.Error(err)
 			}
@@ -148,7 +148,7 @@ func TestHotKeyCostsNoMore(t *testing.T) {
 			began := time.Now()
 			c.processBatch(t.Context(), []*message{c.relocation("hot", waiting+10+n)})
 			if records, _, err := c.findDue(t.Context()); err != nil || len(records) > 0 {
-				t.Fatalf("%d heads are due, %v", len(records), err)
+				t.Fatalf("%d records are due, %v", len(records), err)
 			}
 			if err := c.repair(t.Context()); err != nil {
 				t.Fatal(err)

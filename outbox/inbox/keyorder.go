@@ -12,19 +12,19 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// isHead holds for a parked record p that is the oldest open one of its key.
+// isFirstOfKey is the SQL condition that a parked record p is the oldest open one of
+// its key.
 //
-// Here and below a hash is looked for as a range of one, in the order of the
-// index. A planner that knows of a hot key takes any hash for as frequent; it
-// would read the whole table in the order of seq, or for NOT EXISTS, rather
-// than look for one.
+// Here and below a hash is looked up as a range of one, in the order of the index.
+// A planner that has statistics of a hot key takes every hash to be as frequent, and
+// would otherwise read the whole table in the order of seq, or for NOT EXISTS.
 const isFirstOfKey = `(p.key IS NULL OR p.seq = (
 	SELECT q.seq FROM parked_records q
 	WHERE q.consumer = p.consumer AND q.topic = p.topic AND q.key_hash BETWEEN p.key_hash AND p.key_hash AND q.key = p.key
 		AND q.state IN ` + store.OpenStates + ` ORDER BY q.key_hash, q.seq LIMIT 1))`
 
-// parkedKeys finds the records of the batch that have an open record of their
-// key parked before them, and reports their keys. All are of one topic.
+// findParkedKeys returns the keys of the batch that have an open parked record. All
+// messages are of one topic.
 func (c *Consumer) findParkedKeys(ctx context.Context, tx *outbox.Tx, batch []*message) (map[string]bool, error) {
 	keys := map[string]bool{}
 	var keyed []*message
@@ -37,29 +37,29 @@ func (c *Consumer) findParkedKeys(ctx context.Context, tx *outbox.Tx, batch []*m
 		return keys, nil
 	}
 	list, args := c.keyTable(keyed)
-	// the table is nearly empty, mostly: that is asked once; else each key is looked for in the index, whatever the planner believes,
-	// from the last, before which PostgreSQL may have to step over very many that are done
+	// Mostly the table has no open row: one EXISTS answers for all keys. Otherwise each key is looked up in the index, whatever the
+	// planner's statistics say, and backwards: PostgreSQL would step over all finished rows of a hot key first.
 	result, err := tx.QueryContext(ctx, `
 		SELECT v.nr FROM `+list+`
 		WHERE (SELECT EXISTS (SELECT 1 FROM parked_records WHERE consumer = $1 AND topic = $2 AND state IN `+store.OpenStates+`))
 			AND (SELECT true FROM parked_records p WHERE p.consumer = $1 AND p.topic = $2 AND p.key_hash BETWEEN v.hash AND v.hash AND p.key = v.key
 				AND p.state IN `+store.OpenStates+` ORDER BY p.key_hash DESC, p.seq DESC LIMIT 1)`, append([]any{c.cfg.Group, keyed[0].rec.Topic}, args...)...)
 	if err != nil {
-		return nil, fmt.Errorf("look for parked records: %w", err)
+		return nil, fmt.Errorf("find parked keys: %w", err)
 	}
 	defer result.Close()
 	for result.Next() {
 		var nr int
 		if err := result.Scan(&nr); err != nil {
-			return nil, fmt.Errorf("look for parked records: %w", err)
+			return nil, fmt.Errorf("find parked keys: %w", err)
 		}
 		keys[keyed[nr].key] = true
 	}
 	return keys, result.Err()
 }
 
-// keyList is the keys as a table v of nr, from 0, hash and key, and its
-// arguments from number 3.
+// keyTable is an SQL table v(nr, hash, key) of the keys of msgs, numbered from 0, and
+// its arguments, from number 3.
 func (c *Consumer) keyTable(msgs []*message) (table string, args []any) {
 	if c.db.Engine == sqldb.Postgres {
 		hashes, keys := make([]int64, len(msgs)), make([][]byte, len(msgs))
@@ -67,7 +67,7 @@ func (c *Consumer) keyTable(msgs []*message) (table string, args []any) {
 			hashes[i], keys[i] = store.Hash(msg.rec.Key), msg.rec.Key
 		}
 		return `(SELECT nr - 1 AS nr, hash, key FROM unnest($3::BIGINT[], $4::BYTEA[]) WITH ORDINALITY AS u(hash, key, nr) LIMIT $5) AS v`,
-			[]any{hashes, keys, len(msgs)} // as in sqldb.Batch: without it a plan would be made for each single record
+			[]any{hashes, keys, len(msgs)} // the LIMIT is there for the reason given at sqldb.Batch: without it PostgreSQL plans for each record anew
 	}
 	list := make([][2]any, len(msgs))
 	for i, msg := range msgs {
@@ -77,13 +77,14 @@ func (c *Consumer) keyTable(msgs []*message) (table string, args []any) {
 	return `(SELECT key AS nr, value ->> 0 AS hash, unhex(value ->> 1) AS key FROM json_each($3)) AS v`, []any{string(text)}
 }
 
-// errTurn says that a record was to wait behind another that is done meanwhile,
-// or the other way round.
-var errKeyOrder = classified{errors.New("another record of the key was parked or finished meanwhile"), classConflict}
+// errKeyOrder says that the first parked record of a key was inserted or finished
+// after findParkedKeys looked, so the transaction must run again.
+var errKeyOrder = classified{errors.New("another record of the key was parked or finished at the same time"), classConflict}
 
-// parkInTurn parks records, those that wait behind others of their keys and
-// those that do not, if that still is so: whoever finishes what stands before
-// them will see them.
+// parkInKeyOrder inserts messages into parked_records in state s. Under the locks of
+// their keys it checks that those and only those that wait have a parked record
+// before them, and returns errKeyOrder otherwise: whoever finishes that record will
+// see the new ones.
 func (c *Consumer) parkInKeyOrder(ctx context.Context, tx *outbox.Tx, msgs []*message, s parkedState) error {
 	var keys []store.ParkedKey
 	for _, msg := range msgs {
@@ -109,6 +110,7 @@ func (c *Consumer) parkInKeyOrder(ctx context.Context, tx *outbox.Tx, msgs []*me
 	return nil
 }
 
+// parkedKey is the key of a message as the store locks and releases it.
 func (c *Consumer) parkedKey(msg *message) store.ParkedKey {
 	return store.ParkedKey{Group: c.cfg.Group, Topic: msg.rec.Topic, Key: msg.rec.Key}
 }

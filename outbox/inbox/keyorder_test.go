@@ -12,13 +12,13 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestTurns has a record parked behind another by one process while another
+// TestKeyOrder has a record parked behind another by one process while another
 // finishes that: whoever commits last, somebody lets it go on.
 func TestKeyOrder(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	ctx := t.Context()
 	c, got := relocations(t, db)
-	parkHead := func(n int) {
+	parkFirst := func(n int) {
 		t.Helper()
 		if err := c.park(ctx, c.relocation("a", n), parkedState{state: store.Retrying, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 			t.Fatal(err)
@@ -43,7 +43,7 @@ func TestKeyOrder(t *testing.T) {
 		}
 	}
 	t.Run("parked, then finished", func(t *testing.T) {
-		parkHead(1)
+		parkFirst(1)
 		finished := make(chan error, 1)
 		err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 			if err := c.parkInKeyOrder(ctx, tx, []*message{c.relocation("a", 2)}, parkedState{state: store.Waiting}); err != nil {
@@ -58,12 +58,12 @@ func TestKeyOrder(t *testing.T) {
 		}
 	})
 	t.Run("finished, then parked", func(t *testing.T) {
-		parkHead(3)
+		parkFirst(3)
 		parked := make(chan error, 1)
 		err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
 			records, _, err := c.findDue(ctx)
 			if err != nil || len(records) != 1 {
-				return fmt.Errorf("%d heads, %w", len(records), err)
+				return fmt.Errorf("%d due records, %w", len(records), err)
 			}
 			if _, err := tx.ExecContext(ctx, `UPDATE parked_records SET state = 'handled' WHERE seq = $1`, records[0].seq); err != nil {
 				return err

@@ -11,6 +11,7 @@ import (
 	"pizzaflow/measure"
 )
 
+// consumerMetrics are the metrics of a consumer.
 type consumerMetrics struct {
 	processed     *prometheus.CounterVec
 	processing    *prometheus.HistogramVec
@@ -22,36 +23,36 @@ type consumerMetrics struct {
 	conflicting prometheus.Gauge
 }
 
+// newConsumerMetrics registers the metrics of a consumer.
 func newConsumerMetrics(cfg Config) consumerMetrics {
 	reg, of := cfg.Metrics, prometheus.Labels{"group": cfg.Group}
 	return consumerMetrics{
 		processed: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "consumer_processed_total", Help: "Records by what became of them: handled, duplicate, ignored, retrying, waiting, dead, or again: produced again while the event is parked.", ConstLabels: of,
+			Name: "consumer_processed_total", Help: "Records by outcome: handled, duplicate, ignored (no handler), retrying, waiting (behind a parked record of its key), dead, or again (produced again while the event is parked or discarded).", ConstLabels: of,
 		}, []string{"topic", "event_type", "result"})),
 		processing: measure.Register(reg, prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "consumer_processing_seconds", Help: "From taking up a record to the commit of its effect.", ConstLabels: of,
+			Name: "consumer_processing_seconds", Help: "Time from taking a record to the commit of its effect.", ConstLabels: of,
 			Buckets: []float64{.0005, .001, .002, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10},
 		}, []string{"topic", "event_type"})),
 		lag: measure.Register(reg, prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "consumer_lag", Help: "Records of an assigned partition that are not done.", ConstLabels: of,
+			Name: "consumer_lag", Help: "Records of an assigned partition above its low watermark.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		deletedUnread: measure.Register(reg, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "consumer_skipped_total", Help: "Records that the broker deleted before they were read.", ConstLabels: of,
 		}, []string{"topic", "partition"})),
 		conflicts: measure.Register(reg, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "consumer_conflicts_total", Help: "Transactions that made way for others (deadlock, serialization) and were run again.", ConstLabels: of,
+			Name: "consumer_conflicts_total", Help: "Transactions that were retried after a deadlock or a serialization failure.", ConstLabels: of,
 		})),
 		conflicting: measure.Register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "consumer_conflicting", Help: "Transactions that have been making way for others for more than 5 seconds.", ConstLabels: of,
+			Name: "consumer_conflicting", Help: "Transactions that have been retried after conflicts for more than 5 seconds.", ConstLabels: of,
 		})),
 		paused: measure.Register(reg, prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "consumer_paused", Help: "1 while what the consumer depends on is away and it waits for it, 0 otherwise.", ConstLabels: of,
+			Name: "consumer_paused", Help: "1 while the consumer waits for an unavailable dependency, 0 otherwise.", ConstLabels: of,
 		})),
 	}
 }
 
-// of is what is counted for a subject: its records by what became of them, and
-// the time they took.
+// forRoute returns the counters of a route by outcome, and its duration.
 func (m *consumerMetrics) forRoute(r route) (map[outcome]prometheus.Counter, prometheus.Observer) {
 	counts := map[outcome]prometheus.Counter{}
 	for _, o := range []outcome{handled, duplicate, waiting, retrying, dead, producedAgain} {
@@ -60,8 +61,7 @@ func (m *consumerMetrics) forRoute(r route) (map[outcome]prometheus.Counter, pro
 	return counts, m.processing.WithLabelValues(r.topic, r.eventType)
 }
 
-// count counts a record. Types that nobody subscribed to have one name, so that
-// strangers cannot make up labels.
+// count counts the outcome of a message.
 func (m *consumerMetrics) count(msg *message, o outcome) {
 	if msg.sub == nil {
 		m.processed.WithLabelValues(msg.rec.Topic, msg.typeLabel(), string(o)).Inc()
@@ -70,12 +70,12 @@ func (m *consumerMetrics) count(msg *message, o outcome) {
 	msg.sub.outcomes[o].Inc()
 }
 
-// countIgnored counts a record of a type that nobody subscribed to.
+// countIgnored counts a record without a handler.
 func (m *consumerMetrics) countIgnored(topic string) {
 	m.processed.WithLabelValues(topic, "other", "ignored").Inc()
 }
 
-// newDeadLetterCount counts the group's dead letters, by topic.
+// newDeadLetterCount measures how many dead letters of the group there are, by topic.
 func newDeadLetterCount(c *Consumer) *measure.Measure[map[string]int64] {
 	return measure.New(measure.Config[map[string]int64]{
 		Metric: "dead_letters", Service: c.cfg.Group, Log: c.cfg.Log,
@@ -85,9 +85,9 @@ func newDeadLetterCount(c *Consumer) *measure.Measure[map[string]int64] {
 	})
 }
 
-// deadLetters shows them, none of a topic as well.
+// deadLetterCollector exports that number, also 0 for a topic without any.
 func (c *Consumer) deadLetterCollector() prometheus.Collector {
-	desc := prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded; of more than 100000 not all are counted.",
+	desc := prometheus.NewDesc("dead_letters", "Dead-lettered records that were neither replayed nor discarded, counted up to about 100000.",
 		[]string{"topic"}, prometheus.Labels{"group": c.cfg.Group})
 	return c.deadLetters.Collector(func(counts map[string]int64, ch chan<- prometheus.Metric) {
 		counts = maps.Clone(counts)
@@ -100,6 +100,7 @@ func (c *Consumer) deadLetterCollector() prometheus.Collector {
 	}, desc)
 }
 
+// countDeadLetters counts the dead records of a group by topic, up to a limit.
 func countDeadLetters(ctx context.Context, db *sql.DB, group string) (map[string]int64, error) {
 	rows, err := db.QueryContext(ctx, `
 		SELECT topic, COUNT(*) FROM (SELECT topic FROM parked_records WHERE consumer = $1 AND state = 'dead' LIMIT $2) dead GROUP BY topic`,

@@ -17,12 +17,10 @@ import (
 	"pizzaflow/internal/crash"
 )
 
-// A committed offset carries the id of its topic, as the commit's metadata: an
-// offset of a topic that was deleted says nothing about one of the same name.
-
-// adjust decides where each assigned partition begins. Above all it skips
-// nothing in silence: what cannot be right is read again from the start, where
-// the inbox knows what was handled, and what is gone is reported.
+// adjustOffsets decides where each newly assigned partition begins; kgo calls it
+// with the committed offsets. It skips no record silently: when the committed
+// offset cannot be right, the partition is read from its start, where the inbox
+// drops what was handled, and records that are gone are reported.
 func (d *dispatcher) adjustOffsets(ctx context.Context, offsets map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	d.mu.Lock()
 	adm := kadm.NewClient(d.client)
@@ -33,7 +31,7 @@ func (d *dispatcher) adjustOffsets(ctx context.Context, offsets map[string]map[i
 	}
 	details, err := adm.ListTopics(ctx, topics...)
 	if err != nil {
-		return nil, fmt.Errorf("look at topics: %w", err)
+		return nil, fmt.Errorf("list topics: %w", err)
 	}
 	committed, err := adm.FetchOffsetsForTopics(ctx, d.c.cfg.Group, topics...)
 	if err != nil {
@@ -41,11 +39,11 @@ func (d *dispatcher) adjustOffsets(ctx context.Context, offsets map[string]map[i
 	}
 	starts, err := adm.ListStartOffsets(ctx, topics...)
 	if err != nil {
-		return nil, fmt.Errorf("look for the start: %w", err)
+		return nil, fmt.Errorf("list start offsets: %w", err)
 	}
 	ends, err := adm.ListEndOffsets(ctx, topics...)
 	if err != nil {
-		return nil, fmt.Errorf("look for the end: %w", err)
+		return nil, fmt.Errorf("list end offsets: %w", err)
 	}
 	for topic, parts := range offsets {
 		d.rememberTopicID(topic, details[topic].ID)
@@ -54,7 +52,7 @@ func (d *dispatcher) adjustOffsets(ctx context.Context, offsets map[string]map[i
 			start, ok1 := starts.Lookup(topic, partition)
 			end, ok2 := ends.Lookup(topic, partition)
 			if !ok1 || !ok2 || start.Err != nil || end.Err != nil {
-				continue // it is being moved, or is gone: the client sees to that
+				continue // the partition moves or is deleted: the client retries or drops it
 			}
 			o := partitionOffsets{topic: topic, partition: partition, committed: offset.EpochOffset().Offset, start: start.Offset, end: end.Offset}
 			if c, ok := committed.Lookup(topic, partition); ok && c.At == o.committed {
@@ -68,17 +66,18 @@ func (d *dispatcher) adjustOffsets(ctx context.Context, offsets map[string]map[i
 	return offsets, nil
 }
 
-// A beginning is what is known of a partition when it is assigned.
+// partitionOffsets are what the broker knows of a partition when it is assigned.
 type partitionOffsets struct {
 	topic      string
 	partition  int32
-	committed  int64 // committed; negative without
-	otherTopic bool  // for another topic of this name
-	start      int64
-	end        int64
+	committed  int64 // negative when there is none
+	otherTopic bool  // committed for a deleted topic of the same name
+	start      int64 // of the log
+	end        int64 // of the log
 }
 
-// startPartition has a partition begin at its start offset, and returns it.
+// startPartition sets the watermarks of a partition by its start offset, and
+// returns that offset.
 func (d *dispatcher) startPartition(o partitionOffsets) (at int64) {
 	d.c.reportOffsets(o)
 	at = o.startOffset()
@@ -91,8 +90,8 @@ func (d *dispatcher) startPartition(o partitionOffsets) (at int64) {
 	return at
 }
 
-// startOffset is the committed offset, or the start of the log when there is
-// none, or none that can be right.
+// startOffset is where consuming begins: at the committed offset, or at the start
+// of the log when there is none or it cannot be right.
 func (o partitionOffsets) startOffset() int64 {
 	if o.committed < o.start || o.committed > o.end || o.otherTopic {
 		return o.start
@@ -100,28 +99,29 @@ func (o partitionOffsets) startOffset() int64 {
 	return o.committed
 }
 
-// reportOffsets raises the alarm when a partition has a committed offset and
-// cannot begin there.
+// reportOffsets logs why consuming does not begin at the committed offset.
 func (c *Consumer) reportOffsets(o partitionOffsets) {
 	log := c.cfg.Log.With("consumer_group", c.cfg.Group, "topic", o.topic, "partition", o.partition)
 	switch {
-	case o.committed < 0:
+	case o.committed < 0: // a new group or partition
 	case o.otherTopic:
-		log.Warn("the topic was created anew: it is read from its start")
+		log.Warn("topic recreated: reading it from its start")
 	case o.committed > o.end:
-		log.Error("the log ends below the committed offset: it is read again from its start", "committed", o.committed, "end", o.end)
+		log.Error("committed offset is beyond the end of the log: reading it from its start", "committed", o.committed, "end", o.end)
 	case o.committed < o.start:
 		c.reportDeleted(o.topic, o.partition, o.committed, o.start)
 	}
 }
 
-// skipped raises the alarm: records were deleted before they were read.
+// reportDeleted logs and counts records that the broker deleted before this group
+// read them.
 func (c *Consumer) reportDeleted(topic string, partition int32, from, to int64) {
 	c.metrics.deletedUnread.WithLabelValues(topic, strconv.Itoa(int(partition))).Add(float64(to - from))
 	c.cfg.Log.Error("records were deleted before they were read", "consumer_group", c.cfg.Group, "topic", topic, "partition", partition,
 		"first_offset", from, "records", to-from)
 }
 
+// commitLoop commits offsets and applies seeks every commitEvery until ctx ends.
 func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
 	tick := time.NewTicker(commitEvery)
 	defer tick.Stop()
@@ -137,6 +137,7 @@ func (d *dispatcher) commitLoop(ctx context.Context, client *kgo.Client) {
 	}
 }
 
+// commitAll commits the low watermarks of all assigned partitions.
 func (d *dispatcher) commitAll(ctx context.Context, client *kgo.Client) {
 	d.mu.Lock()
 	parts := make([]*partition, 0, len(d.partitions))
@@ -147,8 +148,9 @@ func (d *dispatcher) commitAll(ctx context.Context, client *kgo.Client) {
 	d.commitPartitions(ctx, client, parts)
 }
 
-// commitOf tells the broker up to where everything is done. A commit that
-// fails costs no more than reading some records again.
+// commitPartitions commits the low watermarks of parts. A failed commit is logged
+// and repeated by the next one; should the process die before that, some records
+// are read again.
 func (d *dispatcher) commitPartitions(ctx context.Context, client *kgo.Client, parts []*partition) {
 	select {
 	case d.offsetsLock <- struct{}{}:
@@ -167,13 +169,13 @@ func (d *dispatcher) commitPartitions(ctx context.Context, client *kgo.Client, p
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		for _, p := range parts {
-			p.committed = -1 // once more
+			p.committed = -1 // the next commit repeats it
 		}
 	}
 }
 
-// toCommit is what the broker should know and does not: for each partition up
-// to where everything is done, and the topic it is said of.
+// takeUncommitted returns the low watermarks that are not committed yet, with the
+// ids of their topics, and marks them as committed.
 func (d *dispatcher) takeUncommitted(parts []*partition) (offsets map[string]map[int32]kgo.EpochOffset, ids map[topicPartition][16]byte) {
 	offsets, ids = map[string]map[int32]kgo.EpochOffset{}, map[topicPartition][16]byte{}
 	d.mu.Lock()
@@ -192,6 +194,8 @@ func (d *dispatcher) takeUncommitted(parts []*partition) (offsets map[string]map
 	return offsets, ids
 }
 
+// commitOffsets commits synchronously and returns the first error, be it of the
+// request or of one partition.
 func commitOffsets(ctx context.Context, client *kgo.Client, offsets map[string]map[int32]kgo.EpochOffset) error {
 	var first error
 	client.CommitOffsetsSync(ctx, offsets, func(_ *kgo.Client, _ *kmsg.OffsetCommitRequest, resp *kmsg.OffsetCommitResponse, err error) {
@@ -209,7 +213,9 @@ func commitOffsets(ctx context.Context, client *kgo.Client, offsets map[string]m
 	return first
 }
 
-// withTopicIDs writes the ids of the topics into a commit.
+// withTopicIDs returns a context that has commits carry the ids of the topics as
+// metadata: an offset of a topic that was deleted says nothing about a new topic of
+// the same name.
 func withTopicIDs(ctx context.Context, ids map[topicPartition][16]byte) context.Context {
 	return kgo.PreCommitFnContext(ctx, func(req *kmsg.OffsetCommitRequest) error {
 		for i := range req.Topics {
@@ -224,8 +230,7 @@ func withTopicIDs(ctx context.Context, ids map[topicPartition][16]byte) context.
 	})
 }
 
-// topicIDText is a topic's id as it is stored with an offset; "" when the
-// broker gives none.
+// topicIDText is a topic id as commits carry it; "" when the broker has no ids.
 func topicIDText(topicID [16]byte) string {
 	if topicID == [16]byte{} {
 		return ""

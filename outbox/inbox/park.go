@@ -15,16 +15,17 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A parkedState is what is known of a parked record beside the record itself.
+// A parkedState is what parked_records has of a record beside the record itself.
 type parkedState struct {
-	state    string
-	attempts int
-	wait     time.Duration // until a retry is due
-	err      error
-	failedAt time.Time
+	state    string        // one of store's
+	attempts int           // that failed
+	wait     time.Duration // until the retry is due
+	err      error         // of the last attempt; nil for a record that waits
+	failedAt time.Time     // zero for a record that waits
 }
 
-// afterFailure decides what becomes of a record after attempt number n.
+// afterFailure decides the state of a record after attempt number n failed: retrying,
+// or dead when the error is permanent or n was the last attempt.
 func (c *Consumer) afterFailure(n int, cause error) parkedState {
 	s := parkedState{state: store.Retrying, attempts: n, err: cause, failedAt: sqldb.Now()}
 	if classify(cause) == classPermanent || n >= c.cfg.Attempts {
@@ -35,26 +36,27 @@ func (c *Consumer) afterFailure(n int, cause error) parkedState {
 	return s
 }
 
-// waitAfter is how long a record waits after attempt number n.
+// retryDelay is how long a record waits after attempt number n.
 func (c *Consumer) retryDelay(n int) time.Duration {
 	delay := c.cfg.Delay * time.Duration(n)
 	return delay + rand.N(delay/5+1) //nolint:gosec // jitter
 }
 
-// setAside parks a record that could not be handled: to be tried again, or dead
-// at once when no retry will cure it. With its mark in the inbox it is settled
-// as far as its partition is concerned.
+// parkFailed parks a message whose handler failed, as retrying or dead, and marks it
+// as processed: its offset may be committed. It waits until the message can be
+// parked, because its offset must not be passed before; when ctx ends or the
+// partition is revoked, the message stays unmarked.
 func (c *Consumer) parkFailed(ctx context.Context, msg *message, cause error) {
 	s := c.afterFailure(msg.attempt, cause)
 	o := outcome("")
 	err := c.retryWhileUnavailable(ctx, func() bool { return !msg.part.revoked.Load() }, func() error {
 		err := c.park(ctx, msg, s, &o)
-		if hook, ok := errors.AsType[*onDeadError](err); ok { // it will be told again
+		if hook, ok := errors.AsType[*onDeadError](err); ok { // OnDead is called again after another attempt
 			s = c.retryLastAttempt(s, hook)
 			err = c.park(ctx, msg, s, &o)
 		}
 		if err != nil && classify(err) != classConflict {
-			return Unavailable(err) // what cannot be parked must not be passed: wait until it can
+			return Unavailable(err) // its offset must not be passed before it is parked
 		}
 		return err
 	})
@@ -68,7 +70,9 @@ func (c *Consumer) parkFailed(ctx context.Context, msg *message, cause error) {
 	}
 }
 
-// park writes a record among the parked ones, unless it is settled already.
+// park marks a message in the inbox and inserts it into parked_records, in one
+// transaction, and sets o to its outcome. It does neither when the event is marked
+// already. Behind a parked record of its key it waits, whatever s says.
 func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *outcome) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
@@ -76,14 +80,14 @@ func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *out
 		*o = duplicate
 		fresh, err := c.markInInbox(ctx, tx, []*message{msg})
 		if err != nil || !fresh[msg.id] {
-			return err // another process was faster
+			return err // another process handled or parked it
 		}
 		crash.Point("parked: marked")
 		parkedKeys, err := c.findParkedKeys(ctx, tx, []*message{msg})
 		if err != nil {
 			return err
 		}
-		if parkedKeys[msg.key] { // put there by another process meanwhile
+		if parkedKeys[msg.key] { // another process parked a record of the key meanwhile
 			s = parkedState{state: store.Waiting}
 		}
 		*o = outcome(s.state)
@@ -96,12 +100,13 @@ func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *out
 	})
 }
 
+// insertParked inserts one row into parked_records.
 func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, msg *message, s parkedState) error {
 	headers, err := json.Marshal(wire.Headers(msg.rec.Headers))
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
 	}
-	// one that was done so long ago that the inbox has forgotten it makes way
+	// the row of the same event is replaced if it was finished so long ago that the inbox forgot the event
 	_, err = tx.ExecContext(ctx, `DELETE FROM parked_records WHERE consumer = $1 AND event_id = $2 AND state NOT IN `+store.OpenStates, c.cfg.Group, msg.id)
 	if err != nil {
 		return fmt.Errorf("park record: %w", err)
@@ -118,7 +123,7 @@ func (c *Consumer) insertParked(ctx context.Context, tx *outbox.Tx, msg *message
 	return nil
 }
 
-// failed says in the log that an attempt came to nothing.
+// logFailure logs a failed attempt.
 func (c *Consumer) logFailure(msg *message, s parkedState) {
 	log := c.cfg.Log.Warn
 	if s.state == store.Dead {

@@ -11,21 +11,21 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// lateness is that of clocks, and of the parts that delete old rows and records.
+// retentionSlack allows for clocks that differ and for deletions that run late.
 const retentionSlack = 12 * time.Hour
 
 const (
-	pruneEvery = time.Hour // give or take a fifth
-	pruneRows  = 500       // in one transaction: few enough that nobody waits for long
+	pruneEvery = time.Hour // plus or minus a fifth
+	pruneRows  = 500       // in one transaction: few, so that its locks are short
 )
 
-// leastRetention is for how long an inbox must remember what was handled.
+// minRetention is for how long the inbox must remember handled events at least.
 func (cfg Config) minRetention() time.Duration {
 	return cfg.OutboxRetention + cfg.TopicRetention + retentionSlack
 }
 
-// forgetLoop deletes, about once an hour, what is older than the retention. Any
-// process of the group may do it, several at once.
+// pruneLoop deletes expired rows about once an hour until ctx ends. Several processes
+// of a group may do so at the same time.
 func (c *Consumer) pruneLoop(ctx context.Context) {
 	for retry.Sleep(ctx, pruneEvery*4/5+rand.N(pruneEvery*2/5)) { //nolint:gosec // jitter
 		n, err := c.pruneExpired(ctx)
@@ -38,18 +38,18 @@ func (c *Consumer) pruneLoop(ctx context.Context) {
 	}
 }
 
-// forgetOld forgets what is older than the retention by the database's clock.
+// pruneExpired deletes the rows that are older than the retention by the database's
+// clock.
 func (c *Consumer) pruneExpired(ctx context.Context) (deleted int64, err error) {
 	var before time.Time
 	if err := c.db.Read().QueryRowContext(ctx, `SELECT `+c.db.Later("$1"), -c.cfg.Retention.Microseconds()).Scan(sqldb.Time(&before)); err != nil {
-		return 0, fmt.Errorf("ask for the time: %w", err)
+		return 0, fmt.Errorf("read the database clock: %w", err)
 	}
 	return c.prune(ctx, before)
 }
 
-// forget deletes the parked records that were done, and the inbox rows that
-// were written, before that time. An inbox row stays while its record is parked
-// and not done.
+// prune deletes parked records that were finished, and inbox rows that were marked,
+// before the given time. An inbox row stays while its record is parked and open.
 func (c *Consumer) prune(ctx context.Context, before time.Time) (deleted int64, err error) {
 	deleted, err = c.deleteInSteps(ctx, `
 		DELETE FROM parked_records WHERE seq IN (
@@ -72,7 +72,8 @@ func (c *Consumer) prune(ctx context.Context, before time.Time) (deleted int64, 
 	return deleted + n, err
 }
 
-// repeat runs a statement that deletes a few rows until there are no more.
+// deleteInSteps runs a statement that deletes at most pruneRows rows until it deletes
+// fewer.
 func (c *Consumer) deleteInSteps(ctx context.Context, statement string, args ...any) (deleted int64, err error) {
 	for {
 		res, err := c.db.ExecContext(ctx, statement, args...)
@@ -87,18 +88,18 @@ func (c *Consumer) deleteInSteps(ctx context.Context, statement string, args ...
 	}
 }
 
-// forgetInOrder deletes inbox rows of SQLite, which has no index by time: the
-// rows are looked at in the order they were written, up to the first young one.
-// One that says it is from the future, where the clock was, stops nobody.
+// pruneInboxInOrder is prune for inbox rows of SQLite, which has no index by time: it
+// reads the rows in the order they were written, up to the first that is not expired.
+// A row from the future, written while the clock was wrong, does not end it.
 func (c *Consumer) pruneInboxInOrder(ctx context.Context, before time.Time) (deleted int64, err error) {
 	for last := int64(0); ; {
-		var upTo, young int64
+		var upTo, current int64
 		err := c.db.Read().QueryRowContext(ctx, `
 			SELECT COALESCE(MAX(rowid), 0), COUNT(CASE WHEN handled_at >= $1 AND handled_at <= $4 THEN 1 END)
 			FROM (SELECT rowid, handled_at FROM inbox_events WHERE rowid > $2 ORDER BY rowid LIMIT $3)`,
-			before, last, pruneRows, sqldb.Now()).Scan(&upTo, &young)
+			before, last, pruneRows, sqldb.Now()).Scan(&upTo, &current)
 		if err != nil {
-			return deleted, fmt.Errorf("look for old rows: %w", err)
+			return deleted, fmt.Errorf("find old rows: %w", err)
 		}
 		if upTo == 0 {
 			return deleted, nil
@@ -111,7 +112,7 @@ func (c *Consumer) pruneInboxInOrder(ctx context.Context, before time.Time) (del
 			return deleted, fmt.Errorf("delete old rows: %w", err)
 		}
 		n, err := res.RowsAffected()
-		if deleted += n; err != nil || young > 0 {
+		if deleted += n; err != nil || current > 0 {
 			return deleted, err
 		}
 		last = upTo

@@ -12,15 +12,15 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// mendEvery is how often heads that wait are looked for, at most.
+// repairEvery is how often parked records are repaired at most.
 const repairEvery = time.Minute
 
-// mendKeys is how many keys one statement of mend skips over: there may be a
-// million dead records, each with a key of its own.
+// repairKeys is how many keys one query of a repair looks at: there may be a million
+// dead records, each with its own key.
 const repairKeys = 1000
 
-// mendLoop looks for heads that wait, now and then until ctx ends. That reads
-// something of each parked key, so with very many it does so more seldom.
+// repairLoop repairs parked records until ctx ends. A repair reads a row of each
+// parked key, so the more keys there are, the less often it runs.
 func (c *Consumer) repairLoop(ctx context.Context) {
 	for ctx.Err() == nil {
 		var began time.Time
@@ -29,15 +29,15 @@ func (c *Consumer) repairLoop(ctx context.Context) {
 			return c.repair(ctx)
 		})
 		if err != nil && ctx.Err() == nil {
-			c.cfg.Log.Error("look for heads that wait", "consumer_group", c.cfg.Group, "err", err)
+			c.cfg.Log.Error("repair parked records", "consumer_group", c.cfg.Group, "err", err)
 		}
 		retry.Sleep(ctx, max(repairEvery, 20*time.Since(began)))
 	}
 }
 
-// mend finds heads that wait, by skipping from key to key, and has them go on.
-// Nobody leaves one behind but a program of an earlier version and whoever
-// changes rows by hand.
+// repair finds records that wait although they are the first of their key, and
+// makes them due: no finished record will do so. Only a program of an earlier version,
+// or rows changed by hand, leave such records behind.
 func (c *Consumer) repair(ctx context.Context) error {
 	topics := map[string]bool{}
 	for r := range c.subscriptions {
@@ -54,15 +54,15 @@ func (c *Consumer) repair(ctx context.Context) error {
 	return nil
 }
 
-// mendAfter is mend for the next keys of a topic after one with that hash. It
-// returns the hash of the last key, and how many keys there were.
+// repairAfter repairs the next repairKeys keys of a topic whose hash is above hash. It
+// returns the last hash and how many keys there were.
 func (c *Consumer) repairAfter(ctx context.Context, topic string, hash int64) (last int64, n int, err error) {
-	const least = `(SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > %s AND state IN ` + store.OpenStates + `)`
+	const nextHash = `(SELECT MIN(key_hash) FROM parked_records WHERE consumer = $1 AND topic = $2 AND key_hash > %s AND state IN ` + store.OpenStates + `)`
 	rows, err := c.db.Read().QueryContext(ctx, `
 		WITH RECURSIVE hashes(hash, n) AS (
-			SELECT `+fmt.Sprintf(least, `$3`)+`, 1
+			SELECT `+fmt.Sprintf(nextHash, `$3`)+`, 1
 			UNION ALL
-			SELECT `+fmt.Sprintf(least, `hash`)+`, n + 1 FROM hashes WHERE hash IS NOT NULL AND n < $4)
+			SELECT `+fmt.Sprintf(nextHash, `hash`)+`, n + 1 FROM hashes WHERE hash IS NOT NULL AND n < $4)
 		SELECT hash, (SELECT CASE WHEN state = 'waiting' OR state = 'retrying' AND due_at IS NULL THEN seq END FROM parked_records
 			WHERE consumer = $1 AND topic = $2 AND key_hash BETWEEN hash AND hash AND state IN `+store.OpenStates+` ORDER BY key_hash, seq LIMIT 1)
 		FROM hashes WHERE hash IS NOT NULL ORDER BY hash`, c.cfg.Group, topic, hash, repairKeys)
@@ -73,7 +73,7 @@ func (c *Consumer) repairAfter(ctx context.Context, topic string, hash int64) (l
 			waiting = append(waiting, []any{seq.Int64})
 		}
 		return hash, err
-	}, "look for heads that wait")
+	}, "find first records that wait")
 	if err != nil || len(hashes) == 0 {
 		return 0, 0, err
 	}

@@ -10,7 +10,7 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestMend has heads wait, as a program of an earlier version left them, and
+// TestRepair has the first records of keys wait, as a program of an earlier version left them, and
 // followers retry, as nobody should have said.
 func TestRepair(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
@@ -28,7 +28,7 @@ func TestRepair(t *testing.T) {
 		for range 3 {
 			records, _, err := c.findDue(t.Context())
 			if err != nil || len(records) != 1 {
-				t.Fatalf("%d heads are due, %v; want one of a key", len(records), err)
+				t.Fatalf("%d records are due, %v; want one of a key", len(records), err)
 			}
 			if _, err := c.retryRecord(t.Context(), records[0], func() bool { return true }); err != nil {
 				t.Fatal(err)
@@ -40,12 +40,12 @@ func TestRepair(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// Heads that wait are found among more keys than one statement skips over.
+// Waiting first records are found among more keys than one query looks at.
 func TestRepairManyKeys(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		c, _ := relocations(t, db)
 		hotKey(t, c, "hot", 2*repairKeys+10)
-		// each of them the head of a key of its own
+		// each with a key of its own
 		if _, err := db.ExecContext(t.Context(), `UPDATE parked_records SET key_hash = 7919 * (seq - 1000), key = CAST(CAST(seq AS TEXT) AS `+
 			map[sqldb.Engine]string{sqldb.Postgres: "BYTEA", sqldb.SQLite: "BLOB"}[db.Engine]+`) WHERE state = 'waiting'`); err != nil {
 			t.Fatal(err)
@@ -55,7 +55,7 @@ func TestRepairManyKeys(t *testing.T) {
 		}
 		var waiting int
 		if err := db.QueryRowContext(t.Context(), `SELECT COUNT(*) FROM parked_records WHERE state = 'waiting'`).Scan(&waiting); err != nil || waiting > 0 {
-			t.Errorf("%d heads still wait (%v)", waiting, err)
+			t.Errorf("%d first records still wait (%v)", waiting, err)
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }

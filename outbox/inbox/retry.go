@@ -21,21 +21,22 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// retryPause lets what is parked gather, so that the heads are not looked for
-// once for each record of a bad batch.
+// retryPause lets parked records gather, so that a bad batch does not cause a query
+// for each of its records.
 const retryPause = 20 * time.Millisecond
 
-// mostHeads is how many records are tried at once, at most.
+// maxDue is how many due records one query returns at most.
 const maxDue = 100
 
-// A head is a parked record whose turn it is.
+// A dueRecord is a parked record whose retry is due.
 type dueRecord struct {
-	*message // once it is loaded
-	seq      int64
-	attempts int
+	*message       // nil until loadRecord
+	seq      int64 // of its row
+	attempts int   // that failed
 }
 
-// retryLoop tries parked records again when they are due, until ctx ends.
+// retryLoop retries parked records when they are due, several at a time, until ctx
+// ends. Handlers run under workCtx, which ends later.
 func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 	stillWanted := func() bool { return ctx.Err() == nil }
 	for ctx.Err() == nil {
@@ -43,7 +44,7 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 		var next time.Duration
 		err := c.retryWhileUnavailable(ctx, stillWanted, func() (err error) { records, next, err = c.findDue(ctx); return err })
 		if err != nil && ctx.Err() == nil {
-			c.cfg.Log.Error("look for due records", "consumer_group", c.cfg.Group, "err", err)
+			c.cfg.Log.Error("find due records", "consumer_group", c.cfg.Group, "err", err)
 		}
 		var work errgroup.Group
 		var moved atomic.Bool
@@ -61,13 +62,13 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 			})
 		}
 		if err := work.Wait(); err != nil {
-			c.cfg.Log.Error("retry records", "consumer_group", c.cfg.Group, "err", err)
+			c.cfg.Log.Error("retry parked records", "consumer_group", c.cfg.Group, "err", err)
 			next = time.Second
 		}
 		if moved.Load() && next == 0 {
-			continue // each may have made way for another
+			continue // the next records of their keys may be due
 		}
-		next = max(next, 50*time.Millisecond) // another process has what is due
+		next = max(next, 50*time.Millisecond) // when nothing moved, another process has the due records
 		wait := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
@@ -79,56 +80,57 @@ func (c *Consumer) retryLoop(ctx, workCtx context.Context, workers int) {
 	}
 }
 
-// dueHeads returns the heads that are due. When there are none it says how
-// long to wait at most: until the next is due, or until another process may
-// have parked one.
+// findDue returns the parked records that are due. When there are none, next is how
+// long to wait at most: until the next one is due, or until another process may have
+// parked one.
 func (c *Consumer) findDue(ctx context.Context) (records []dueRecord, next time.Duration, err error) {
 	const poll = 2 * time.Second
 	statement, args := c.dueStatement()
 	rows, err := c.db.Read().QueryContext(ctx, statement, args...)
-	records, err = sqldb.ReadAll(rows, err, func(rows *sql.Rows) (h dueRecord, err error) { return h, rows.Scan(&h.seq) }, "read parked records")
+	records, err = sqldb.ReadAll(rows, err, func(rows *sql.Rows) (due dueRecord, err error) { return due, rows.Scan(&due.seq) }, "read parked records")
 	if err != nil || len(records) > 0 {
 		return records[:min(len(records), maxDue)], 0, err
 	}
-	var due, at time.Time
+	var due, now time.Time
 	err = c.db.Read().QueryRowContext(ctx, `
 		SELECT (SELECT MIN(due_at) FROM parked_records WHERE consumer = $1 AND state = 'retrying' AND due_at > `+sqldb.Clock+`), `+sqldb.Clock, c.cfg.Group).
-		Scan(sqldb.Time(&due), sqldb.Time(&at))
+		Scan(sqldb.Time(&due), sqldb.Time(&now))
 	if err != nil || due.IsZero() {
 		return nil, poll, err
 	}
-	return nil, min(poll, max(due.Sub(at), 50*time.Millisecond)), nil
+	return nil, min(poll, max(due.Sub(now), 50*time.Millisecond)), nil
 }
 
-// dueStatement selects what is due: of each type that this program handles, and
-// of what could not be opened; another program of the group may know the rest.
-// Its arguments begin with the group and the longest pause.
+// dueStatement selects due records by route, and those that could not be decoded;
+// another program of the group may handle the rest. Its arguments begin with the
+// group and the longest delay.
 func (c *Consumer) dueStatement() (statement string, args []any) {
-	const one = `SELECT seq FROM (SELECT seq FROM parked_records p
+	const ofRoute = `SELECT seq FROM (SELECT seq FROM parked_records p
 		WHERE consumer = $1 AND state = 'retrying' AND %s AND %s AND ` + isFirstOfKey + ` ORDER BY due_at LIMIT %d) AS d%d`
-	known := []string{`event_type = ''`}
+	routes := []string{`event_type = ''`}
 	args = []any{c.cfg.Group, c.maxRetryDelay().Microseconds()}
 	for r := range c.subscriptions {
 		args = append(args, r.topic, r.eventType)
-		known = append(known, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args), len(args)-1))
+		routes = append(routes, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args), len(args)-1))
 	}
 	var parts []string
-	for i, route := range known {
-		parts = append(parts, fmt.Sprintf(one, route, `due_at <= `+sqldb.Clock, maxDue, i))
+	for i, route := range routes {
+		parts = append(parts, fmt.Sprintf(ofRoute, route, `due_at <= `+sqldb.Clock, maxDue, i))
 	}
-	// a clock that jumped back must not freeze them
-	parts = append(parts, fmt.Sprintf(one, `((`+strings.Join(known, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), maxDue, len(known)))
+	// a record due later than any delay was parked before the clock was set back
+	parts = append(parts, fmt.Sprintf(ofRoute, `((`+strings.Join(routes, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), maxDue, len(routes)))
 	return strings.Join(parts, ` UNION ALL `), args
 }
 
-// longestPause is how long after a failure a record is due at most.
+// maxRetryDelay is how long after a failure a record is due at most.
 func (c *Consumer) maxRetryDelay() time.Duration {
 	return c.cfg.Delay*time.Duration(c.cfg.Attempts)*6/5 + time.Second
 }
 
-// retry runs the handler for a parked record. To claim the row and to handle
-// the event are one transaction, so that of two takers one finds nothing left.
-// An error leaves the record as it was: due, with no attempt spent.
+// retryRecord runs the handler for a parked record. Claiming the row and handling
+// the event are one transaction: of two processes that retry it, one finds it
+// claimed. claimed reports whether this one moved the record. An error leaves the
+// record as it was, due and with no attempt spent.
 func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted func() bool) (claimed bool, err error) {
 	found := false
 	err = c.retryWhileUnavailable(ctx, stillWanted, func() (err error) { found, err = c.loadRecord(ctx, &due); return err })
@@ -139,19 +141,17 @@ func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted f
 		return false, err
 	}
 	due.startedAt = time.Now()
-	move := func(s parkedState, then func(context.Context, *outbox.Tx) error) error {
-		return c.retryWhileUnavailable(ctx, stillWanted, func() error {
-			ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
-			defer cancel()
-			return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
-				if claimed, err = c.claim(ctx, tx, due, s); err != nil || !claimed {
-					return err
-				}
-				return then(ctx, tx)
-			})
-		})
+	claimed, err = c.handleDue(ctx, due, stillWanted)
+	if err == nil || errors.Is(err, errAbandoned) {
+		return claimed, nil
 	}
-	err = move(parkedState{state: store.Handled, attempts: due.attempt}, func(ctx context.Context, tx *outbox.Tx) error {
+	return c.parkAgain(ctx, due, err, stillWanted)
+}
+
+// handleDue handles a due record and releases the next record of its key.
+func (c *Consumer) handleDue(ctx context.Context, due dueRecord, stillWanted func() bool) (claimed bool, err error) {
+	s := parkedState{state: store.Handled, attempts: due.attempt}
+	claimed, err = c.move(ctx, due, s, stillWanted, func(ctx context.Context, tx *outbox.Tx) error {
 		if _, err := c.runHandlers(ctx, tx, []*message{due.message}); err != nil {
 			return err
 		}
@@ -169,11 +169,13 @@ func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted f
 		crash.Point("retry: committed")
 		c.conclude(due.message, handled)
 	}
-	if err == nil || errors.Is(err, errAbandoned) {
-		return claimed, nil
-	}
-	s := c.afterFailure(due.attempt, err)
-	err = move(s, func(ctx context.Context, tx *outbox.Tx) error {
+	return claimed, err
+}
+
+// parkAgain records that a retry failed: the record is retrying again, or dead.
+func (c *Consumer) parkAgain(ctx context.Context, due dueRecord, cause error, stillWanted func() bool) (claimed bool, err error) {
+	s := c.afterFailure(due.attempt, cause)
+	claimed, err = c.move(ctx, due, s, stillWanted, func(ctx context.Context, tx *outbox.Tx) error {
 		if s.state != store.Dead {
 			return nil
 		}
@@ -181,7 +183,7 @@ func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted f
 	})
 	if hook, ok := errors.AsType[*onDeadError](err); ok {
 		s = c.retryLastAttempt(s, hook)
-		err = move(s, func(context.Context, *outbox.Tx) error { return nil })
+		claimed, err = c.move(ctx, due, s, stillWanted, func(context.Context, *outbox.Tx) error { return nil })
 	}
 	switch {
 	case errors.Is(err, errAbandoned):
@@ -195,7 +197,23 @@ func (c *Consumer) retryRecord(ctx context.Context, due dueRecord, stillWanted f
 	return claimed, nil
 }
 
-// load reads the record of a head; false says that it need not be tried any more.
+// move claims a due record, moves it to state s and runs then, in one transaction.
+func (c *Consumer) move(ctx context.Context, due dueRecord, s parkedState, stillWanted func() bool, then func(context.Context, *outbox.Tx) error) (claimed bool, err error) {
+	err = c.retryWhileUnavailable(ctx, stillWanted, func() error {
+		ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
+		defer cancel()
+		return c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) (err error) {
+			if claimed, err = c.claim(ctx, tx, due, s); err != nil || !claimed {
+				return err
+			}
+			return then(ctx, tx)
+		})
+	})
+	return claimed, err
+}
+
+// loadRecord reads the record of a due row; found is false when it is no longer to
+// be retried.
 func (c *Consumer) loadRecord(ctx context.Context, due *dueRecord) (found bool, err error) {
 	var headers, id string
 	rec := &kgo.Record{}
@@ -213,15 +231,15 @@ func (c *Consumer) loadRecord(ctx context.Context, due *dueRecord) (found bool, 
 		return false, fmt.Errorf("read parked record %d: %w", due.seq, err)
 	}
 	rec.Headers = list
-	due.message = c.decode(rec, [16]byte{}) // only what is handled here was asked for
+	due.message = c.decode(rec, [16]byte{}) // findDue returns no record without a handler
 	due.id, due.attempt = id, due.attempts+1
 	return true, nil
 }
 
-// claim moves a parked record from the state it was read in to another; false
-// says that somebody else has moved it meanwhile.
+// claim moves a parked record from the state and attempt that due has to another. It
+// returns false when another process moved it, or is about to.
 func (c *Consumer) claim(ctx context.Context, tx *outbox.Tx, due dueRecord, to parkedState) (bool, error) {
-	if c.db.Engine == sqldb.Postgres { // who is being worked on by another is not waited for
+	if c.db.Engine == sqldb.Postgres { // do not wait for a process that retries it right now
 		var seq int64
 		err := tx.QueryRowContext(ctx, `SELECT seq FROM parked_records WHERE seq = $1 FOR UPDATE SKIP LOCKED`, due.seq).Scan(&seq)
 		if errors.Is(err, sql.ErrNoRows) {

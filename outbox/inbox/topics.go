@@ -10,11 +10,12 @@ import (
 	"pizzaflow/internal/retry"
 )
 
-// lookEvery is how often a consumer looks at its topics: how long they are, and
-// whether they are those it knows.
+// checkTopicsEvery is how often a consumer measures its lag and checks whether its
+// topics were recreated.
 const checkTopicsEvery = 5 * time.Second
 
-// watch looks at the topics until ctx ends.
+// watchTopics checks the topics every checkTopicsEvery, and once a second at most
+// when fetch errors ask for it, until ctx ends.
 func (d *dispatcher) watchTopics(ctx context.Context, client *kgo.Client) {
 	tick := time.NewTicker(checkTopicsEvery)
 	defer tick.Stop()
@@ -25,20 +26,20 @@ func (d *dispatcher) watchTopics(ctx context.Context, client *kgo.Client) {
 		case <-tick.C:
 		case <-d.checkNow:
 		}
-		look, cancel := context.WithTimeout(ctx, checkTopicsEvery)
-		if err := d.checkTopics(look, client); err != nil && ctx.Err() == nil {
-			d.c.errorLog.report("look at the topics", "", 0, err)
+		checkCtx, cancel := context.WithTimeout(ctx, checkTopicsEvery)
+		if err := d.checkTopics(checkCtx, client); err != nil && ctx.Err() == nil {
+			d.c.errorLog.report("check topics", "", 0, err)
 		}
 		cancel()
 		d.c.errorLog.closeQuiet()
-		if !retry.Sleep(ctx, time.Second) { // whatever the suspicions
+		if !retry.Sleep(ctx, time.Second) { // however often fetch errors wake it
 			return
 		}
 	}
 }
 
-// look measures the lag of what is assigned, paused or idle as it may be, and
-// finds topics that were deleted and created again.
+// checkTopics measures the lag of all assigned partitions, idle and paused ones
+// too, and resubscribes to topics that were recreated.
 func (d *dispatcher) checkTopics(ctx context.Context, client *kgo.Client) error {
 	adm := kadm.NewClient(client)
 	details, err := adm.ListTopics(ctx, d.topics...)
@@ -47,8 +48,8 @@ func (d *dispatcher) checkTopics(ctx context.Context, client *kgo.Client) error 
 	}
 	for topic, detail := range details {
 		if detail.Err == nil && d.adoptIfRecreated(topic, detail.ID) {
-			d.c.cfg.Log.Warn("a topic was created anew: it is taken up", "consumer_group", d.c.cfg.Group, "topic", topic)
-			// the client never takes up another topic of the same name by itself
+			d.c.cfg.Log.Warn("topic recreated: consuming the new one", "consumer_group", d.c.cfg.Group, "topic", topic)
+			// the client itself never resubscribes to a recreated topic
 			client.PurgeTopicsFromConsuming(topic)
 			client.AddConsumeTopics(topic)
 		}
@@ -68,7 +69,7 @@ func (d *dispatcher) checkTopics(ctx context.Context, client *kgo.Client) error 
 	return nil
 }
 
-// meet remembers the id of a topic that was not known.
+// rememberTopicID stores the id of a topic the first time it is seen.
 func (d *dispatcher) rememberTopicID(topic string, topicID [16]byte) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -77,7 +78,8 @@ func (d *dispatcher) rememberTopicID(topic string, topicID [16]byte) {
 	}
 }
 
-// isNew reports whether a topic is another than the one that is consumed.
+// adoptIfRecreated stores the id of a topic that was recreated, and reports whether
+// it was: its id changed, or the broker did not know the topic for a while.
 func (d *dispatcher) adoptIfRecreated(topic string, topicID [16]byte) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -15,19 +15,21 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// settleTimeout is for one transaction; a server that fell silent must not hold
-// a worker for ever.
+// transactionTimeout bounds one transaction: a silent server must not hold a worker
+// for ever.
 const transactionTimeout = 30 * time.Second
 
-// settle brings every record of the batch to where its offset may be passed:
-// handled, known already, or parked. Those that it gives up, because ctx has
-// ended or their partitions were taken away, are left unsettled.
+// processBatch handles or parks every message of the batch and marks it as
+// processed. Messages that are abandoned, because ctx ended or their partitions
+// were revoked, stay unmarked. It sorts the batch by key.
 func (c *Consumer) processBatch(ctx context.Context, batch []*message) {
-	// locks are taken in one order by all: two batches cannot wait for each other
+	// all batches lock in the order of keys, so no two of them deadlock
 	slices.SortFunc(batch, func(a, b *message) int { return strings.Compare(a.key, b.key) })
 	c.processSorted(ctx, batch)
 }
 
+// processSorted is processBatch for a batch sorted by key. A batch that fails is
+// split until the message that causes the error is alone; that one is parked.
 func (c *Consumer) processSorted(ctx context.Context, batch []*message) {
 	if len(batch) == 0 {
 		return
@@ -45,11 +47,11 @@ func (c *Consumer) processSorted(ctx context.Context, batch []*message) {
 	})
 	switch {
 	case err == nil || errors.Is(err, errAbandoned):
-	case errors.Is(err, errBatchTooSlow), culprit == nil && len(batch) > 1: // or one of them spoils it for all: find out which
+	case errors.Is(err, errBatchTooSlow), culprit == nil && len(batch) > 1: // any message may be the cause: split until it is known
 		half := len(batch) / 2
 		c.processSorted(ctx, batch[:half])
 		c.processSorted(ctx, batch[half:])
-	default: // what was handled before it had no fault and no effect: once more without it
+	default: // the error undid the work of the others: handle them without the culprit
 		bad := max(0, slices.Index(batch, culprit))
 		c.processSorted(ctx, batch[:bad])
 		c.parkFailed(ctx, batch[bad], err)
@@ -57,26 +59,28 @@ func (c *Consumer) processSorted(ctx context.Context, batch []*message) {
 	}
 }
 
-// withoutRevoked returns the messages of the batch whose partitions are still
-// assigned to this process.
+// withoutRevoked returns the messages whose partitions are still assigned to this
+// process.
 func withoutRevoked(batch []*message) []*message {
 	return slices.DeleteFunc(slices.Clone(batch), func(msg *message) bool { return msg.part.revoked.Load() })
 }
 
-// An outcome is what became of a record, as the metrics call it.
+// An outcome is what became of a message, as the metrics call it.
 type outcome string
 
 const (
 	handled       outcome = "handled"
 	duplicate     outcome = "duplicate"
-	waiting       outcome = "waiting" // behind a parked record of its key
+	waiting       outcome = "waiting" // parked behind a record of its key
 	retrying      outcome = "retrying"
 	dead          outcome = "dead"
-	producedAgain outcome = "again" // produced again while its event is parked or discarded: passed over
+	producedAgain outcome = "again" // produced again while its event is parked or discarded: no effect
 )
 
-// try handles the batch in one transaction. It names the record whose handler
-// failed, nil when the error is nobody's in particular.
+// handleBatch handles the batch in one transaction: it marks the events in the
+// inbox, drops duplicates, parks messages behind parked ones of their key, and runs
+// the handlers for the rest. On an error culprit is the message that caused it, nil
+// when it may be any of several.
 func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *message, err error) {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()
@@ -106,7 +110,7 @@ func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *
 				outcomes[i] = handled
 				toHandle = append(toHandle, msg)
 			}
-			delete(fresh, msg.id) // one event twice in one batch
+			delete(fresh, msg.id) // a second record of the event in this batch is a duplicate
 		}
 		if reproduced, err = c.reviewDuplicates(ctx, tx, duplicates); err != nil {
 			return err
@@ -118,7 +122,7 @@ func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *
 		}
 		return c.parkInKeyOrder(ctx, tx, followers, parkedState{state: store.Waiting})
 	})
-	if err != nil && ctx.Err() != nil && len(batch) > 1 { // the time that they share is up: none of them is to blame
+	if err != nil && ctx.Err() != nil && len(batch) > 1 { // all messages share the timeout, so none is the culprit
 		return nil, fmt.Errorf("%w: %w", errBatchTooSlow, err)
 	}
 	if err != nil {
@@ -135,14 +139,14 @@ func (c *Consumer) handleBatch(ctx context.Context, batch []*message) (culprit *
 	return nil, nil
 }
 
-// receive marks the batch's events in the inbox and returns those that were
-// not there. What another transaction is handling right now is waited for.
+// markInInbox marks the events of the batch in the inbox and returns the ids that
+// were not marked before. It waits for other transactions that mark the same ids.
 func (c *Consumer) markInInbox(ctx context.Context, tx *outbox.Tx, batch []*message) (fresh map[string]bool, err error) {
 	ids := make([]string, len(batch))
 	for i, msg := range batch {
 		ids[i] = msg.id
 	}
-	// one statement for any number of events
+	// one argument, so one statement text, for any number of events
 	list, arg := `unnest($2::uuid[]) AS value`, any(ids)
 	if c.db.Engine == sqldb.SQLite {
 		list, arg = `json_each($2)`, `["`+strings.Join(ids, `","`)+`"]`
@@ -165,7 +169,8 @@ func (c *Consumer) markInInbox(ctx context.Context, tx *outbox.Tx, batch []*mess
 	return fresh, result.Err()
 }
 
-// settled tells the world what became of a record.
+// conclude marks a message as processed, counts its outcome, and wakes the retry
+// loop when it is to be retried.
 func (c *Consumer) conclude(msg *message, o outcome) {
 	msg.processed = true
 	c.metrics.count(msg, o)
@@ -173,14 +178,14 @@ func (c *Consumer) conclude(msg *message, o outcome) {
 	case retrying:
 		select {
 		case c.wakeRetries <- struct{}{}:
-		default: // they are awake already
+		default: // the retry loop is woken already
 		}
 	case handled:
 		c.recordHandled(msg)
 	}
 }
 
-// recordHandled logs a handled event and how long it took.
+// recordHandled logs a handled event and observes its duration.
 func (c *Consumer) recordHandled(msg *message) {
 	took := time.Since(msg.startedAt)
 	msg.sub.duration.Observe(took.Seconds())

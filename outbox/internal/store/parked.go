@@ -9,9 +9,14 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// The states of a parked record. The head of a key is its oldest record that
-// is neither handled nor discarded: it is retrying or dead, and what is behind
-// it waits. It is due when it is retrying and its time has come.
+// The states of a parked record. Of the open records of a key the oldest one is
+// retrying or dead, and all later ones wait. A retrying record is due from due_at
+// on.
+//
+// The transaction that finishes the oldest record makes the next one due, so a
+// query for due records reads no waiting one, be it one or a hundred thousand. The
+// order of a key does not depend on that: a record is handled only while no older
+// one of its key is open.
 const (
 	Retrying  = "retrying"
 	Waiting   = "waiting"
@@ -20,34 +25,30 @@ const (
 	Discarded = "discarded"
 )
 
-// Of the records parked under one key one is tried, retrying or dead, and all
-// behind it wait. Whoever finishes it has the next retry in the same
-// transaction, so that who looks for what is due reads no row that waits, be it
-// one or a hundred thousand. No order hangs on that: a record is handled, tried
-// or not, only while no older one of its key is open.
-
-// openStates are those of a parked record that is not done.
+// OpenStates are the states of a parked record that is neither handled nor
+// discarded, as an SQL list.
 const OpenStates = `('retrying', 'waiting', 'dead')`
 
-// A ParkedKey is a key of a topic, as a group's records are parked under it.
+// A ParkedKey is a record key of a topic and a consumer group.
 type ParkedKey struct {
 	Group, Topic string
 	Key          []byte
-	After        int64 // the record that was finished, where one was
+	After        int64 // for ReleaseNext: the seq of the finished record
 }
 
-// keyLocks is how many locks all keys share: a batch of many keys must not use
-// up the locks of a server.
+// keyLocks is how many advisory locks all keys share: a batch of many keys must
+// not exhaust the lock table of the server. KeyLockClass sets them apart from the
+// locks of other programs.
 const (
 	keyLocks     = 64
-	KeyLockClass = 0x6f757462 // sets our locks apart from others'
+	KeyLockClass = 0x6f757462
 )
 
-// LockKeys has those who park behind records of the keys (shared) and those
-// who finish these records take turns until the transaction ends: who finishes
-// one sees what was parked behind it, or who parks sees that it is finished.
-// It comes after all other locks of a transaction, so that none is waited for
-// by somebody who is waited for here. SQLite has one writer, who needs no lock.
+// LockKeys locks the keys until the transaction ends: shared for a transaction that
+// parks records, exclusive for one that finishes them. So either the finishing one
+// sees the records parked behind it, or the parking one sees that the record is
+// finished. A transaction calls it after it has taken all other locks; otherwise two
+// could deadlock. SQLite has one writer, which needs no lock.
 func LockKeys(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, keys []ParkedKey) error {
 	if db.Engine == sqldb.SQLite || len(keys) == 0 {
 		return nil
@@ -56,14 +57,14 @@ func LockKeys(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, 
 	for _, k := range keys {
 		locks = append(locks, int32(uint64(Hash([]byte(k.Group+"\x00"+k.Topic+"\x00"), k.Key))%keyLocks))
 	}
-	slices.Sort(locks) // taken in one order by all
+	slices.Sort(locks) // all transactions lock in one order
 	fn := "pg_advisory_xact_lock"
 	if shared {
 		fn = "pg_advisory_xact_lock_shared"
 	}
 	rows, err := tx.QueryContext(ctx, `SELECT `+fn+`($1, lock) FROM unnest($2::INTEGER[]) AS lock`, KeyLockClass, slices.Compact(locks))
 	if err != nil {
-		return fmt.Errorf("wait for the turn of a key: %w", err)
+		return fmt.Errorf("lock keys: %w", err)
 	}
 	defer rows.Close()
 	for rows.Next() {
@@ -71,8 +72,8 @@ func LockKeys(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, shared bool, 
 	return rows.Err()
 }
 
-// ReleaseNext has the oldest open record of each key retry at once, if it waits,
-// in the transaction that has finished the one before it.
+// ReleaseNext makes the oldest open record of each key due if it waits, in the
+// transaction that finished the record before it. It locks the keys.
 func ReleaseNext(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []ParkedKey) error {
 	if err := LockKeys(ctx, db, tx, false, keys); err != nil {
 		return err
@@ -98,12 +99,12 @@ func ReleaseNext(ctx context.Context, db *sqldb.DB, tx sqldb.Querier, keys []Par
 		err = RetryNow(ctx, db, tx, next)
 	}
 	if err != nil {
-		return fmt.Errorf("let the next of a key go on: %w", err)
+		return fmt.Errorf("release the next record of a key: %w", err)
 	}
 	return nil
 }
 
-// RetryNow has the records retry at once, if they wait or nobody said when.
+// RetryNow makes records due, by their seq, if they wait or retry without a due_at.
 func RetryNow(ctx context.Context, db *sqldb.DB, q sqldb.Querier, seqs [][]any) error {
 	return sqldb.Batch{
 		Columns: `nr BIGINT`, SQL: `
