@@ -13,9 +13,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"pizzaflow/kafka"
+	"pizzaflow/kafka/kafkatest"
 )
 
-// guarded starts a broker that asks for passwords: "root" may do all, "pizza" may only describe topics.
+// guarded starts a broker with passwords and ACLs: "root" may do all, "pizza" may only describe topics.
 func guarded(t *testing.T) (c *kfake.Cluster, root, pizza kafka.Config) {
 	t.Helper()
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(),
@@ -47,18 +48,16 @@ func TestWithoutTheRightToCreateItWaits(t *testing.T) {
 	case err := <-done:
 		t.Fatalf("returned %v before the topic was there", err)
 	case <-time.After(10 * time.Second):
-		t.Fatal("waits in silence")
+		t.Fatal("10 s without a line of the log about the missing topic")
 	}
-	if err := kafka.EnsureTopics(t.Context(), root, nil, orders); err != nil {
-		t.Fatal(err)
-	}
+	kafkatest.Ensure(t, root, orders)
 	select {
 	case err := <-done:
 		if err != nil {
 			t.Fatal(err)
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("does not notice that the topic is there")
+		t.Fatal("EnsureTopics does not return within 10 s after the topic was created")
 	}
 }
 
@@ -89,18 +88,18 @@ func TestARefusedPasswordIsNotWaitedFor(t *testing.T) {
 	}
 }
 
-func TestABrokerThatHangsUpIsExplained(t *testing.T) {
+func TestABrokerThatClosesTheConnectionIsExplained(t *testing.T) {
 	_, _, pizza := guarded(t)
 	pizza.SASL = kafka.SASL{}
 	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 	defer cancel()
 	err := kafka.EnsureTopics(ctx, pizza, nil, orders)
 	if err == nil || !strings.Contains(err.Error(), "are TLS and SASL set as they expect") {
-		t.Fatalf("%v, want what to look at", err)
+		t.Fatalf("%v, want advice about TLS and SASL", err)
 	}
 }
 
-// lines is a log handler that sends each record as text.
+// A lines is a log handler that sends each record as text.
 type lines chan<- string
 
 func (l lines) Enabled(context.Context, slog.Level) bool { return true }

@@ -18,34 +18,33 @@ import (
 	"pizzaflow/kafka/kafkatest"
 )
 
-// elsewhere is a connection whose other end says that it is another machine, and what was sent to it.
-type elsewhere struct {
+// A remote is a connection whose other end looks like another machine. It records what is sent.
+type remote struct {
 	net.Conn
 	mu   sync.Mutex
 	sent bytes.Buffer
 }
 
-func (e *elsewhere) RemoteAddr() net.Addr {
+func (r *remote) RemoteAddr() net.Addr {
 	return &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 9092}
 }
 
-func (e *elsewhere) Write(b []byte) (int, error) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.sent.Write(b)
-	return e.Conn.Write(b)
+func (r *remote) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sent.Write(b)
+	return r.Conn.Write(b)
 }
 
-func (e *elsewhere) Sent() int {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.sent.Len()
+func (r *remote) Sent() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.sent.Len()
 }
 
 func TestNothingIsSentInClearToAnotherMachine(t *testing.T) {
 	broker := kafkatest.Start(t)
-	conn := new(elsewhere)
-	// A name that leads to another machine.
+	conn := new(remote)
 	away := kafka.Config{Brokers: []string{"kafka.example:9092"}, Dial: func(context.Context, string, string) (net.Conn, error) {
 		var err error
 		conn.Conn, err = net.Dial("tcp", broker.Brokers[0])
@@ -79,8 +78,8 @@ func TestTheRefusalSpeaksOfThePassword(t *testing.T) {
 	}
 }
 
-// TestABrokerThatAnotherTellsOf has the metadata name a broker of another machine.
-func TestABrokerThatAnotherTellsOf(t *testing.T) {
+// TestABrokerInTheMetadata has the metadata name a broker on another machine.
+func TestABrokerInTheMetadata(t *testing.T) {
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(1, "order-events"))
 	if err != nil {
 		t.Fatal(err)
@@ -102,10 +101,10 @@ func TestABrokerThatAnotherTellsOf(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	if err := kafka.EnsureTopics(ctx, config, nil, orders); kafka.Field(err) != "TLS" || ctx.Err() != nil {
-		t.Errorf("%v, want that the broker it is told of is another machine", err)
+		t.Errorf("%v, want that the broker in the metadata is another machine", err)
 	}
 
-	conn := new(elsewhere)
+	conn := new(remote)
 	config.Dial = func(ctx context.Context, network, address string) (net.Conn, error) {
 		if strings.HasPrefix(address, "192.0.2.1:") {
 			var err error
@@ -122,12 +121,12 @@ func TestABrokerThatAnotherTellsOf(t *testing.T) {
 }
 
 func TestAMechanismTheBrokerDoesNotKnow(t *testing.T) {
-	for _, told := range []*kerr.Error{kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState} { // it wants another, or none
+	for _, answer := range []*kerr.Error{kerr.UnsupportedSaslMechanism, kerr.IllegalSaslState} { // it has another mechanism, or none
 		c, _, pizza := guarded(t)
 		c.ControlKey(int16(kmsg.SASLHandshake), func(req kmsg.Request) (kmsg.Response, error, bool) {
 			c.KeepControl()
 			resp := req.ResponseKind().(*kmsg.SASLHandshakeResponse)
-			resp.ErrorCode, resp.SupportedMechanisms = told.Code, []string{"GSSAPI"}
+			resp.ErrorCode, resp.SupportedMechanisms = answer.Code, []string{"GSSAPI"}
 			return resp, nil, true
 		})
 		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -17,16 +16,23 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"pizzaflow/internal/retry"
 )
 
 const (
 	dialTimeout    = 10 * time.Second // one attempt to connect, the TLS handshake included
-	requestTimeout = 10 * time.Second // an answer, beyond what the request itself allows the broker
-	idleTimeout    = 2 * time.Minute  // well below the 10 minutes after which brokers hang up
+	requestTimeout = 10 * time.Second // an answer, beyond the time that the request itself gives the broker
+	idleTimeout    = 2 * time.Minute  // well below the 10 minutes after which brokers close idle connections
 
-	// metadataMinAge is how soon a client may ask again who leads a partition. With the client's own 5 s the
+	// metadataMinAge is how soon a client may ask again who leads a partition. With franz-go's default of 5 s the
 	// first record to a new topic, and every move of a leader, waits for seconds.
 	metadataMinAge = 250 * time.Millisecond
+
+	// A client waits between two tries from shortPause to longPause, so that a broker that is back is used within
+	// a second.
+	shortPause = 50 * time.Millisecond
+	longPause  = time.Second
 )
 
 // What our clients write and read at most, and the embedded broker takes.
@@ -38,22 +44,22 @@ const (
 	MaxBatch = 64 << 20
 )
 
-// Config says how to reach the brokers. Its zero value is invalid: Brokers must be set.
+// A Config says how to reach the brokers. Brokers must be set.
 type Config struct {
 	Brokers  []string // host:port of one broker or more; the others are found through them
 	TLS      TLS
 	SASL     SASL
-	ClientID string // the name under which the broker's logs and quotas know us; "pizzaflow" when empty
+	ClientID string // our name in the brokers' logs and quotas; "pizzaflow" when empty
 
 	// Plaintext allows to send everything in clear, a PLAIN password included, to brokers of other machines.
-	// Without it, and without TLS, only brokers on the loopback interface are spoken to.
+	// Without it, and without TLS, clients connect only to brokers on the loopback interface.
 	Plaintext bool
 
 	// Dial opens a connection, nil means the net package. Tests pass a virtual network.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
-// TLS says whether and how connections are encrypted.
+// A TLS says whether and how connections are encrypted.
 type TLS struct {
 	Enabled    bool
 	CAFile     string // PEM file of the authorities to trust; empty means those of the system
@@ -62,15 +68,15 @@ type TLS struct {
 	ServerName string // the name expected in the broker's certificate; empty means the host dialled
 }
 
-// SASL says who we are.
+// A SASL says how a client authenticates.
 type SASL struct {
-	Mechanism string // "" (nobody), "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512"
+	Mechanism string // "" (without authentication), "PLAIN", "SCRAM-SHA-256" or "SCRAM-SHA-512"
 	User      string
 	Password  string
 }
 
-// Validate reports everything that is wrong with c, naming each field. It reads no file and asks no broker, so
-// what a host name stands for shows only when it is dialled.
+// Validate reports everything that is wrong with c, naming each field. It reads no file and asks no broker; the
+// address behind a host name is checked when it is dialled.
 func (c Config) Validate() error {
 	var errs []error
 	if len(c.Brokers) == 0 {
@@ -79,7 +85,7 @@ func (c Config) Validate() error {
 	for _, b := range c.Brokers {
 		if err := validAddress(b); err != nil {
 			errs = append(errs, fmt.Errorf("brokers: %w", err))
-		} else if err := c.exposed(b); err != nil {
+		} else if err := c.checkClear(b); err != nil {
 			errs = append(errs, fmt.Errorf("brokers: %w", err))
 		}
 	}
@@ -126,26 +132,26 @@ func (s SASL) validate() error {
 	return nil
 }
 
-// errExposed is wrapped by the refusal to speak in clear.
+// errExposed is wrapped by the refusal to send in clear.
 var errExposed = errors.New("is not this machine, and without TLS everything would be sent in clear")
 
-// exposed refuses an address that is known to be no loopback address, unless connections are encrypted or may
-// be in clear.
-func (c Config) exposed(address string) error {
+// checkClear returns an error that wraps errExposed for an address that is known to be no loopback address, unless
+// connections are encrypted or may be in clear.
+func (c Config) checkClear(address string) error {
 	peer, err := netip.ParseAddrPort(address)
 	if c.TLS.Enabled || c.Plaintext || err != nil || peer.Addr().Unmap().IsLoopback() || peer.Addr().IsUnspecified() {
-		return nil //nolint:nilerr // a name, or whatever is nearest, which is judged by the address it is dialled at
+		return nil //nolint:nilerr // the address behind a name is checked when it is dialled
 	}
-	what := ""
+	password := ""
 	if c.SASL.Mechanism == "PLAIN" {
-		what = ", the password too"
+		password = ", the password too"
 	}
-	return fmt.Errorf("%s %w%s: enable TLS (KAFKA_TLS=true), or allow it (KAFKA_PLAINTEXT=true)", peer.Addr(), errExposed, what)
+	return fmt.Errorf("%s %w%s: enable TLS (KAFKA_TLS=true), or allow it (KAFKA_PLAINTEXT=true)", peer.Addr(), errExposed, password)
 }
 
-// Options returns what every client needs: the brokers, the way to them, deadlines and bounds. It reads the
-// TLS files. What belongs to a producer or a consumer alone is added by whoever makes the client; an option
-// given later replaces one from here.
+// Options returns the options of every client: brokers, dialling, deadlines and limits. The caller appends those of
+// a producer or a consumer; an option given later replaces one from here. It reads the TLS files, and returns the
+// error of Validate or one that [Field] knows.
 func (c Config) Options() ([]kgo.Opt, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -169,7 +175,7 @@ func (c Config) Options() ([]kgo.Opt, error) {
 		kgo.RetryBackoffFn(backoff),
 		kgo.MaxDecompressBatchBytes(MaxBatch),
 		kgo.BrokerMaxWriteBytes(MaxRequest),
-		kgo.DisableClientMetrics(), // else the broker may ask every client for its measurements
+		kgo.DisableClientMetrics(), // else a broker may ask every client for its metrics
 	}
 	if m := c.SASL.mechanism(); m != nil {
 		opts = append(opts, kgo.SASL(m))
@@ -177,7 +183,7 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	return opts, nil
 }
 
-// dialer returns a dial function that also shakes hands, all within dialTimeout.
+// dialer returns a dial function that includes the TLS handshake, both within dialTimeout.
 func (c Config) dialer(secure *tls.Config) func(context.Context, string, string) (net.Conn, error) {
 	dial := c.Dial
 	if dial == nil {
@@ -191,28 +197,28 @@ func (c Config) dialer(secure *tls.Config) func(context.Context, string, string)
 			return nil, err
 		}
 		if secure == nil {
-			// The peer's address, not the name: nothing has been sent yet.
-			if err := c.exposed(conn.RemoteAddr().String()); err != nil {
-				_ = conn.Close() // the refusal is the error to tell
+			// This is the peer's address, not its name, and nothing has been sent yet.
+			if err := c.checkClear(conn.RemoteAddr().String()); err != nil {
+				_ = conn.Close() // only the first error is returned
 				return nil, fmt.Errorf("%s: %w", address, err)
 			}
 			return conn, nil
 		}
 		shake := secure.Clone()
 		if shake.ServerName == "" {
-			// The broker's own name: a cluster has a certificate for each.
+			// Each broker of a cluster has a certificate of its own.
 			shake.ServerName, _, _ = net.SplitHostPort(address)
 		}
 		client := tls.Client(conn, shake)
 		if err := client.HandshakeContext(ctx); err != nil {
-			_ = conn.Close() // the handshake's error is the one to tell
+			_ = conn.Close() // only the first error is returned
 			return nil, fmt.Errorf("TLS with %s: %w", address, err)
 		}
 		return client, nil
 	}
 }
 
-// A fieldError is about the file that a field of Config names.
+// A fieldError is an error of the file that a field of Config names.
 type fieldError struct {
 	field string
 	error
@@ -220,7 +226,7 @@ type fieldError struct {
 
 func (e fieldError) Unwrap() error { return e.error }
 
-// config returns nil when connections are not encrypted.
+// config is the configuration of encrypted connections, nil for those in clear.
 func (t TLS) config() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
@@ -258,12 +264,4 @@ func (s SASL) mechanism() sasl.Mechanism {
 	return nil
 }
 
-// backoff is how long a client waits after so many failures: 50 ms doubling up to a second, give or take a
-// fifth, so that a broker that is back is used within a second.
-func backoff(fails int) time.Duration {
-	wait := time.Second
-	if fails < 5 {
-		wait = 50 * time.Millisecond << max(fails-1, 0)
-	}
-	return time.Duration(float64(wait) * (0.8 + 0.4*rand.Float64())) //nolint:gosec // only spreads clients out
-}
+func backoff(failures int) time.Duration { return retry.Backoff(failures, shortPause, longPause) }

@@ -14,11 +14,11 @@ import (
 // A TopicState is a topic as it is.
 type TopicState struct {
 	Name              string            `json:"topic"`
-	Missing           bool              `json:"missing,omitempty"` // or hidden from this user
+	Missing           bool              `json:"missing,omitempty"` // it does not exist, or this user may not see it
 	ReplicationFactor int               `json:"replication_factor"`
-	Settings          map[string]string `json:"settings,omitempty"` // those that a Topic has, by the broker's names
+	Settings          map[string]string `json:"settings,omitempty"` // those of describedSettings, by the broker's names
 	Partitions        []PartitionState  `json:"partitions,omitempty"`
-	Warnings          []string          `json:"warnings,omitempty"` // what does not keep its records as safe as it could
+	Warnings          []string          `json:"warnings,omitempty"` // why records may be lost or not be written
 }
 
 // A PartitionState is a partition as it is.
@@ -31,15 +31,16 @@ type PartitionState struct {
 	End       int64   `json:"end"`   // the offset that the next record gets
 }
 
-// shown are the settings that tell how a topic keeps its records.
-var shown = []string{"cleanup.policy", "min.insync.replicas", "retention.ms", "segment.ms", "retention.bytes", "max.message.bytes"}
+// describedSettings are those that decide how a topic keeps its records.
+var describedSettings = []string{"cleanup.policy", "min.insync.replicas", "retention.ms", "segment.ms", "retention.bytes", "max.message.bytes"}
 
-// DescribeTopics tells how the topics are, with offsets and warnings.
+// DescribeTopics returns the topics as they are, in the order of names, with offsets and warnings. Its errors are those
+// of PlanTopics.
 func DescribeTopics(ctx context.Context, c Config, names ...string) ([]TopicState, error) {
 	var out []TopicState
 	err := administer(ctx, c, func(ctx context.Context, admin *kadm.Client) error {
 		var err error
-		if out, err = states(ctx, admin, names); err != nil {
+		if out, err = readStates(ctx, admin, names); err != nil {
 			return err
 		}
 		brokers, err := admin.ListBrokers(ctx)
@@ -49,7 +50,7 @@ func DescribeTopics(ctx context.Context, c Config, names ...string) ([]TopicStat
 		for i := range out {
 			out[i].warn(len(brokers))
 		}
-		return offsets(ctx, admin, out)
+		return addOffsets(ctx, admin, out)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("describe topics: %w", err)
@@ -57,8 +58,8 @@ func DescribeTopics(ctx context.Context, c Config, names ...string) ([]TopicStat
 	return out, nil
 }
 
-// states looks at the topics, in their order, but for offsets and warnings.
-func states(ctx context.Context, admin *kadm.Client, names []string) ([]TopicState, error) {
+// readStates returns the topics as they are, in the order of names, without offsets and warnings.
+func readStates(ctx context.Context, admin *kadm.Client, names []string) ([]TopicState, error) {
 	details, err := admin.ListTopics(ctx, names...)
 	if err != nil {
 		return nil, fmt.Errorf("list topics: %w", err)
@@ -99,15 +100,15 @@ func settingsOf(ctx context.Context, admin *kadm.Client, topic string) (map[stri
 	}
 	settings := map[string]string{}
 	for _, c := range resource.Configs {
-		if slices.Contains(shown, c.Key) {
+		if slices.Contains(describedSettings, c.Key) {
 			settings[c.Key] = c.MaybeValue()
 		}
 	}
 	return settings, nil
 }
 
-// offsets fills in where each partition starts and ends; one without a leader is left at zero.
-func offsets(ctx context.Context, admin *kadm.Client, topics []TopicState) error {
+// addOffsets sets Start and End of each partition; they stay 0 for a partition without a leader.
+func addOffsets(ctx context.Context, admin *kadm.Client, topics []TopicState) error {
 	var names []string
 	for _, t := range topics {
 		if !t.Missing {
@@ -115,7 +116,7 @@ func offsets(ctx context.Context, admin *kadm.Client, topics []TopicState) error
 		}
 	}
 	if len(names) == 0 {
-		return nil // no name would ask for all topics
+		return nil // an empty list would ask for all topics
 	}
 	starts, err := admin.ListStartOffsets(ctx, names...)
 	if err != nil {
@@ -139,33 +140,33 @@ func offsets(ctx context.Context, admin *kadm.Client, topics []TopicState) error
 	return nil
 }
 
-// warn notes what endangers records or their writing, given the number of brokers.
+// warn sets the warnings, given the number of brokers.
 func (t *TopicState) warn(brokers int) {
-	say := func(format string, args ...any) { t.Warnings = append(t.Warnings, fmt.Sprintf(format, args...)) }
+	add := func(format string, args ...any) { t.Warnings = append(t.Warnings, fmt.Sprintf(format, args...)) }
 	if t.Missing {
-		say("is missing, or hidden from this user: pizza topics apply creates it")
+		add("is missing, or hidden from this user: pizza topics apply creates it")
 		return
 	}
-	least, _ := strconv.Atoi(t.Settings["min.insync.replicas"]) // a broker that does not say: 0
+	least, _ := strconv.Atoi(t.Settings["min.insync.replicas"]) // 0 without a value
 	switch {
 	case t.ReplicationFactor == 1 && brokers > 1:
-		say("replication factor 1 with %d brokers: the loss of one broker loses records", brokers)
+		add("replication factor 1 with %d brokers: the loss of one broker loses records", brokers)
 	case t.ReplicationFactor > 1 && least == 1:
-		say("min.insync.replicas 1: a record may be acknowledged that one broker alone has")
+		add("min.insync.replicas 1: a record may be acknowledged that one broker alone has")
 	case t.ReplicationFactor > 1 && least >= t.ReplicationFactor:
-		say("min.insync.replicas %d of %d replicas: while one broker is away nothing can be written", least, t.ReplicationFactor)
+		add("min.insync.replicas %d of %d replicas: while one broker is away nothing can be written", least, t.ReplicationFactor)
 	}
 	if policy := t.Settings["cleanup.policy"]; policy != "" && policy != "delete" {
-		say("cleanup.policy %s: of the events of a key only the last would stay", policy)
+		add("cleanup.policy %s: of the events of a key only the last would stay", policy)
 	}
 	for _, p := range t.Partitions {
 		switch {
 		case p.Leader < 0:
-			say("partition %d has no leader", p.Partition)
-		case len(p.ISR) < min(least, len(p.Replicas)): // Kafka asks for no more than there are
-			say("partition %d has %d replicas in sync and takes no records: %d are needed", p.Partition, len(p.ISR), min(least, len(p.Replicas)))
+			add("partition %d has no leader", p.Partition)
+		case len(p.ISR) < min(least, len(p.Replicas)): // Kafka asks for no more than there are replicas
+			add("partition %d has %d replicas in sync and takes no records: %d are needed", p.Partition, len(p.ISR), min(least, len(p.Replicas)))
 		case len(p.ISR) < len(p.Replicas):
-			say("partition %d is under-replicated: %d of %d replicas are in sync", p.Partition, len(p.ISR), len(p.Replicas))
+			add("partition %d is under-replicated: %d of %d replicas are in sync", p.Partition, len(p.ISR), len(p.Replicas))
 		}
 	}
 }

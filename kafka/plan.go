@@ -13,17 +13,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"pizzaflow/internal/retry"
 )
 
-// An Action is what becomes of a Difference.
+// An Action says what ApplyTopics does about a Difference.
 type Action string
 
 // The actions.
 const (
-	Create Action = "create" // the topic is missing
-	Change Action = "change" // a setting of the topic
-	Extend Action = "extend" // partitions are added, as was allowed
-	Leave  Action = "leave"  // it stays as it is, and Why says why
+	Create Action = "create" // create the missing topic
+	Change Action = "change" // change a setting of the topic
+	Extend Action = "extend" // add partitions, as was allowed
+	Leave  Action = "leave"  // leave it as it is, for the reason in Why
 )
 
 // A Difference is one way in which a topic is not as it should be.
@@ -34,15 +36,16 @@ type Difference struct {
 	Want    string `json:"want"`
 	Action  Action `json:"action"`
 	Why     string `json:"why,omitempty"`
-	Done    bool   `json:"done"` // by ApplyTopics
+	Done    bool   `json:"done"` // ApplyTopics did it
 }
 
-// planTimeout bounds each look at the topics; whoever plans is a person who waits.
+// planTimeout limits a call for PlanTopics and the like, for which a person waits.
 const planTimeout = 20 * time.Second
 
-// PlanTopics tells in what the brokers' topics differ from those wanted, and changes nothing. A setting that is
-// left to the broker differs in nothing. Partitions are added only where repartition allows it: whatever has a
-// key may fall to another partition then, and is no longer behind what was written before.
+// PlanTopics returns in what the brokers' topics differ from those wanted, and changes nothing. A setting that is
+// left to the broker differs in nothing. Partitions are added only where repartition allows it, because the records of
+// a key may then go to another partition, where consumers may read them before earlier ones. The error is that of a
+// Config or Topic that is not valid, of brokers that do not answer within 20 s, or of a right that this user has not.
 func PlanTopics(ctx context.Context, c Config, repartition bool, topics ...Topic) ([]Difference, error) {
 	var plan []Difference
 	err := administer(ctx, c, func(ctx context.Context, admin *kadm.Client) error {
@@ -56,9 +59,9 @@ func PlanTopics(ctx context.Context, c Config, repartition bool, topics ...Topic
 	return plan, nil
 }
 
-// ApplyTopics makes the topics what they should be, as far as PlanTopics says that it can be done, and returns
-// the plan with what is done by now, also beside an error. It returns when the brokers tell of the change, can be
-// repeated, and done by several at once.
+// ApplyTopics does what PlanTopics returns, and returns the plan with each Difference marked that is done, beside an
+// error, too. It returns when the changes are visible at the brokers. It may be repeated, and called by several
+// processes at once.
 func ApplyTopics(ctx context.Context, c Config, log *slog.Logger, repartition bool, topics ...Topic) ([]Difference, error) {
 	plan, err := PlanTopics(ctx, c, repartition, topics...)
 	if err != nil {
@@ -81,7 +84,8 @@ func ApplyTopics(ctx context.Context, c Config, log *slog.Logger, repartition bo
 	return plan, nil
 }
 
-// awaitApplied waits until nothing that is done differs any more: the controller says yes before the brokers know.
+// awaitApplied waits until no Difference that is done is seen any more: the controller answers before the brokers
+// have the change.
 func awaitApplied(ctx context.Context, admin *kadm.Client, plan []Difference, repartition bool, topics []Topic) error {
 	for {
 		now, err := differences(ctx, admin, repartition, topics)
@@ -93,15 +97,13 @@ func awaitApplied(ctx context.Context, admin *kadm.Client, plan []Difference, re
 		}) {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("what was changed is not visible yet: %w", ctx.Err())
-		case <-time.After(firstPause):
+		if !retry.Sleep(ctx, firstPause) {
+			return fmt.Errorf("the change is not visible yet: %w", ctx.Err())
 		}
 	}
 }
 
-// createPlanned creates what the plan says is missing and waits for the leaders.
+// createPlanned creates the missing topics of the plan and waits for their leaders.
 func createPlanned(ctx context.Context, c Config, log *slog.Logger, plan []Difference, topics []Topic) error {
 	var missing []Topic
 	for _, t := range topics {
@@ -123,7 +125,7 @@ func createPlanned(ctx context.Context, c Config, log *slog.Logger, plan []Diffe
 	return nil
 }
 
-// administer runs fn with a client that gives up soon when nobody answers.
+// administer runs fn with a client that gives up soon when no broker answers.
 func administer(ctx context.Context, c Config, fn func(context.Context, *kadm.Client) error) error {
 	opts, err := c.Options()
 	if err != nil {
@@ -136,7 +138,7 @@ func administer(ctx context.Context, c Config, fn func(context.Context, *kadm.Cl
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, planTimeout)
 	defer cancel()
-	if _, err := kadm.NewClient(client).BrokerMetadata(ctx); err != nil { // Ping shares one request among its tries
+	if _, err := kadm.NewClient(client).BrokerMetadata(ctx); err != nil { // not Ping, whose tries share one request
 		return noAnswer(strings.Join(c.Brokers, ","), err)
 	}
 	return fn(ctx, kadm.NewClient(client))
@@ -144,7 +146,7 @@ func administer(ctx context.Context, c Config, fn func(context.Context, *kadm.Cl
 
 func differences(ctx context.Context, admin *kadm.Client, repartition bool, topics []Topic) ([]Difference, error) {
 	var plan []Difference
-	states, err := states(ctx, admin, namesOf(topics))
+	states, err := readStates(ctx, admin, namesOf(topics))
 	if err != nil {
 		return nil, err
 	}
@@ -153,7 +155,7 @@ func differences(ctx context.Context, admin *kadm.Client, repartition bool, topi
 			return nil, err
 		}
 		if states[i].Missing {
-			plan = append(plan, Difference{Topic: t.Name, Setting: "topic", Want: t.text(), Action: Create})
+			plan = append(plan, Difference{Topic: t.Name, Setting: "topic", Want: t.describe(), Action: Create})
 			continue
 		}
 		plan = append(plan, t.differences(states[i], repartition)...)
@@ -169,8 +171,8 @@ func namesOf(topics []Topic) []string {
 	return names
 }
 
-// text is what a missing topic will be.
-func (t Topic) text() string {
+// describe is the topic in words, for one that is missing.
+func (t Topic) describe() string {
 	copies := "the broker's number of replicas"
 	if t.Replicas > 0 {
 		copies = fmt.Sprintf("replication.factor=%d", t.Replicas)
@@ -182,39 +184,40 @@ func (t Topic) text() string {
 	return strings.Join(parts, ", ")
 }
 
-// differences compares t with what there is.
-func (t Topic) differences(is TopicState, repartition bool) []Difference {
+// differences compares t with the topic as it is.
+func (t Topic) differences(actual TopicState, repartition bool) []Difference {
 	var out []Difference
-	differ := func(setting, is, want string, action Action, why string) {
+	compare := func(setting, is, want string, action Action, why string) {
 		if is != want {
 			out = append(out, Difference{Topic: t.Name, Setting: setting, Is: is, Want: want, Action: action, Why: why})
 		}
 	}
 	action, why := Leave, "Kafka never takes partitions away"
-	switch n := len(is.Partitions); {
+	switch n := len(actual.Partitions); {
 	case n < t.Partitions && repartition:
 		action, why = Extend, "keys may fall to other partitions: their order across the change is lost"
 	case n < t.Partitions:
 		why = "keys may fall to other partitions, and their order would be lost: drain the topic and allow it with --allow-repartition"
 	}
-	differ("partitions", strconv.Itoa(len(is.Partitions)), strconv.Itoa(t.Partitions), action, why)
+	compare("partitions", strconv.Itoa(len(actual.Partitions)), strconv.Itoa(t.Partitions), action, why)
 	if t.Replicas > 0 {
-		differ("replication.factor", strconv.Itoa(is.ReplicationFactor), strconv.Itoa(t.Replicas), Leave,
+		compare("replication.factor", strconv.Itoa(actual.ReplicationFactor), strconv.Itoa(t.Replicas), Leave,
 			"replicas are moved with Kafka's own kafka-reassign-partitions")
 	}
 	for _, s := range t.settings() {
-		action, why := Change, t.loss(s, is.Settings[s.name])
+		action, why := Change, t.describeLoss(s, actual.Settings[s.name])
 		if s.name == "min.insync.replicas" {
-			action, why = insync(s.value, is.ReplicationFactor)
+			action, why = planMinInsync(s.value, actual.ReplicationFactor)
 		}
-		differ(s.name, is.Settings[s.name], s.value, action, why)
+		compare(s.name, actual.Settings[s.name], s.value, action, why)
 	}
 	return out
 }
 
-// insync says what becomes of min.insync.replicas where there are so many replicas: it may stop all writing.
-func insync(want string, replicas int) (Action, string) {
-	least, _ := strconv.Atoi(want) // we wrote it
+// planMinInsync returns what to do about min.insync.replicas with that number of replicas, and why: too high a value
+// stops all writing.
+func planMinInsync(want string, replicas int) (Action, string) {
+	least, _ := strconv.Atoi(want) // settings made a number of it
 	switch {
 	case least > replicas:
 		return Leave, fmt.Sprintf("that is more than the %d replicas there are, and older brokers would take no records: add replicas first", replicas)
@@ -224,10 +227,10 @@ func insync(want string, replicas int) (Action, string) {
 	return Change, ""
 }
 
-// loss says which records a changed setting deletes.
-func (t Topic) loss(s setting, is string) string {
+// describeLoss says which records are deleted by a setting that was another before.
+func (t Topic) describeLoss(s setting, is string) string {
 	now, err := strconv.ParseInt(is, 10, 64)
-	want, _ := strconv.ParseInt(s.value, 10, 64) // we wrote it
+	want, _ := strconv.ParseInt(s.value, 10, 64) // settings made a number of it
 	switch shorter := err == nil && (now < 0 || want < now); {
 	case shorter && s.name == "retention.ms":
 		return fmt.Sprintf("records older than %s are deleted", t.Retention)
@@ -237,7 +240,7 @@ func (t Topic) loss(s setting, is string) string {
 	return ""
 }
 
-// apply does what one difference asks for.
+// apply does the action of a Difference, if that is not done.
 func (d *Difference) apply(ctx context.Context, admin *kadm.Client) error {
 	switch d.Action {
 	case Change:
@@ -258,19 +261,19 @@ func (d *Difference) apply(ctx context.Context, admin *kadm.Client) error {
 		if err == nil {
 			err = updated.Error()
 		}
-		if err != nil && !errors.Is(err, kerr.InvalidPartitions) { // that many already: another was faster
+		if err != nil && !errors.Is(err, kerr.InvalidPartitions) { // it has them already, by another process
 			return fmt.Errorf("topic %s: add partitions: %w", d.Topic, notAllowed(err, "alter it"))
 		}
 		d.Done = true
-	case Create, Leave: // done before, and not at all
+	case Create, Leave: // createPlanned did it, and nothing to do
 	}
 	return nil
 }
 
-// notAllowed adds what right is missing to an error that says that one is.
-func notAllowed(err error, deed string) error {
+// notAllowed adds the operation to an error that says that the user has no right to it.
+func notAllowed(err error, operation string) error {
 	if errors.Is(err, kerr.TopicAuthorizationFailed) || errors.Is(err, kerr.ClusterAuthorizationFailed) {
-		return fmt.Errorf("this user may not %s: %w", deed, err)
+		return fmt.Errorf("this user may not %s: %w", operation, err)
 	}
 	return err
 }

@@ -16,15 +16,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/internal/retry"
 )
 
-// Topic describes a topic to be created. Zero values of the last four leave the setting to the broker. Old
+// A Topic is a topic to be created. A zero value of one of the last four fields leaves the setting to the broker. Old
 // records are deleted, never compacted (cleanup.policy), whatever the broker's default.
 type Topic struct {
 	Name       string
 	Partitions int // at least 1
-	Replicas   int // the number of copies, −1 for what the broker is set to
-	// MinInsync is the number of copies that must have a write before it is acknowledged
+	Replicas   int // the number of copies, −1 for the broker's default
+	// MinInsync is the number of copies that must have a record before it is acknowledged
 	// (min.insync.replicas). Where Replicas is three or more, zero means two.
 	MinInsync       int
 	Retention       time.Duration // how long records stay, whole milliseconds
@@ -33,15 +35,15 @@ type Topic struct {
 }
 
 const (
-	// defaultMaxMessageBytes is what Apache Kafka takes when a topic says nothing.
+	// defaultMaxMessageBytes is the limit of Apache Kafka for a topic without one of its own.
 	defaultMaxMessageBytes = 1<<20 + 12
 
 	deadLetterRetention = 30 * 24 * time.Hour
 )
 
-// DeadLetters returns the topic that takes what consumers of t could not handle: "<topic>-dlq" with the same
+// DeadLetters returns the topic for the records of t that consumers could not handle: "<topic>-dlq" with the same
 // partitions and replicas. It has room for t's largest record inside an envelope, in base64 and as text, and
-// keeps it for 30 days, or as long as t does if that is longer.
+// keeps records for 30 days, or as long as t does if that is longer.
 func DeadLetters(t Topic) Topic {
 	largest := t.MaxMessageBytes
 	if largest <= 0 {
@@ -69,17 +71,17 @@ func (t Topic) validate() error {
 	case t.Replicas == 0 || t.Replicas < -1:
 		return fmt.Errorf("topic %s: %d replicas, want at least 1, or -1 for the broker's own number", t.Name, t.Replicas)
 	case t.MinInsync < 0 || t.Replicas > 0 && t.MinInsync > t.Replicas:
-		return fmt.Errorf("topic %s: %d of %d replicas can never have a write", t.Name, t.MinInsync, t.Replicas)
+		return fmt.Errorf("topic %s: min.insync.replicas %d with %d replicas: no record would be acknowledged", t.Name, t.MinInsync, t.Replicas)
 	case t.Retention < 0 || t.RetentionBytes < 0 || t.MaxMessageBytes < 0:
 		return fmt.Errorf("topic %s: a negative limit", t.Name)
 	}
 	return nil
 }
 
-// A setting is a topic's own configuration under the broker's name for it.
+// A setting is a configuration of a topic, by the broker's name.
 type setting struct{ name, value string }
 
-// settings are those of t that are not left to the broker.
+// settings are the configurations of t that are not left to the broker.
 func (t Topic) settings() []setting {
 	out := []setting{{"cleanup.policy", "delete"}}
 	number := func(name string, value int64) {
@@ -100,7 +102,7 @@ func (t Topic) settings() []setting {
 	return out
 }
 
-// request is t as the broker wants to hear it.
+// request is the request that creates t.
 func (t Topic) request() kmsg.CreateTopicsRequestTopic {
 	req := kmsg.NewCreateTopicsRequestTopic()
 	req.Topic = t.Name
@@ -118,14 +120,14 @@ func (t Topic) request() kmsg.CreateTopicsRequestTopic {
 // leader. It alters no topic that exists: one with another number of partitions is only logged. Any number of
 // processes may do this at once.
 //
-// While the brokers are away, or a topic is missing that we may not create, it tries again until ctx ends and
-// logs why it waits; the error then says what was missing and what to do. What waiting cannot cure (a refused
-// password or certificate, a setting the broker rejects) is returned at once.
+// While the brokers are away, or a topic is missing that this user may not create, it tries again until ctx ends
+// and logs why it waits; its error then says what was missing and what to do. An error that waiting cannot cure (a
+// refused password or certificate, a setting that the broker rejects) is returned at once.
 func EnsureTopics(ctx context.Context, c Config, log *slog.Logger, topics ...Topic) error {
 	return AwaitTopics(ctx, c, log, func(error) {}, topics...)
 }
 
-// AwaitTopics is EnsureTopics for whoever wants to be told each time why it waits.
+// AwaitTopics is EnsureTopics that calls waiting, before each pause, with the reason why it waits.
 func AwaitTopics(ctx context.Context, c Config, log *slog.Logger, waiting func(reason error), topics ...Topic) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -139,108 +141,106 @@ func AwaitTopics(ctx context.Context, c Config, log *slog.Logger, waiting func(r
 			return fmt.Errorf("ensure topics: %w", err)
 		}
 	}
-	client, err := kgo.NewClient(append(opts, kgo.RetryTimeout(longPause))...) // we try again ourselves, and say why
+	client, err := kgo.NewClient(append(opts, kgo.RetryTimeout(longPause))...) // run tries again, and logs why
 	if err != nil {
 		return fmt.Errorf("ensure topics: %w", err)
 	}
 	defer client.Close()
 
-	e := &ensuring{client: client, config: c, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, tell: waiting, told: map[string]bool{}}
+	e := &ensurer{client: client, config: c, brokers: strings.Join(c.Brokers, ","), log: log, topics: topics, onWait: waiting, logged: map[string]bool{}}
 	if err := e.run(ctx); err != nil {
 		return fmt.Errorf("ensure topics: %w", err)
 	}
 	return nil
 }
 
-// ensuring is one call of EnsureTopics.
-type ensuring struct {
+// An ensurer is one call of EnsureTopics.
+type ensurer struct {
 	client  *kgo.Client
 	config  Config
 	brokers string
 	log     *slog.Logger
 	topics  []Topic
-	tell    func(reason error)
+	onWait  func(reason error)
 
-	waiting  error // why the last round was not enough
-	loggedAt time.Time
-	told     map[string]bool // topics whose other number of partitions was logged
+	reason   error           // why it waits
+	loggedAt time.Time       // when the reason was logged last
+	logged   map[string]bool // topics whose other number of partitions was logged
 }
 
-// errFinal marks what another try cannot cure.
+// errFinal is wrapped by an error that another try cannot cure.
 var errFinal = errors.New("cannot be cured by waiting")
 
 const (
-	firstPause = 20 * time.Millisecond // leaders are elected within some tens of them
-	longPause  = time.Second
-	remindEach = 30 * time.Second
+	firstPause  = 20 * time.Millisecond // a new topic gets its leaders within some tens of milliseconds
+	logPause    = 8 * firstPause        // from this pause on the reason is logged
+	logInterval = 30 * time.Second      // between two lines about the same reason
 )
 
-func (e *ensuring) run(ctx context.Context) error {
+func (e *ensurer) run(ctx context.Context) error {
 	for pause := firstPause; ; pause = min(2*pause, longPause) {
-		reason := e.round(ctx)
+		reason := e.tryOnce(ctx)
 		if reason == nil {
 			return nil
 		}
 		if errors.Is(reason, errFinal) || Field(reason) != "" {
 			return reason
 		}
-		// A request cut short by ctx tells less than the round before it did.
-		if ctx.Err() == nil || e.waiting == nil {
-			e.waiting = e.remind(reason, pause)
-			e.tell(reason)
+		// The error of a request that ctx cut short says less than the reason before it.
+		if ctx.Err() == nil || e.reason == nil {
+			e.logReason(reason, pause)
+			e.reason = reason
+			e.onWait(reason)
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%w (%w)", e.waiting, context.Cause(ctx))
-		case <-time.After(pause):
+		if !retry.Sleep(ctx, pause) {
+			return fmt.Errorf("%w (%w)", e.reason, context.Cause(ctx))
 		}
 	}
 }
 
-// remind logs why we wait: when that is new, and now and then after. The first rounds are silent, for a topic
-// just created is without leaders for a moment.
-func (e *ensuring) remind(reason error, pause time.Duration) error {
-	fresh := e.waiting == nil || e.waiting.Error() != reason.Error()
-	if pause >= 8*firstPause && (fresh || e.loggedAt.IsZero() || time.Since(e.loggedAt) >= remindEach) {
+// logReason logs why run waits: when the reason is a new one, and every half a minute. The first tries are not
+// logged, because a topic that was just created has no leaders for a moment.
+func (e *ensurer) logReason(reason error, pause time.Duration) {
+	isNew := e.reason == nil || e.reason.Error() != reason.Error()
+	if pause >= logPause && (isNew || e.loggedAt.IsZero() || time.Since(e.loggedAt) >= logInterval) {
 		e.loggedAt = time.Now()
 		e.log.Warn("waiting for the topics", "brokers", e.brokers, "reason", reason.Error())
 	}
-	return reason
 }
 
-// round looks, creates what is missing, and returns nil when all topics have all their leaders.
-func (e *ensuring) round(ctx context.Context) error {
-	missing, reason := e.look(ctx)
+// tryOnce creates the topics that are missing, and returns nil when all topics have all their leaders.
+func (e *ensurer) tryOnce(ctx context.Context) error {
+	missing, reason := e.check(ctx)
 	if len(missing) == 0 {
 		return reason
 	}
 	if err := e.create(ctx, missing); err != nil {
 		return err
 	}
-	missing, reason = e.look(ctx)
+	missing, reason = e.check(ctx)
 	if len(missing) > 0 {
 		return fmt.Errorf("topic %s was created and is not visible yet", missing[0].Name)
 	}
 	return reason
 }
 
-// look returns the topics that do not exist, and why the others are not ready.
-func (e *ensuring) look(ctx context.Context) (missing []Topic, reason error) {
-	req := kmsg.NewPtrMetadataRequest() // not through the client's cache, and never creating topics by asking
+// check returns the topics that do not exist, and why the others are not ready.
+func (e *ensurer) check(ctx context.Context) (missing []Topic, reason error) {
+	req := kmsg.NewPtrMetadataRequest() // of its own, since the client's would be cached, and might create topics
 	for _, t := range e.topics {
 		rt := kmsg.NewMetadataRequestTopic()
 		rt.Topic = new(t.Name)
 		req.Topics = append(req.Topics, rt)
 	}
 	if len(req.Topics) == 0 {
-		req.Topics = []kmsg.MetadataRequestTopic{} // nil would ask for all
+		req.Topics = []kmsg.MetadataRequestTopic{} // nil would ask for all topics
 	}
 	resp, err := req.RequestWith(ctx, e.client)
 	if err != nil {
 		return nil, noAnswer(e.brokers, err)
 	}
-	for _, b := range resp.Brokers { // those a partition may be led by: better refused now than when it is
-		if err := e.config.exposed(net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port)))); err != nil {
+	for _, b := range resp.Brokers { // any of them may lead a partition, and would be refused then
+		if err := e.config.checkClear(net.JoinHostPort(b.Host, strconv.Itoa(int(b.Port)))); err != nil {
 			return nil, fmt.Errorf("a broker that %s tell of: %w", e.brokers, err)
 		}
 	}
@@ -258,24 +258,27 @@ func (e *ensuring) look(ctx context.Context) (missing []Topic, reason error) {
 		case state != nil:
 			reason = topicError(t.Name, state, nil)
 		default:
-			if err := e.leaders(t, found[t.Name].Partitions); err != nil {
+			partitions := found[t.Name].Partitions
+			if err := checkLeaders(t, partitions); err != nil {
 				reason = err
+				continue
 			}
+			e.logPartitions(t, len(partitions))
 		}
 	}
 	return missing, reason
 }
 
-// noAnswer says what may be behind a request that came to nothing.
+// noAnswer says what the reason may be for a request that got no answer.
 func noAnswer(brokers string, err error) error {
 	if errors.Is(err, io.EOF) {
-		return fmt.Errorf("the brokers %s hang up: are TLS and SASL set as they expect, and the password right? %w", brokers, err)
+		return fmt.Errorf("the brokers %s close the connection: are TLS and SASL set as they expect, and the password right? %w", brokers, err)
 	}
 	return fmt.Errorf("no answer from the brokers %s: %w", brokers, err)
 }
 
-// leaders returns nil when every partition has one.
-func (e *ensuring) leaders(t Topic, partitions []kmsg.MetadataResponseTopicPartition) error {
+// checkLeaders returns nil when every partition has a leader.
+func checkLeaders(t Topic, partitions []kmsg.MetadataResponseTopicPartition) error {
 	if len(partitions) == 0 {
 		return fmt.Errorf("topic %s has no partitions yet", t.Name)
 	}
@@ -284,15 +287,20 @@ func (e *ensuring) leaders(t Topic, partitions []kmsg.MetadataResponseTopicParti
 			return fmt.Errorf("partition %d of topic %s has no leader: is one of the brokers down?", p.Partition, t.Name)
 		}
 	}
-	if len(partitions) != t.Partitions && !e.told[t.Name] {
-		e.told[t.Name] = true
-		e.log.Warn("topic has another number of partitions than configured and stays as it is",
-			"topic", t.Name, "partitions", len(partitions), "configured", t.Partitions)
-	}
 	return nil
 }
 
-func (e *ensuring) create(ctx context.Context, topics []Topic) error {
+// logPartitions logs, once for each topic, that it has another number of partitions than configured.
+func (e *ensurer) logPartitions(t Topic, partitions int) {
+	if partitions == t.Partitions || e.logged[t.Name] {
+		return
+	}
+	e.logged[t.Name] = true
+	e.log.Warn("topic has another number of partitions than configured and stays as it is",
+		"topic", t.Name, "partitions", partitions, "configured", t.Partitions)
+}
+
+func (e *ensurer) create(ctx context.Context, topics []Topic) error {
 	req := kmsg.NewPtrCreateTopicsRequest()
 	req.TimeoutMillis = int32(requestTimeout.Milliseconds())
 	for _, t := range topics {
@@ -306,7 +314,7 @@ func (e *ensuring) create(ctx context.Context, topics []Topic) error {
 		switch err := kerr.ErrorForCode(t.ErrorCode); {
 		case err == nil:
 			e.log.Info("topic created", "topic", t.Topic)
-		case errors.Is(err, kerr.TopicAlreadyExists): // another process was faster
+		case errors.Is(err, kerr.TopicAlreadyExists): // by another process
 		default:
 			return topicError(t.Topic, err, t.ErrorMessage)
 		}
@@ -314,7 +322,7 @@ func (e *ensuring) create(ctx context.Context, topics []Topic) error {
 	return nil
 }
 
-// topicError says what to do about the broker's refusal, and marks what waiting cannot cure.
+// topicError adds to a broker's error what to do about it; it wraps errFinal if waiting cannot cure it.
 func topicError(topic string, err error, detail *string) error {
 	if detail != nil && *detail != "" {
 		err = fmt.Errorf("%w (%s)", err, *detail)
@@ -333,8 +341,8 @@ func topicError(topic string, err error, detail *string) error {
 }
 
 // Field returns the field of Config that an error of this package is about: "TLS", "TLS.CAFile", "TLS.CertFile" (and
-// its key), "TLS.ServerName", "SASL.Mechanism" or "SASL.Password". No waiting cures such an error; for any other Field
-// returns "".
+// its key), "TLS.ServerName", "SASL.Mechanism" or "SASL.Password". No waiting cures such an error. For any other error
+// it returns "".
 func Field(err error) string {
 	var (
 		file        fieldError
@@ -345,13 +353,13 @@ func Field(err error) string {
 	switch {
 	case errors.As(err, &file):
 		return file.field
-	case errors.Is(err, errExposed), errors.As(err, &record): // in clear, or TLS with one who does not speak it
+	case errors.Is(err, errExposed), errors.As(err, &record): // sent in clear, or TLS to a broker without it
 		return "TLS"
 	case errors.As(err, &name):
 		return "TLS.ServerName"
 	case errors.As(err, &certificate):
 		return "TLS.CAFile"
-	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState): // the latter from one who wants none
+	case errors.Is(err, kerr.UnsupportedSaslMechanism), errors.Is(err, kerr.IllegalSaslState): // the latter from a broker without SASL
 		return "SASL.Mechanism"
 	case errors.Is(err, kerr.SaslAuthenticationFailed):
 		return "SASL.Password"

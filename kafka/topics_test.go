@@ -22,7 +22,7 @@ var orders = kafka.Topic{
 	Retention: 7 * 24 * time.Hour, RetentionBytes: 64 << 20, MaxMessageBytes: 1 << 20,
 }
 
-func TestEnsureTopicsSetsWhatItWasAskedFor(t *testing.T) {
+func TestEnsureTopicsSetsConfigurations(t *testing.T) {
 	config := kafkatest.Start(t, orders, kafka.DeadLetters(orders))
 	admin := kadm.NewClient(kafkatest.Client(t, config))
 
@@ -66,7 +66,7 @@ func topicConfigs(t *testing.T, admin *kadm.Client, topic string) map[string]str
 	return configs
 }
 
-func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
+func TestEnsureTopicsAltersNothing(t *testing.T) {
 	config := kafkatest.Start(t, orders)
 	admin := kadm.NewClient(kafkatest.Client(t, config))
 	before, err := admin.ListTopics(t.Context(), "order-events")
@@ -75,9 +75,7 @@ func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
 	}
 	other := orders
 	other.Partitions, other.MaxMessageBytes = 12, 4096
-	if err := kafka.EnsureTopics(t.Context(), config, nil, other, kafka.DeadLetters(orders)); err != nil {
-		t.Fatal(err)
-	}
+	kafkatest.Ensure(t, config, other, kafka.DeadLetters(orders))
 	after, err := admin.ListTopics(t.Context(), "order-events", "order-events-dlq")
 	if err != nil {
 		t.Fatal(err)
@@ -96,9 +94,11 @@ func TestEnsureTopicsLeavesWhatIsThere(t *testing.T) {
 func TestEnsureTopicsByManyAtOnce(t *testing.T) {
 	config := kafkatest.Start(t)
 	var all sync.WaitGroup
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
 	errs := make([]error, 8)
 	for i := range errs {
-		all.Go(func() { errs[i] = kafka.EnsureTopics(t.Context(), config, nil, orders, kafka.DeadLetters(orders)) })
+		all.Go(func() { errs[i] = kafka.EnsureTopics(ctx, config, nil, orders, kafka.DeadLetters(orders)) })
 	}
 	all.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -106,8 +106,8 @@ func TestEnsureTopicsByManyAtOnce(t *testing.T) {
 	}
 }
 
-// moody starts a broker that has the topic and gives the fault's answer instead of the right one.
-func moody(t *testing.T, f kfake.Fault) (kafka.Config, *kfake.FaultHandle) {
+// faulty starts a broker that has the topic and answers with the fault.
+func faulty(t *testing.T, f kfake.Fault) (kafka.Config, *kfake.FaultHandle) {
 	t.Helper()
 	c, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.SeedTopics(3, "order-events"))
 	if err != nil {
@@ -119,7 +119,7 @@ func moody(t *testing.T, f kfake.Fault) (kafka.Config, *kfake.FaultHandle) {
 }
 
 func TestEnsureTopicsAwaitsTheLeaders(t *testing.T) {
-	config, answers := moody(t, kfake.Fault{
+	config, answers := faulty(t, kfake.Fault{
 		Keys: []kmsg.Key{kmsg.Metadata}, Partitions: []int32{0, 1, 2}, Err: kerr.LeaderNotAvailable, Count: 4,
 	})
 	kafkatest.Ensure(t, config, orders)
@@ -129,7 +129,7 @@ func TestEnsureTopicsAwaitsTheLeaders(t *testing.T) {
 }
 
 func TestANewLeaderIsNoticedSoon(t *testing.T) {
-	config, answers := moody(t, kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 2})
+	config, answers := faulty(t, kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Err: kerr.NotLeaderForPartition, Count: 2})
 	begun := time.Now()
 	kafkatest.Produce(t, kafkatest.Client(t, config), "order-events", "first")
 	if took := time.Since(begun); took > 4*time.Second || answers.Hits() != 2 {
@@ -137,7 +137,7 @@ func TestANewLeaderIsNoticedSoon(t *testing.T) {
 	}
 }
 
-func TestEnsureTopicsRefusesNonsense(t *testing.T) {
+func TestEnsureTopicsRefusesInvalidTopics(t *testing.T) {
 	config := kafka.Config{Brokers: []string{"127.0.0.1:1"}}
 	for want, topic := range map[string]kafka.Topic{
 		"no name":             {Partitions: 1, Replicas: -1},
@@ -158,7 +158,7 @@ func TestEnsureTopicsWaitsForTheBroker(t *testing.T) {
 	defer cancel()
 	err := kafka.EnsureTopics(ctx, kafka.Config{Brokers: []string{"127.0.0.1:1"}}, nil, orders)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no answer from the brokers 127.0.0.1:1") {
-		t.Fatalf("%v, want who does not answer, and the deadline", err)
+		t.Fatalf("%v, want the brokers that do not answer, and the deadline", err)
 	}
 }
 

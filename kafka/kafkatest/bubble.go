@@ -8,37 +8,37 @@ import (
 )
 
 // Bubble is synctest.Test for tests with a broker and many goroutines. With the
-// race detector it leaves them a single processor: two goroutines of a bubble
-// that start a timer which is already due, at the same moment, corrupt the
-// detector, and the process ends (go.dev/issue/78156).
+// race detector it leaves them a single processor: if two goroutines of a bubble
+// start a timer that is already due at the same moment, they corrupt the detector,
+// and the process ends (go.dev/issue/78156).
 func Bubble(t *testing.T, fn func(t *testing.T)) {
 	t.Helper()
 	if raceDetector {
-		defer alone.enter()()
+		defer oneProcessor.enter()()
 	}
 	synctest.Test(t, fn)
 }
 
-var alone crowd
+var oneProcessor processorLimit
 
-// A crowd of bubbles has one processor as long as one of them is left.
-type crowd struct {
+// A processorLimit leaves the process one processor while there are bubbles.
+type processorLimit struct {
 	mu         sync.Mutex
 	bubbles    int
-	processors int // before the first
+	processors int // before the first bubble
 }
 
-func (c *crowd) enter() (leave func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.bubbles++; c.bubbles == 1 {
-		c.processors = runtime.GOMAXPROCS(1)
+func (l *processorLimit) enter() (leave func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.bubbles++; l.bubbles == 1 {
+		l.processors = runtime.GOMAXPROCS(1)
 	}
 	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if c.bubbles--; c.bubbles == 0 {
-			runtime.GOMAXPROCS(c.processors)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.bubbles--; l.bubbles == 0 {
+			runtime.GOMAXPROCS(l.processors)
 		}
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"pizzaflow/kafka"
 )
 
-// Guarded starts a broker that asks who is there, and returns how each user reaches it: "root" may do all, those
-// of mayRead see every topic and read the topics listed for them.
+// Guarded starts a broker with passwords and ACLs, and returns how each user reaches it: "root" may do all, and a user of
+// mayRead may describe every topic and read the topics listed for it.
 func Guarded(t testing.TB, mayRead map[string][]string) (as func(user string) kafka.Config) {
 	t.Helper()
 	const mechanism, password = "SCRAM-SHA-256", "secret"

@@ -3,8 +3,6 @@
 package kafkatest
 
 import (
-	"context"
-	"log/slog"
 	"testing"
 	"time"
 
@@ -14,8 +12,8 @@ import (
 	"pizzaflow/kafka/embedded"
 )
 
-// startLimit bounds the start of the broker and the creation of the topics.
-const startLimit = 30 * time.Second
+// limit is for each wait for a broker: for the topics, for an acknowledgement.
+const limit = 30 * time.Second
 
 // Start runs a broker on a free port of the loopback interface, creates the topics and returns how to reach it.
 // Clients should be closed before the test ends.
@@ -35,7 +33,7 @@ func Virtual(t testing.TB, topics ...kafka.Topic) kafka.Config {
 func start(t testing.TB, server embedded.Config, client kafka.Config, topics []kafka.Topic) kafka.Config {
 	t.Helper()
 	server.Dir = t.TempDir()
-	server.Log = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	server.Log = testLog(t)
 	b, err := embedded.Start(server)
 	if err != nil {
 		t.Fatal(err)
@@ -46,10 +44,6 @@ func start(t testing.TB, server embedded.Config, client kafka.Config, topics []k
 		}
 	})
 	client.Brokers = b.Addrs()
-	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
-	defer cancel()
-	if err := kafka.EnsureTopics(ctx, client, server.Log, topics...); err != nil {
-		t.Fatal(err)
-	}
+	Ensure(t, client, topics...)
 	return client
 }

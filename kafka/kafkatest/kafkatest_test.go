@@ -1,7 +1,9 @@
 package kafkatest_test
 
 import (
+	"context"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -14,22 +16,15 @@ var topic = kafka.Topic{Name: "order-events", Partitions: 1, Replicas: -1}
 // roundTrip produces one record and reads it in a group.
 func roundTrip(t *testing.T, config kafka.Config) {
 	t.Helper()
-	opts, err := config.Options()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := kgo.NewClient(append(opts, kgo.ConsumerGroup("group"), kgo.ConsumeTopics(topic.Name),
-		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))...)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := kafkatest.Client(t, config, kgo.ConsumerGroup("group"), kgo.ConsumeTopics(topic.Name),
+		kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
 	defer c.Close()
-	if err := c.ProduceSync(t.Context(), &kgo.Record{Topic: topic.Name, Value: []byte("hello")}).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	fetches := c.PollRecords(t.Context(), 1)
+	kafkatest.Produce(t, c, topic.Name, "hello")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	fetches := c.PollRecords(ctx, 1)
 	if err := fetches.Err(); err != nil {
-		t.Fatal(err)
+		t.Fatalf("read the record: %v", err)
 	}
 	if got := string(fetches.Records()[0].Value); got != "hello" {
 		t.Fatalf("read %q", got)

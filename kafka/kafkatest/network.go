@@ -14,27 +14,26 @@ import (
 )
 
 const (
-	pipeBytes      = 1 << 20 // written and not read yet, in one direction: above it a writer waits
-	firstFreePort  = 20000   // of those given for port 0
-	firstLocalPort = 50000
-	backlog        = 128
+	pipeBytes      = 1 << 20 // that are written and not read yet in one direction, before a writer waits
+	firstFreePort  = 20000   // for listeners on port 0
+	firstLocalPort = 50000   // for connections
+	backlog        = 128     // connections that wait to be accepted
 )
 
-// A Network is a network in memory, for whatever is spoken in a bubble of
-// testing/synctest, where a socket would keep the clock from moving. Unlike
-// net.Pipe it buffers, takes time, and can be cut. Its hosts have one address,
-// 127.0.0.1, whatever they are called.
+// A Network is a network in memory, for tests in a bubble of testing/synctest,
+// where a socket would keep the clock from moving. Unlike net.Pipe it buffers,
+// takes time, and can be cut. Every host name means 127.0.0.1.
 type Network struct {
-	// Latency is how long what is written takes to arrive, drawn anew for each
-	// write; nothing overtakes. Nil is no time at all. It is set before use.
+	// Latency returns how long the bytes of a write take to arrive; they arrive in
+	// order all the same. Nil means no time. It must be set before use.
 	Latency func() time.Duration
 
 	mu        sync.Mutex
 	listeners map[uint16]*listener
-	conns     map[*conn]uint16 // the dialling ends, by the port dialled
+	conns     map[*conn]uint16 // the dialling end of each connection, with the port dialled
 	state     map[uint16]state
-	ports     uint16 // given for port 0
-	locals    uint16 // given to those who dial
+	ports     uint16 // how many ports were given to listeners on port 0
+	locals    uint16 // how many ports were given to connections
 }
 
 type state int
@@ -45,7 +44,7 @@ const (
 	frozen
 )
 
-// NewNetwork makes a network where everything arrives at once.
+// NewNetwork makes a network without latency.
 func NewNetwork() *Network {
 	return &Network{listeners: map[uint16]*listener{}, conns: map[*conn]uint16{}, state: map[uint16]state{}}
 }
@@ -81,7 +80,7 @@ func (n *Network) Dial(ctx context.Context, _, address string) (net.Conn, error)
 			return nil, err
 		}
 	}
-	for n.stateOf(port) == frozen { // nobody answers
+	for n.stateOf(port) == frozen {
 		if err := pause(ctx, 100*time.Millisecond); err != nil {
 			return nil, &net.OpError{Op: "dial", Net: "tcp", Addr: addr(port), Err: err}
 		}
@@ -103,12 +102,12 @@ func (n *Network) Dial(ctx context.Context, _, address string) (net.Conn, error)
 	return near, nil
 }
 
-// Cut breaks every connection to an address and has new ones refused, until
-// Heal. Nobody learns how much of what was under way has arrived.
+// Cut breaks every connection to an address and refuses new ones until Heal. Neither
+// end learns how many of its bytes have arrived.
 func (n *Network) Cut(address string) { n.set(address, cut) }
 
-// Freeze holds what is under way to and from an address back, and new
-// connections too, without a word to anybody, until Heal lets it arrive.
+// Freeze holds back all bytes to and from an address, and new connections, until Heal
+// lets them arrive. Neither end gets an error.
 func (n *Network) Freeze(address string) { n.set(address, frozen) }
 
 // Heal ends a Cut or a Freeze.
@@ -189,7 +188,7 @@ func (l *listener) Accept() (net.Conn, error) {
 	}
 }
 
-// Close hangs up on those who were not accepted yet.
+// Close closes the listener, and the connections that were not accepted yet.
 func (l *listener) Close() error {
 	l.once.Do(func() {
 		l.network.mu.Lock()
@@ -259,7 +258,7 @@ func newHalf(latency func() time.Duration) *half {
 	return h
 }
 
-// A deadline wakes those who wait when it has passed.
+// A deadline wakes the goroutines that wait when it has passed.
 type deadline struct {
 	at    time.Time
 	timer *time.Timer
@@ -278,7 +277,7 @@ func (d *deadline) set(at time.Time, changed *sync.Cond) {
 
 func (d *deadline) passed() bool { return !d.at.IsZero() && !time.Now().Before(d.at) }
 
-// Read waits for what has arrived.
+// Read waits for bytes that have arrived.
 func (c *conn) Read(p []byte) (int, error) {
 	h := c.in
 	h.mu.Lock()
@@ -353,7 +352,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	}
 }
 
-// Close lets what was written arrive and gives up what was not read.
+// Close lets the written bytes arrive and discards the bytes that were not read.
 func (c *conn) Close() error {
 	c.in.mu.Lock()
 	c.in.readerClosed = true

@@ -3,7 +3,6 @@ package kafkatest
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net"
 	"sync"
 	"testing"
@@ -13,8 +12,8 @@ import (
 	"pizzaflow/kafka"
 )
 
-// A Pair is two brokers in memory that share the partitions, without replicas,
-// so that each is needed for its own. The second can be cut off.
+// A Pair is two brokers in memory that share the partitions, without replicas, so
+// that each is needed for its own partitions. The second can be cut off.
 type Pair struct {
 	kafka.Config
 	second string
@@ -24,7 +23,7 @@ type Pair struct {
 	conns []net.Conn // to the second
 }
 
-// StartPair starts the two and creates the topics.
+// StartPair starts both brokers and creates the topics.
 func StartPair(t testing.TB, topics ...kafka.Topic) *Pair {
 	t.Helper()
 	cluster, err := kfake.NewCluster(kfake.NumBrokers(2))
@@ -38,9 +37,7 @@ func StartPair(t testing.TB, topics ...kafka.Topic) *Pair {
 	for i := range topics {
 		topics[i].Replicas = 1
 	}
-	if err := kafka.EnsureTopics(t.Context(), p.Config, slog.New(slog.DiscardHandler), topics...); err != nil {
-		t.Fatal(err)
-	}
+	Ensure(t, p.Config, topics...)
 	return p
 }
 
@@ -60,7 +57,8 @@ func (p *Pair) dial(ctx context.Context, network, address string) (net.Conn, err
 	return conn, err
 }
 
-// Cut cuts the second broker off, or lets it be reached again.
+// Cut closes all connections to the second broker and refuses new ones (off), or
+// lets it be reached again.
 func (p *Pair) Cut(off bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -646,15 +646,15 @@ var engine = []mutant{
 	},
 	{
 		name: "wire: a peer of another machine is spoken to in clear",
-		old:  `			if err := c.exposed(conn.RemoteAddr().String()); err != nil {`,
-		new:  `			if err := c.exposed(conn.RemoteAddr().String()); err != nil && address == "" {`,
+		old:  `			if err := c.checkClear(conn.RemoteAddr().String()); err != nil {`,
+		new:  `			if err := c.checkClear(conn.RemoteAddr().String()); err != nil && address == "" {`,
 		test: "./kafka -run ^TestNothingIsSentInClearToAnotherMachine$",
 	},
 	{
 		name: "wire: a broker of another machine that the metadata tells of does not stop the start",
 		old:  `			return nil, fmt.Errorf("a broker that %s tell of: %w", e.brokers, err)`,
 		new:  `			e.log.Debug("a broker that others tell of", "err", err)`,
-		test: "./kafka -run ^TestABrokerThatAnotherTellsOf$",
+		test: "./kafka -run ^TestABrokerInTheMetadata$",
 	},
 	{
 		name: "wire: PostgreSQL falls back to clear text",
@@ -666,13 +666,13 @@ var engine = []mutant{
 		name: "topics: partitions are added without leave",
 		old:  `	case n < t.Partitions && repartition:`,
 		new:  `	case n < t.Partitions:`,
-		test: "./kafka -run ^TestApplyDoesWhatPlanTells$",
+		test: "./kafka -run ^TestApplyDoesThePlan$",
 	},
 	{
 		name: "topics: a plan changes something",
 		old:  `		plan, err = differences(ctx, admin, repartition, topics)`,
 		new:  `		plan, err = differences(ctx, admin, repartition, topics); for i := range plan { _ = plan[i].apply(ctx, admin) }`,
-		test: "./kafka -run ^TestApplyDoesWhatPlanTells$",
+		test: "./kafka -run ^TestApplyDoesThePlan$",
 	},
 	{
 		name: "batch size: batches shrink for what a transaction takes without records",
