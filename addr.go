@@ -6,15 +6,14 @@ import (
 	"net/url"
 )
 
-// needsSandbox reports whether this process runs a sandbox: alone always, and
-// beside other services if any of them, or of another process, may point at it.
+// needsSandbox reports whether this process runs a sandbox: as its only service always, and beside others if a URL, of this
+// or of another process, may point at it.
 func (c Config) needsSandbox() bool {
 	return c.runs("sandbox") && (len(c.services()) == 1 || c.PaymentProviderURL == "" || c.SMTPURL == "" || c.SMSURL == "" ||
 		pointsAt(c.PaymentProviderURL, c.SandboxAddr) || pointsAt(c.SMSURL, c.SandboxAddr) || pointsAt(c.SMTPURL, c.SandboxSMTPAddr))
 }
 
-// pointsAt reports whether a URL may lead to our own address, whose host can be
-// spelt in many ways.
+// pointsAt reports whether a URL may lead to the address, whose host can be spelt in many ways.
 func pointsAt(rawURL, addr string) bool {
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -31,13 +30,14 @@ func pointsAt(rawURL, addr string) bool {
 	return u.Hostname() == host || local(host) && local(u.Hostname()) || host == "" || unspecified(host)
 }
 
+// unspecified reports whether a host stands for all addresses of the machine.
 func unspecified(host string) bool {
 	a, err := netip.ParseAddr(host)
 	return host == "" || err == nil && a.IsUnspecified()
 }
 
-// visible is an address as a browser on this machine finds it.
-func visible(addr string) string {
+// dialable is an address to listen at, as a browser on this machine dials it.
+func dialable(addr string) string {
 	host, port, err := net.SplitHostPort(addr)
 	if err == nil && unspecified(host) {
 		return net.JoinHostPort("localhost", port)

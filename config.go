@@ -21,9 +21,8 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Config is every option of the system. Each has a flag, an environment
-// variable of the same name, a default and a meaning, all of which stand in
-// its tags and nowhere else. The defaults run everything in one process.
+// Config has every option of the system. The tags of each, and nothing else, say its flag, its environment variable of the
+// same name, its default and its meaning. The defaults run everything in one process.
 type Config struct {
 	Services string `name:"services" env:"SERVICES" default:"order,payment,notification,frontend,broker,sandbox" help:"Which services this process runs, by commas."`
 
@@ -92,7 +91,7 @@ type Config struct {
 type Option struct {
 	Env     string `json:"env"`
 	Flag    string `json:"flag"`
-	Value   string `json:"value"` // secrets are blotted out
+	Value   string `json:"value"` // secrets are redacted
 	Default string `json:"default"`
 	Help    string `json:"help"`
 }
@@ -107,14 +106,15 @@ func (c Config) Options() []Option {
 			value = strings.Join(list, ",")
 		}
 		if value != "" {
-			value = blot(value, tag.Get("secret"))
+			value = redact(value, tag.Get("secret"))
 		}
 		out = append(out, Option{tag.Get("env"), "--" + tag.Get("name"), value, tag.Get("default"), tag.Get("help")})
 	}
 	return out
 }
 
-func blot(value, kind string) string {
+// redact hides the secret in an option's value, by the tag that says where it is.
+func redact(value, kind string) string {
 	switch kind {
 	case "":
 		return value
@@ -127,7 +127,7 @@ func blot(value, kind string) string {
 		if err != nil {
 			break
 		}
-		for name := range query { // PostgreSQL takes password and sslpassword there
+		for name := range query { // PostgreSQL accepts password and sslpassword there
 			if strings.Contains(strings.ToLower(name), "password") {
 				query.Set(name, "xxxxx")
 				u.RawQuery = query.Encode()
@@ -146,7 +146,7 @@ func bad(key, format string, args ...any) error {
 	return fmt.Errorf("%w: %s: %w", ErrConfig, key, fmt.Errorf(format, args...))
 }
 
-// services is the list of what runs here.
+// services are the names in SERVICES.
 func (c Config) services() []string {
 	var out []string
 	for name := range strings.SplitSeq(c.Services, ",") {
@@ -158,8 +158,7 @@ func (c Config) services() []string {
 // runs reports whether this process runs the service.
 func (c Config) runs(service string) bool { return slices.Contains(c.services(), service) }
 
-// Validate reports all that is wrong with the configuration, each by the name
-// of its key.
+// Validate reports every fault of the configuration with the name of its option.
 func (c Config) Validate() error {
 	var errs []error
 	for _, name := range c.services() {
@@ -258,7 +257,7 @@ func (c Config) validateURLs() error {
 			errs = append(errs, bad("DATABASE_URL", "%w", err))
 		}
 	}
-	for _, s := range domain {
+	for _, s := range serviceTable {
 		if own := c.ownDatabaseURL(s.name); own != "" {
 			if err := sqldb.Check(own); err != nil {
 				errs = append(errs, bad(c.databaseKey(s.name), "%w", err))
@@ -286,8 +285,7 @@ func (c Config) validateURLs() error {
 	return errors.Join(errs...)
 }
 
-// databaseURL is where a service keeps its tables: its own URL as it is, a
-// schema of the common PostgreSQL, or a file.
+// databaseURL is the URL of a service's database: its own URL as it is, a schema of the common PostgreSQL, or a SQLite file.
 func (c Config) databaseURL(service string) string {
 	if own := c.ownDatabaseURL(service); own != "" {
 		return own
@@ -307,8 +305,8 @@ func (c Config) databaseURL(service string) string {
 	return u.String()
 }
 
-// MovedTo is the configuration with which the services find their data after a move to the PostgreSQL: each in a schema,
-// but a service whose own URL names that PostgreSQL as it says.
+// MovedTo is the configuration with which the services find their data after a move to the PostgreSQL: each in its schema of
+// it, except a service whose own URL is that PostgreSQL's.
 func (c Config) MovedTo(postgres string) (Config, error) {
 	if !isPostgres(postgres) {
 		return Config{}, bad("--to", "want postgres://…")
@@ -326,7 +324,7 @@ func (c Config) ownDatabaseURL(service string) string {
 	return map[string]string{"order": c.OrderDatabaseURL, "payment": c.PaymentDatabaseURL, "notification": c.NotificationDatabaseURL}[service]
 }
 
-// databaseKey is the option that decides a service's database.
+// databaseKey is the option that a service's database URL comes from.
 func (c Config) databaseKey(service string) string {
 	if c.ownDatabaseURL(service) != "" {
 		return strings.ToUpper(service) + "_DATABASE_URL"

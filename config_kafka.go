@@ -10,14 +10,14 @@ import (
 	"pizzaflow/kafka"
 )
 
-// topicRetention is how long the topics keep records unless told otherwise, and maxTopicRetention how long at most:
-// for as long, and the 7 days for which an outbox can publish an event again, the inboxes remember what was handled.
+// topicRetention is how long the topics retain records by default, and maxTopicRetention how long at most: the inboxes
+// remember a handled event for that long, and for the 7 days in which an outbox can publish it again.
 const (
 	topicRetention    = 7 * 24 * time.Hour
 	maxTopicRetention = 8 * 24 * time.Hour
 )
 
-// maxPartitions is the most that a topic may be asked to have: more than a thousand times what we need is a slip.
+// maxPartitions bounds the option: more than a thousand times the partitions that are needed is a slip.
 const maxPartitions = 10_000
 
 // needsKafka reports whether a service runs here that reads or writes topics.
@@ -58,7 +58,7 @@ func (c Config) validateKafka() error {
 
 // kafka is how to reach the brokers; embedded is the address of our own.
 func (c Config) kafka(embedded []string) kafka.Config {
-	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // it stays in this machine
+	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // nothing leaves this machine
 	if len(c.KafkaBrokers) > 0 {
 		k.Brokers, k.Plaintext = c.KafkaBrokers, c.KafkaPlaintext
 		k.TLS = kafka.TLS{Enabled: c.KafkaTLS, CAFile: c.KafkaTLSCA, CertFile: c.KafkaTLSCert, KeyFile: c.KafkaTLSKey, ServerName: c.KafkaTLSServerName}
@@ -67,7 +67,7 @@ func (c Config) kafka(embedded []string) kafka.Config {
 	return k
 }
 
-// topics are all topics, as they are created.
+// topics are all topics with the settings that they are created with.
 func (c Config) topics() []kafka.Topic {
 	apache := len(c.KafkaBrokers) > 0
 	t := kafka.Topic{Partitions: c.KafkaPartitions, Replicas: -1, Retention: c.KafkaRetention, MaxMessageBytes: 1<<20 + 12}
@@ -85,7 +85,7 @@ func (c Config) topics() []kafka.Topic {
 		if c.KafkaReplication > 0 {
 			t.Replicas = c.KafkaReplication
 		}
-	} else { // it has no replicas
+	} else { // the embedded broker has no replicas
 		t.RetentionBytes = 32 << 20 // of a partition: the embedded broker reads all of it when it starts
 	}
 	var out []kafka.Topic
@@ -95,21 +95,21 @@ func (c Config) topics() []kafka.Topic {
 	return out
 }
 
-// topicsHold is how long a topic may hold a record, with the segment in which it stands.
-func (c Config) topicsHold() (longest time.Duration) {
+// longestRetention is how long a topic may retain a record, with the segment that the record is in.
+func (c Config) longestRetention() (longest time.Duration) {
 	for _, t := range c.topics() {
-		if !strings.HasSuffix(t.Name, kafka.DeadLetters(kafka.Topic{}).Name) { // nobody consumes those
+		if !strings.HasSuffix(t.Name, kafka.DeadLetters(kafka.Topic{}).Name) { // no service consumes dead letters
 			longest = max(longest, t.Retention+t.SegmentTime())
 		}
 	}
 	return longest
 }
 
-// topicsHere are the topics that the services of this process read or write: more need not be there, nor visible
-// to their user.
+// topicsHere are the topics that the services of this process read or write. Others need not exist, nor be visible to the
+// user at Kafka.
 func (c Config) topicsHere() []kafka.Topic {
 	used := map[string]bool{}
-	for _, s := range domain {
+	for _, s := range serviceTable {
 		if c.runs(s.name) {
 			for _, topic := range s.emits {
 				used[topic] = true
@@ -119,7 +119,7 @@ func (c Config) topicsHere() []kafka.Topic {
 			}
 		}
 	}
-	if c.runs("frontend") { // reads them without a group, and buries nothing
+	if c.runs("frontend") { // it reads without a group, and writes no dead letters
 		for _, topic := range event.Topics() {
 			used[topic] = true
 		}
@@ -127,7 +127,7 @@ func (c Config) topicsHere() []kafka.Topic {
 	return slices.DeleteFunc(c.topics(), func(t kafka.Topic) bool { return !used[t.Name] })
 }
 
-// KafkaError names the option behind an error of the brokers that no waiting cures, and returns others as they are.
+// KafkaError names the option behind an error of the brokers that waiting does not cure, and returns other errors as they are.
 func KafkaError(err error) error {
 	switch kafka.Field(err) {
 	case "TLS":
@@ -146,7 +146,7 @@ func KafkaError(err error) error {
 	return err
 }
 
-// Topics are the brokers of the configuration and the topics as they are to be there.
+// Topics are the brokers of the configuration and the topics that it wants there.
 func (c Config) Topics() (kafka.Config, []kafka.Topic, error) {
 	if len(c.KafkaBrokers) == 0 {
 		return kafka.Config{}, nil, bad("KAFKA_BROKERS", "is empty: the embedded broker's topics are made when it starts")

@@ -149,7 +149,7 @@ func TestWhatMayBeInClear(t *testing.T) {
 	}
 }
 
-func TestSecretsAreBlottedOut(t *testing.T) {
+func TestSecretsAreRedacted(t *testing.T) {
 	c := usable()
 	c.DatabaseURL, c.SMTPURL, c.KafkaSASLPassword = "postgres://u:hunter2@db/x", "smtp://u:hunter2@mail:25", "hunter2"
 	c.OrderDatabaseURL, c.PaymentDatabaseURL = "postgres://db/x?user=u&password=hunter2&sslpassword=hunter2", "postgres://db/x?a=%zz&password=hunter2"
@@ -195,7 +195,7 @@ func TestSandboxRunsWhereItIsPointedAt(t *testing.T) {
 			t.Errorf("%s: runs %v, want %v", what, !want.run, want.run)
 		}
 	}
-	if got := visible("[::]:8080"); got != "localhost:8080" {
+	if got := dialable("[::]:8080"); got != "localhost:8080" {
 		t.Errorf("a wildcard is shown as %s", got)
 	}
 }

@@ -7,11 +7,10 @@ import (
 	"pizzaflow/verify"
 )
 
-// Evidence says where verify finds evidence besides the databases: on the topics and in the sandbox, of which skip names
-// those that are not looked at.
+// Evidence says where verify finds evidence besides the databases: on the topics and in the sandbox, unless skip names them.
 func (c Config) Evidence(skip []string) (evidence verify.Config, err error) {
 	if !slices.Contains(skip, "topics") {
-		if evidence.Kafka, err = c.kafka([]string{visible(c.KafkaListen)}).Options(); err != nil {
+		if evidence.Kafka, err = c.kafka([]string{dialable(c.KafkaListen)}).Options(); err != nil {
 			return verify.Config{}, KafkaError(err)
 		}
 	}
@@ -22,8 +21,7 @@ func (c Config) Evidence(skip []string) (evidence verify.Config, err error) {
 	return evidence, nil
 }
 
-// sandboxChannels are those by which the messages go to the sandbox: to the
-// machine on which it takes the payments.
+// sandboxChannels are the channels whose messages go to the sandbox: to the host that takes the payments.
 func (c Config) sandboxChannels(sandbox string) (channels []string) {
 	there, err := url.Parse(sandbox)
 	if err != nil || sandbox == "" {
@@ -37,8 +35,7 @@ func (c Config) sandboxChannels(sandbox string) (channels []string) {
 	return channels
 }
 
-// sandboxURL is where the sandbox serves what it has charged and received; ""
-// when the payments go elsewhere.
+// sandboxURL is where the sandbox serves its charges and messages; "" when the payments go to another provider.
 func (c Config) sandboxURL() string {
 	if c.PaymentProviderURL == "" {
 		return "http://" + c.SandboxAddr

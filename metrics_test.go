@@ -23,9 +23,8 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// told are metrics that no database has a part in: they are there whatever is
-// away.
-var told = []string{
+// needNoDatabase are metrics that are shown whatever is away.
+var needNoDatabase = []string{
 	`go_goroutines`, `process_cpu_seconds_total`, `go_sql_in_use_connections{db_name="order"}`,
 	`pizza_orders_total{status="paid"}`, `pizza_payments_total{result="completed"}`, `pizza_frontend_tailing`,
 	`pizza_notification_deliveries_total{channel="email",result="sent"}`, `pizza_outbox_published_total{service="order"}`,
@@ -33,21 +32,21 @@ var told = []string{
 	`pizza_consumer_lag{group="payment-service",partition="0",topic="order-events"}`,
 }
 
-// asked are those that a database is asked for, and what a failure is counted as.
-var asked = map[string]string{
+// needDatabase are metrics that are queried from a database, each with the counter of its failures.
+var needDatabase = map[string]string{
 	`pizza_dead_letters{group="order-service",topic="payment-events"}`: `pizza_metrics_errors_total{metric="dead_letters",service="order-service"}`,
 	`pizza_orders_attention{reason="payment_overdue"}`:                 `pizza_metrics_errors_total{metric="orders_attention",service="order"}`,
 	`pizza_payments_unanswered{status="unknown"}`:                      `pizza_metrics_errors_total{metric="payments_unanswered",service="payment"}`,
 	`pizza_notification_deliveries_waiting{channel="sms"}`:             `pizza_metrics_errors_total{metric="notification_deliveries_waiting",service="notification"}`,
 }
 
-// Whatever is wrong with the database, /metrics is 200 within a second, with
-// all that needs no database, and says what it lacks.
+// While a database is away or refuses, /metrics answers 200 within a second, with all metrics that need no database, and
+// counts the others as failed.
 func TestMetricsWithoutTheDatabase(t *testing.T) {
 	t.Run("all is well", func(t *testing.T) {
 		s := startSystem(t)
-		s.serveOne()
-		s.until("all metrics are told", func(page string) string { return missing(page, slices.Concat(told, keys(asked))...) })
+		s.completeOrder()
+		s.until("all metrics are shown", func(page string) string { return missing(page, slices.Concat(needNoDatabase, keys(needDatabase))...) })
 		s.until("nothing waits", func(page string) string {
 			return missing(page, `pizza_outbox_unpublished{service="order"} 0`, `pizza_outbox_oldest_seconds{service="payment"} 0`,
 				`pizza_outbox_leader{service="order"} 1`, `pizza_dead_letters{group="order-service",topic="payment-events"} 0`)
@@ -65,10 +64,10 @@ func TestMetricsWithoutTheDatabase(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := startSystem(t)
-			s.serveOne()
+			s.completeOrder()
 			spoil(s)
 			s.until("what is lacking is counted", func(page string) string {
-				for metric, count := range asked {
+				for metric, count := range needDatabase {
 					if strings.Contains(page, "\n"+metric) {
 						return "the page has " + metric
 					}
@@ -76,7 +75,7 @@ func TestMetricsWithoutTheDatabase(t *testing.T) {
 						return "the page has no " + count
 					}
 				}
-				return missing(page, told...)
+				return missing(page, needNoDatabase...)
 			})
 			if name == "the server is away" { // the alert of the documents
 				s.repeat()
@@ -93,7 +92,7 @@ func keys(m map[string]string) (all []string) {
 	return all
 }
 
-// missing says which lines of a page do not begin like any of wanted.
+// missing names the first of the wanted metrics that the page lacks.
 func missing(page string, wanted ...string) string {
 	for _, w := range wanted {
 		if !strings.Contains(page, "\n"+w) {
@@ -103,16 +102,15 @@ func missing(page string, wanted ...string) string {
 	return ""
 }
 
-// A system is everything in one process, on a PostgreSQL that it reaches by a
-// way that can be cut, as a role that can be hindered.
+// A system is all services in one process, on a PostgreSQL behind a proxy that can be cut, as a role whose rights can be taken.
 type system struct {
 	t     *testing.T
 	way   *sqltest.Proxy
-	db    *sqldb.DB // past all hindrances
+	db    *sqldb.DB // past the proxy, as the superuser
 	role  string
-	paths []string // the schemas
+	paths []string // the schema of each service
 	out   lockedBuffer
-	slow  int // pages in a row that took more than a second
+	slow  int // how many pages in a row took more than a second
 }
 
 type lockedBuffer struct {
@@ -181,7 +179,7 @@ func startSystem(t *testing.T) *system {
 			}
 			return ""
 		}
-		return "it has not told its address"
+		return "it has not printed its address"
 	})
 	return s
 }
@@ -193,12 +191,12 @@ func (s *system) exec(statement string) {
 	}
 }
 
-// hangUp ends all sessions of the role.
+// hangUp ends the sessions of the role.
 func (s *system) hangUp() {
 	s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '` + s.role + `'`)
 }
 
-// forbid takes away the right to read what is counted.
+// forbid takes from the role the right to read the tables that are counted.
 func (s *system) forbid() {
 	for i, tables := range []string{"orders, parked_records", "payments, parked_records", "notification_deliveries, parked_records"} {
 		for table := range strings.SplitSeq(tables, ", ") {
@@ -207,7 +205,7 @@ func (s *system) forbid() {
 	}
 }
 
-// address is one that the system has told.
+// address is the one that the system printed for the option.
 func (s *system) address(key string) string {
 	for line := range strings.Lines(s.out.String()) {
 		if at, is := strings.CutPrefix(line, key+"="); is {
@@ -231,8 +229,7 @@ func (s *system) get(addr, path string) (status int, body string) {
 	return res.StatusCode, string(read)
 }
 
-// scrape reads the page, which must be there within a second. One or two may be
-// late on a machine that has much else to do.
+// scrape reads the page, which must come within a second. One or two in a row may be late on a busy machine.
 func (s *system) scrape() string {
 	s.t.Helper()
 	began := time.Now()
@@ -247,7 +244,7 @@ func (s *system) scrape() string {
 	return "\n" + body
 }
 
-// until reads the page until nothing is wrong with it.
+// until reads the page until wrong returns "".
 func (s *system) until(what string, wrong func(page string) string) {
 	s.t.Helper()
 	s.await(what, func() string { return wrong(s.scrape()) })
@@ -271,8 +268,8 @@ func (s *system) await(what string, wrong func() string) {
 	}
 }
 
-// serveOne has an order placed, paid and told.
-func (s *system) serveOne() {
+// completeOrder places an order and waits until it is paid and its messages are sent.
+func (s *system) completeOrder() {
 	s.t.Helper()
 	_, body := s.get(s.address("HTTP_ADDR"), "/api/v1/menu")
 	var menu struct {
@@ -297,7 +294,7 @@ func (s *system) serveOne() {
 	if err := res.Body.Close(); err != nil || res.StatusCode != http.StatusCreated {
 		s.t.Fatalf("POST: %d, %v", res.StatusCode, err)
 	}
-	s.await("all is told", func() string {
+	s.await("the messages are sent", func() string {
 		var n int
 		err := s.db.QueryRowContext(s.t.Context(), `SELECT COUNT(*) FROM `+s.paths[2]+`.notification_deliveries WHERE status = 'sent'`).Scan(&n)
 		if err != nil || n != 4 {
@@ -307,7 +304,7 @@ func (s *system) serveOne() {
 	})
 }
 
-// repeat produces the order's event again.
+// repeat produces the events of order-events again.
 func (s *system) repeat() {
 	s.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.address("KAFKA_LISTEN")), kgo.ConsumeTopics(event.OrderTopic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))

@@ -1,6 +1,5 @@
-// Package pizzaflow puts the services together: the table of what there is,
-// and Run, which is the only wiring, whether everything runs in one process or
-// each service in its own. What runs where is a matter of configuration.
+// Package pizzaflow puts the services together: the configuration, the table of the services, and Run, the only wiring, be it
+// for all services in one process or for each in its own.
 package pizzaflow
 
 import (
@@ -25,7 +24,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A service is what the services with a database have in common.
+// A service is one with a database.
 type service interface {
 	Routes(mux *http.ServeMux)
 	Subscribe(c *inbox.Consumer)
@@ -35,9 +34,9 @@ type service interface {
 // A builder makes a service.
 type builder func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error)
 
-// domain is the table of the services with a database: what each is called,
-// its tables, the topics it consumes and emits to, and how it is made.
-var domain = []struct {
+// serviceTable is the table of the services with a database: the name of each, its tables, the topics that it consumes and emits to,
+// and its builder.
+var serviceTable = []struct {
 	name            string
 	schema          fs.FS
 	consumes, emits []string
@@ -74,29 +73,27 @@ var domain = []struct {
 func consumerGroup(service string) string { return service + "-service" }
 
 func consumerGroups() (all []string) {
-	for _, s := range domain {
+	for _, s := range serviceTable {
 		all = append(all, consumerGroup(s.name))
 	}
 	return all
 }
 
-// alone reports whether no other process can be at work on the database: the
-// lock of a SQLite file keeps them away.
+// alone reports whether no other process can use the database: the lock of a SQLite file keeps them away.
 func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
 
-// allServices are the names that SERVICES takes.
+// allServices are the names that SERVICES accepts.
 var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}
 
 // Databases are those of all services, in the order of the table.
 func (c Config) Databases() (all []ops.Database) {
-	for _, s := range domain {
+	for _, s := range serviceTable {
 		all = append(all, ops.Database{Service: s.name, Schema: s.schema, URL: c.databaseURL(s.name), Option: c.databaseKey(s.name), Runs: c.runs(s.name)})
 	}
 	return all
 }
 
-// Migrate brings the databases of the services that the configuration runs up
-// to date and tells log what it did.
+// Migrate brings the databases of the services that the configuration runs up to date.
 func Migrate(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := cfg.Validate(); err != nil {
 		return err

@@ -14,23 +14,23 @@ import (
 )
 
 const (
-	checkTimeout = 1500 * time.Millisecond // for one try to write, so that its verdict comes within the 2 s of /readyz
-	checkEvery   = time.Second             // the least time between two
+	checkTimeout = 1500 * time.Millisecond // of one attempt to write, so that its outcome comes within the 2 s of /readyz
+	checkEvery   = time.Second             // the least time between two attempts
 )
 
-// readiness is what the process knows of whether it can do its work.
+// readiness is whether the process can do its work.
 type readiness struct {
 	started atomic.Bool
-	asked   atomic.Bool // somebody wants to know
-	said    atomic.Bool // the log says that it is ready
+	probed  atomic.Bool // /readyz was asked
+	logged  atomic.Bool // the last line of the log about it says ready
 
 	mu      sync.Mutex
-	waiting map[string]error // what for, and why
+	waiting map[string]error // by what the process waits for: the sentence of /readyz
 	checks  []*writeCheck
 }
 
-// wait notes what is waited for, as the sentence that /readyz says, or with nil
-// that it is there.
+// wait notes that the process waits for what, and the sentence that /readyz gives as the reason; with nil, that it no longer
+// waits for it.
 func (r *readiness) wait(what string, why error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -44,18 +44,17 @@ func (r *readiness) wait(what string, why error) {
 	r.waiting[what] = why
 }
 
-// add has the service's database asked whether it takes writes.
+// add has the service's database checked for taking writes.
 func (r *readiness) add(service string, db *sqldb.DB) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.checks = append(r.checks, &writeCheck{service: service, try: db.CheckWrites})
 }
 
-// ready says why the process cannot do its work now. It tries what it promises:
-// a write to each database.
+// ready returns why the process cannot do its work now; nil if it can. It attempts a write to each database.
 func (p *process) ready(ctx context.Context) error {
 	r := &p.readiness
-	r.asked.Store(true)
+	r.probed.Store(true)
 	if p.ctx.Err() != nil {
 		return errors.New("stopping")
 	}
@@ -70,20 +69,20 @@ func (p *process) ready(ctx context.Context) error {
 	checks := slices.Clone(r.checks)
 	r.mu.Unlock()
 
-	verdicts := make([]error, len(checks))
+	results := make([]error, len(checks))
 	var all sync.WaitGroup
 	for i, c := range checks {
-		all.Go(func() { verdicts[i] = c.verdict(ctx) })
+		all.Go(func() { results[i] = c.result(ctx) })
 	}
 	all.Wait()
-	err := errors.Join(append(errs, verdicts...)...)
-	p.noteReady(err)
+	err := errors.Join(append(errs, results...)...)
+	p.logChange(err)
 	return err
 }
 
-// noteReady logs each change of whether the process is ready.
-func (p *process) noteReady(err error) {
-	if is := err == nil; p.readiness.said.Swap(is) != is {
+// logChange logs that the process became ready, or is no longer.
+func (p *process) logChange(err error) {
+	if is := err == nil; p.readiness.logged.Swap(is) != is {
 		if is {
 			p.host.Log.Info("ready")
 		} else {
@@ -92,31 +91,29 @@ func (p *process) noteReady(err error) {
 	}
 }
 
-// A writeCheck finds out whether a service's database takes writes, for all who
-// ask at about the same time.
+// A writeCheck finds out whether a service's database takes writes. Requests at about the same time share an attempt.
 type writeCheck struct {
 	service string
 	try     func(context.Context) error
 
-	mu    sync.Mutex
-	under chan struct{} // closed when the try that is under way has ended; nil while none is
-	ended time.Time     // of the last try
-	err   error         // what it found
+	mu      sync.Mutex
+	running chan struct{} // closed when the running attempt has ended; nil while there is none
+	ended   time.Time     // when the last attempt ended
+	err     error         // its outcome
 }
 
-// verdict is the outcome of a try that has ended within the last second, or of
-// the next one.
-func (c *writeCheck) verdict(ctx context.Context) error {
+// result is the outcome of an attempt that ended within the last second, or of the next attempt.
+func (c *writeCheck) result(ctx context.Context) error {
 	c.mu.Lock()
-	if c.under == nil && time.Since(c.ended) >= checkEvery {
-		c.under = make(chan struct{})
-		go c.run(c.under) //nolint:gosec // G118: the try is for all who ask, and goes on when the first of them has left
+	if c.running == nil && time.Since(c.ended) >= checkEvery {
+		c.running = make(chan struct{})
+		go c.run(c.running) //nolint:gosec // G118: the attempt is for several requests, and goes on when the first of them has ended
 	}
-	under := c.under
+	running := c.running
 	c.mu.Unlock()
-	if under != nil {
+	if running != nil {
 		select {
-		case <-under:
+		case <-running:
 		case <-ctx.Done():
 			return fmt.Errorf("the %s database does not take writes: %w", c.service, sqldb.ErrNoAnswer)
 		}
@@ -129,14 +126,14 @@ func (c *writeCheck) verdict(ctx context.Context) error {
 	return nil
 }
 
-// run tries once. Whoever asked need not wait for it: a driver may not come back
-// from a locked file when its time is up.
+// run makes one attempt. It is apart from the requests, because a driver may not return from a locked file when its time is
+// up.
 func (c *writeCheck) run(done chan struct{}) {
 	ctx, cancel := context.WithTimeout(context.Background(), checkTimeout)
 	defer cancel()
 	err := c.try(ctx)
 	c.mu.Lock()
-	c.under, c.ended, c.err = nil, time.Now(), err
+	c.running, c.ended, c.err = nil, time.Now(), err
 	c.mu.Unlock()
 	close(done)
 }

@@ -12,27 +12,25 @@ import (
 	"time"
 )
 
-// When each part of the stop is to be over, counted from its beginning. Whoever
-// ends early leaves its time to the next, whoever is late is left behind, so that
-// requests which hang do not keep offsets from being committed and leases from
-// being given back. All of it is over before the 60 s that are promised.
+// The deadline of each part of the stop, counted from its beginning. A stage that ends early leaves its time to the next. One
+// that is late is left behind, so that requests which hang do not keep offsets from being committed and leases from being
+// released. All deadlines are before the 60 s that are promised.
 const (
-	doorsStopped  = 40 * time.Second // a grace of 30 s, and the ten of web.Serve
-	engineStopped = 47 * time.Second
-	groundStopped = 52 * time.Second
-	allStopped    = 55 * time.Second
-	maxStopGrace  = 30 * time.Second
+	listenersStopped      = 40 * time.Second // a grace of 30 s, and the ten of web.Serve
+	workersStopped        = 47 * time.Second
+	infrastructureStopped = 52 * time.Second
+	allStopped            = 55 * time.Second
+	maxStopGrace          = 30 * time.Second
 )
 
-// A stage owns goroutines that end together. One that ends before it is told
-// to brings the process down.
+// A stage owns goroutines that are stopped together. One that ends before that stops the process.
 type stage struct {
 	ctx    context.Context
 	cancel context.CancelFunc
 	fail   context.CancelCauseFunc
 
 	mu      sync.Mutex
-	running []string // the names of those that have not ended
+	running []string // the names of the goroutines that have not ended
 	errs    []error
 	ended   chan struct{} // closed when one ends, and replaced
 }
@@ -67,8 +65,8 @@ func (s *stage) Go(name string, fn func(context.Context) error) {
 	}()
 }
 
-// stop ends the stage and waits for its goroutines, no longer than until then.
-// It returns their errors, and the names of those that have not ended.
+// stop cancels the stage and waits for its goroutines until the time. It returns their errors, and the names of the goroutines
+// that have not ended.
 func (s *stage) stop(by time.Time) (left []string, err error) {
 	s.cancel()
 	late := time.NewTimer(time.Until(by))
@@ -88,13 +86,13 @@ func (s *stage) stop(by time.Time) (left []string, err error) {
 	}
 }
 
-// errLeft is wrapped by the error of a stop that something outlived.
+// errLeft is wrapped by the error of a stop that left goroutines behind.
 var errLeft = errors.New("not ended in time, and left behind")
 
-// stop ends everything in good order, each part by its time.
+// stop stops the stages one after the other, each by its deadline.
 func (p *process) stop() error {
 	began := p.stopBegan()
-	p.stayOpen()
+	p.awaitGrace()
 	var errs []error
 	wait := func(s *stage, within time.Duration) (all bool) {
 		left, err := s.stop(began.Add(within))
@@ -107,16 +105,16 @@ func (p *process) stop() error {
 		errs = append(errs, fmt.Errorf("stop: %w: %s", errLeft, names))
 		return false
 	}
-	wait(p.doors, doorsStopped)
-	quiet := wait(p.engine, engineStopped)
-	wait(p.ground, groundStopped)
-	if quiet { // else somebody uses them, and the end of the process closes them as well
+	wait(p.listeners, listenersStopped)
+	quiet := wait(p.workers, workersStopped)
+	wait(p.infrastructure, infrastructureStopped)
+	if quiet { // else workers use the databases, and the end of the process closes them as well
 		wait(p.closing(), allStopped)
 	}
 	return errors.Join(errs...)
 }
 
-// closing closes what is left, last opened first.
+// closing is a stage that closes databases, ports and locks, last opened first.
 func (p *process) closing() *stage {
 	s := newStage(p.ctx, func(error) {})
 	s.cancel()
@@ -132,18 +130,18 @@ func (p *process) closing() *stage {
 	return s
 }
 
-// stayOpen waits until whoever sends requests here has had the time to notice
-// that /readyz says stopping, if there is anybody who asks.
-func (p *process) stayOpen() {
-	if p.asked.Err() == nil || !p.readiness.started.Load() || !p.readiness.asked.Load() || p.listeners["HTTP_ADDR"] == nil {
+// awaitGrace takes requests for STOP_GRACE after /readyz has begun to say stopping, so that load balancers notice first. If
+// /readyz was never asked, there is none, and it returns at once.
+func (p *process) awaitGrace() {
+	if p.parent.Err() == nil || !p.readiness.started.Load() || !p.readiness.probed.Load() || p.ports["HTTP_ADDR"] == nil {
 		return
 	}
 	<-time.After(time.Until(p.stopBegan().Add(p.cfg.StopGrace)))
 }
 
-// lastCalls sends clients elsewhere, if there is an elsewhere, once the stop has
-// begun: each further answer is the last of its connection.
-func (p *process) lastCalls(h http.Handler) http.Handler {
+// closeWhenStopping makes each answer the last of its connection once the stop has begun, so that clients of a load balancer
+// go to other processes.
+func (p *process) closeWhenStopping(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.ctx.Err() != nil {
 			w.Header().Set("Connection", "close")
@@ -152,13 +150,13 @@ func (p *process) lastCalls(h http.Handler) http.Handler {
 	})
 }
 
-// awaitEnd tells why the process stops and waits until it has.
+// awaitEnd logs why the process stops and waits until it has stopped.
 func (p *process) awaitEnd(ended <-chan error) error {
 	began, log := p.stopBegan(), p.host.Log
 	switch why := context.Cause(p.ctx); {
-	case p.asked.Err() != nil:
+	case p.parent.Err() != nil:
 		log.Info("stopping", "because", why.Error())
-	case p.readiness.started.Load(): // logged, too: it is returned only when all has ended
+	case p.readiness.started.Load(): // the error is logged at once, because it is returned only when all has ended
 		log.Error("stopping", "err", why)
 	}
 	late := time.NewTimer(time.Until(began.Add(allStopped + time.Second)))
@@ -169,7 +167,7 @@ func (p *process) awaitEnd(ended <-chan error) error {
 			log.Info("stopped", "seconds", time.Since(began).Seconds())
 		}
 		return err
-	case <-late.C: // it hangs in the middle of the start
+	case <-late.C: // run hangs in the middle of the start
 		err := fmt.Errorf("stop: %w: the start", errLeft)
 		log.Error("not stopped", "err", err)
 		return err

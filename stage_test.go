@@ -20,7 +20,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// stopping is a process with nothing in it but what a test puts there.
+// stopping is a process whose stages are empty.
 func stopping(t *testing.T) (p *process, stop context.CancelFunc, log *bytes.Buffer) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -28,7 +28,7 @@ func stopping(t *testing.T) (p *process, stop context.CancelFunc, log *bytes.Buf
 	return newProcess(ctx, usable(), Host{Log: slog.New(slog.NewTextHandler(log, nil))}), stop, log
 }
 
-// recorder notes when things come to their end.
+// recorder notes in which order things end.
 type recorder struct {
 	mu   sync.Mutex
 	what []string
@@ -42,7 +42,7 @@ func (r *recorder) note(what string) {
 
 func (r *recorder) Close() error { r.note("closed"); return nil }
 
-// obedient ends when it is told.
+// obedient is a goroutine that ends when it is told to.
 func (r *recorder) obedient(name string) (string, func(context.Context) error) {
 	return name, func(ctx context.Context) error {
 		<-ctx.Done()
@@ -51,13 +51,13 @@ func (r *recorder) obedient(name string) (string, func(context.Context) error) {
 	}
 }
 
-func TestStopGoesFromTheDoorsDown(t *testing.T) {
+func TestStopGoesFromTheListenersDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, stop, _ := stopping(t)
 		var ends recorder
-		p.ground.Go(ends.obedient("broker"))
-		p.engine.Go(ends.obedient("relay"))
-		p.doors.Go(ends.obedient("HTTP_ADDR"))
+		p.infrastructure.Go(ends.obedient("broker"))
+		p.workers.Go(ends.obedient("relay"))
+		p.listeners.Go(ends.obedient("HTTP_ADDR"))
 		p.closers = append(p.closers, &ends)
 		began := time.Now()
 		stop()
@@ -70,16 +70,16 @@ func TestStopGoesFromTheDoorsDown(t *testing.T) {
 	})
 }
 
-// Whatever hangs is named and left behind, and the others still get their turn.
+// A goroutine that hangs is named and left behind, and the stages after it are still stopped.
 func TestNothingHoldsTheStopUp(t *testing.T) {
 	for _, c := range []struct {
 		hangs string
 		after time.Duration
 		ended []string
 	}{
-		{"HTTP_ADDR", doorsStopped, []string{"lease", "broker", "closed"}},
-		{"worker", engineStopped, []string{"lease", "broker"}},
-		{"broker", groundStopped, []string{"lease", "closed"}},
+		{"HTTP_ADDR", listenersStopped, []string{"lease", "broker", "closed"}},
+		{"worker", workersStopped, []string{"lease", "broker"}},
+		{"broker", infrastructureStopped, []string{"lease", "closed"}},
 		{"closing", allStopped, []string{"lease", "broker"}},
 	} {
 		t.Run(c.hangs, func(t *testing.T) {
@@ -95,13 +95,13 @@ func TestNothingHoldsTheStopUp(t *testing.T) {
 					}
 					s.Go(ends.obedient(name))
 				}
-				add(p.ground, "broker")
-				add(p.engine, "lease")
+				add(p.infrastructure, "broker")
+				add(p.workers, "lease")
 				if c.hangs == "worker" {
-					add(p.engine, "worker")
+					add(p.workers, "worker")
 				}
 				if c.hangs == "HTTP_ADDR" {
-					add(p.doors, "HTTP_ADDR")
+					add(p.listeners, "HTTP_ADDR")
 				}
 				p.closers = append(p.closers, &ends)
 				if c.hangs == "closing" {
@@ -130,7 +130,7 @@ type closeFunc func() error
 
 func (f closeFunc) Close() error { return f() }
 
-// A start that does not come back when it is told to stop holds nothing up either.
+// A start that does not return when the process is told to stop is left behind as well.
 func TestAStartThatHangsIsLeftBehind(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, stop, log := stopping(t)
@@ -143,13 +143,13 @@ func TestAStartThatHangsIsLeftBehind(t *testing.T) {
 	})
 }
 
-// Every end has its reason in the log.
+// The reason of every stop is in the log at once.
 func TestWhatFailedIsLoggedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _, log := stopping(t)
 		p.readiness.started.Store(true)
-		p.engine.Go("relay", func(context.Context) error { return nil })
-		p.engine.Go("worker", func(ctx context.Context) error { <-ctx.Done(); return errors.New("and so did this") })
+		p.workers.Go("relay", func(context.Context) error { return nil })
+		p.workers.Go("worker", func(ctx context.Context) error { <-ctx.Done(); return errors.New("and so did this") })
 		<-p.ctx.Done()
 		ended := make(chan error, 1)
 		go func() { ended <- p.stop() }()
@@ -163,8 +163,8 @@ func TestWhatFailedIsLoggedAtOnce(t *testing.T) {
 	})
 }
 
-// Only where somebody looks at /readyz is there a reason to wait until he has.
-func TestGraceIsForWhoeverLooks(t *testing.T) {
+// The grace is for load balancers that look at /readyz: where nothing looks, the process stops at once.
+func TestGraceIsForLoadBalancers(t *testing.T) {
 	for name, c := range map[string]struct {
 		looked, started, told bool
 		grace                 time.Duration
@@ -179,7 +179,7 @@ func TestGraceIsForWhoeverLooks(t *testing.T) {
 				p, stop, _ := stopping(t)
 				defer stop()
 				p.cfg.StopGrace = 5 * time.Second
-				p.listeners["HTTP_ADDR"] = new(net.TCPListener)
+				p.ports["HTTP_ADDR"] = new(net.TCPListener)
 				p.readiness.started.Store(c.started)
 				if c.looked {
 					_ = p.ready(t.Context())
@@ -193,7 +193,7 @@ func TestGraceIsForWhoeverLooks(t *testing.T) {
 				if err := p.ready(t.Context()); err == nil || err.Error() != "stopping" {
 					t.Errorf("ready: %v", err)
 				}
-				p.readiness.asked.Store(c.looked)
+				p.readiness.probed.Store(c.looked)
 				began := time.Now()
 				if err := p.stop(); err != nil || time.Since(began) != c.grace {
 					t.Errorf("%v after %v, want %v", err, time.Since(began), c.grace)
@@ -203,7 +203,7 @@ func TestGraceIsForWhoeverLooks(t *testing.T) {
 	}
 }
 
-// Many who ask are one question, and one a second.
+// Many requests share an attempt, and there is one attempt a second.
 func TestWritesAreTriedOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tries atomic.Int32
@@ -216,7 +216,7 @@ func TestWritesAreTriedOnceASecond(t *testing.T) {
 		for range 100 {
 			all.Go(func() {
 				for range 25 { // 5 s
-					if err := c.verdict(t.Context()); err != nil {
+					if err := c.result(t.Context()); err != nil {
 						t.Error(err)
 					}
 					time.Sleep(200 * time.Millisecond)
@@ -230,7 +230,7 @@ func TestWritesAreTriedOnceASecond(t *testing.T) {
 	})
 }
 
-// A try that does not come back keeps nobody waiting, and is not made a second time meanwhile.
+// An attempt that does not return holds no request up, and no second one is made meanwhile.
 func TestATryThatHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var tries atomic.Int32
@@ -241,7 +241,7 @@ func TestATryThatHangs(t *testing.T) {
 		}}
 		for range 5 {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-			if err := c.verdict(ctx); !errors.Is(err, sqldb.ErrNoAnswer) || !strings.Contains(err.Error(), "order database") {
+			if err := c.result(ctx); !errors.Is(err, sqldb.ErrNoAnswer) || !strings.Contains(err.Error(), "order database") {
 				t.Error(err)
 			}
 			cancel()
@@ -250,13 +250,13 @@ func TestATryThatHangs(t *testing.T) {
 		if n := tries.Load(); n != 1 {
 			t.Errorf("%d tries", n)
 		}
-		if err := c.verdict(t.Context()); err != nil {
+		if err := c.result(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// What is being waited for is told with its reason.
+// /readyz says for what the process waits, and why.
 func TestReadyTellsWhatIsWaitedFor(t *testing.T) {
 	p, stop, _ := stopping(t)
 	defer stop()
@@ -274,10 +274,10 @@ func TestReadyTellsWhatIsWaitedFor(t *testing.T) {
 	}
 }
 
-// The last answers of a process that stops send their clients elsewhere.
-func TestLastCallsCloseTheirConnections(t *testing.T) {
+// The answers of a process that stops close their connections.
+func TestConnectionsAreClosedWhenStopping(t *testing.T) {
 	p, stop, _ := stopping(t)
-	h := p.lastCalls(http.NotFoundHandler())
+	h := p.closeWhenStopping(http.NotFoundHandler())
 	for _, want := range []string{"", "close"} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))

@@ -23,22 +23,21 @@ func virtually(t *testing.T, fn func(t *testing.T)) {
 	kafkatest.Bubble(t, fn)
 }
 
-// The whole system in one bubble: everything that stands in the README, with
-// nothing too much.
+// One order in the whole system: paid within a second, charged once, with all messages and events, and none too many.
 func TestVirtualHappyPath(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
 		id := w.place("ivan@example.com")
 		began := time.Now()
-		w.ends(id, "paid", 5*time.Second)
+		w.wantStatus(id, "paid", 5*time.Second)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("paid after %v", took)
 		}
-		w.told("ivan@example.com", 2, 2)
-		if n := w.asked(http.MethodPost); n != 1 {
+		w.wantMessages("ivan@example.com", 2, 2)
+		if n := w.providerRequests(http.MethodPost); n != 1 {
 			t.Errorf("the provider was asked for %d charges", n)
 		}
-		if n := w.charged(id); n != 1 {
+		if n := w.charges(id); n != 1 {
 			t.Errorf("charged %d times", n)
 		}
 		records := w.records()
@@ -53,14 +52,14 @@ func TestVirtualProviderFailsTwice(t *testing.T) {
 		w := open(t, nil)
 		w.send(http.MethodPut, sandboxAddr+"/payments/behaviour", map[string]any{"error_rate": 1})
 		id := w.place("ivan@example.com")
-		w.until("the provider has failed twice", time.Minute, func() bool { return w.asked(http.MethodPost)+w.asked(http.MethodGet) >= 2 })
+		w.until("the provider has failed twice", time.Minute, func() bool { return w.providerRequests(http.MethodPost)+w.providerRequests(http.MethodGet) >= 2 })
 		if s := w.status(id); s != "pending" {
 			t.Errorf("the order is %s", s)
 		}
 		w.send(http.MethodPut, sandboxAddr+"/payments/behaviour", map[string]any{})
-		w.ends(id, "paid", 10*time.Minute)
-		w.told("ivan@example.com", 2, 2)
-		if n := w.charged(id); n != 1 {
+		w.wantStatus(id, "paid", 10*time.Minute)
+		w.wantMessages("ivan@example.com", 2, 2)
+		if n := w.charges(id); n != 1 {
 			t.Errorf("charged %d times", n)
 		}
 		keys := map[string]bool{}
@@ -75,8 +74,8 @@ func TestVirtualProviderFailsTwice(t *testing.T) {
 	})
 }
 
-// The provider charges and never answers, cuts the line, answers late: each is
-// charged once and ends paid.
+// The provider charges an order and does not answer, closes the connection, or answers late: each order is charged once and
+// becomes paid.
 func TestVirtualProviderChargesWithoutAnAnswer(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
@@ -85,11 +84,11 @@ func TestVirtualProviderChargesWithoutAnAnswer(t *testing.T) {
 			ids[tag] = w.place("ivan+" + tag + "@example.com")
 		}
 		for _, id := range ids {
-			w.ends(id, "paid", 10*time.Minute)
+			w.wantStatus(id, "paid", 10*time.Minute)
 		}
 		for tag, id := range ids {
-			w.told("ivan+"+tag+"@example.com", 2, 2)
-			if n := w.charged(id); n != 1 {
+			w.wantMessages("ivan+"+tag+"@example.com", 2, 2)
+			if n := w.charges(id); n != 1 {
 				t.Errorf("%s: charged %d times", tag, n)
 			}
 		}
@@ -100,15 +99,15 @@ func TestVirtualDeclined(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
 		id := w.place("ivan+declined@example.com")
-		w.ends(id, "payment_failed", time.Minute)
-		w.told("ivan+declined@example.com", 2, 2)
+		w.wantStatus(id, "payment_failed", time.Minute)
+		w.wantMessages("ivan+declined@example.com", 2, 2)
 		if got := eventTypes(w.records(), "order-events", id); !slices.Equal(got, []string{"OrderCreated", "OrderPaymentFailed"}) {
 			t.Errorf("%v", got)
 		}
 	})
 }
 
-// Every record of both topics comes again, twice, in the worst order.
+// Every record of both topics comes again twice, in reverse order, and has no effect.
 func TestVirtualDuplicates(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
@@ -116,16 +115,16 @@ func TestVirtualDuplicates(t *testing.T) {
 		for _, name := range []string{"anna", "boris+declined", "vera"} {
 			ids[name] = w.place(name + "@example.com")
 		}
-		w.ends(ids["anna"], "paid", time.Minute)
-		w.ends(ids["vera"], "paid", time.Minute)
-		w.ends(ids["boris+declined"], "payment_failed", time.Minute)
+		w.wantStatus(ids["anna"], "paid", time.Minute)
+		w.wantStatus(ids["vera"], "paid", time.Minute)
+		w.wantStatus(ids["boris+declined"], "payment_failed", time.Minute)
 		records := w.records()
 		slices.Reverse(records)
 		w.produce(records...)
 		w.produce(records...)
 		for name, id := range ids {
-			w.told(name+"@example.com", 2, 2)
-			if n := w.charged(id); n != 1 {
+			w.wantMessages(name+"@example.com", 2, 2)
+			if n := w.charges(id); n != 1 {
 				t.Errorf("%s was charged %d times", name, n)
 			}
 		}
@@ -135,15 +134,14 @@ func TestVirtualDuplicates(t *testing.T) {
 	})
 }
 
-// The two topics have no order between them: notification is handed the same
-// records with either topic first, and the customers are told the same.
+// The two topics have no order between them: whichever topic notification reads first, it sends the same messages.
 func TestVirtualEitherTopicFirst(t *testing.T) {
 	t.Parallel()
 	var records []*kgo.Record
 	kafkatest.Bubble(t, func(t *testing.T) {
 		w := open(t, nil)
-		w.ends(w.place("anna@example.com"), "paid", time.Minute)
-		w.ends(w.place("boris+declined@example.com"), "payment_failed", time.Minute)
+		w.wantStatus(w.place("anna@example.com"), "paid", time.Minute)
+		w.wantStatus(w.place("boris+declined@example.com"), "payment_failed", time.Minute)
 		records = w.records()
 	})
 	for _, first := range []string{"order-events", "payment-events"} {
@@ -160,21 +158,21 @@ func TestVirtualEitherTopicFirst(t *testing.T) {
 			})
 			for i, r := range records {
 				if i > 0 && records[i-1].Topic != r.Topic {
-					time.Sleep(10 * time.Minute) // virtual: what could be done is done
+					time.Sleep(10 * time.Minute) // virtual: longer than any retry
 				}
 				w.produce(r)
 			}
-			w.told("anna@example.com", 2, 2)
-			w.told("boris+declined@example.com", 2, 2)
+			w.wantMessages("anna@example.com", 2, 2)
+			w.wantMessages("boris+declined@example.com", 2, 2)
 		})
 	}
 }
 
-// The broker is away for minutes while orders come in: each is taken, and each ends.
+// Orders are accepted while the broker is away for minutes, and paid when it is back.
 func TestVirtualBrokerCut(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
-		w.ends(w.place("first@example.com"), "paid", time.Minute)
+		w.wantStatus(w.place("first@example.com"), "paid", time.Minute)
 		var ids []string
 		for i := range 6 {
 			switch i {
@@ -194,20 +192,19 @@ func TestVirtualBrokerCut(t *testing.T) {
 		}
 		w.net.Heal(brokerAddr)
 		for _, id := range ids {
-			w.ends(id, "paid", 2*time.Minute)
-			if n := w.charged(id); n != 1 {
+			w.wantStatus(id, "paid", 2*time.Minute)
+			if n := w.charges(id); n != 1 {
 				t.Errorf("charged %d times", n)
 			}
 		}
 		for i := range ids {
-			w.told(fmt.Sprintf("guest%d@example.com", i), 2, 2)
+			w.wantMessages(fmt.Sprintf("guest%d@example.com", i), 2, 2)
 		}
 	})
 }
 
-// One order's event cannot be handled: it is tried three times, then dead and
-// on the dead-letter topic; others flow meanwhile. Once the cause is mended and
-// it is replayed, its order ends like any other.
+// An event that cannot be handled is tried three times and becomes a dead letter, while other orders are paid. When its cause
+// is gone and it is replayed, its order is paid, too.
 func TestVirtualPoisonAndReplay(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, nil)
@@ -216,35 +213,34 @@ func TestVirtualPoisonAndReplay(t *testing.T) {
 		poison := w.place("poison@example.com")
 		began := time.Now()
 		other := w.place("other@example.com")
-		w.ends(other, "paid", 5*time.Second)
-		var letters []*kgo.Record
+		w.wantStatus(other, "paid", 5*time.Second)
+		var deadLetters []*kgo.Record
 		w.until("there is a dead letter", 2*time.Minute, func() bool {
-			letters = w.records("order-events-dlq")
-			return len(letters) > 0
+			deadLetters = w.records("order-events-dlq")
+			return len(deadLetters) > 0
 		})
 		if d := time.Since(began); d < 15*time.Second {
 			t.Errorf("dead after %v: attempts come 5 and 10 seconds apart", d)
 		}
-		if len(letters) != 1 || string(letters[0].Key) != poison || !strings.Contains(string(letters[0].Value), `"retry_count":3`) {
-			t.Errorf("%d dead letters, the first of %s: %s", len(letters), letters[0].Key, letters[0].Value)
+		if len(deadLetters) != 1 || string(deadLetters[0].Key) != poison || !strings.Contains(string(deadLetters[0].Value), `"retry_count":3`) {
+			t.Errorf("%d dead deadLetters, the first of %s: %s", len(deadLetters), deadLetters[0].Key, deadLetters[0].Value)
 		}
 		time.Sleep(5 * time.Minute) // virtual
-		if s := w.status(poison); s != "pending" || w.charged(poison) != 0 {
+		if s := w.status(poison); s != "pending" || w.charges(poison) != 0 {
 			t.Errorf("the poisoned order is %s", s)
 		}
 		w.exec(db, `DROP TRIGGER poison`)
 		w.exec(db, `UPDATE parked_records SET state = 'retrying', due_at = $1, attempts = 0 WHERE state = 'dead'`, sqldb.Now())
-		w.ends(poison, "paid", time.Minute)
-		w.told("poison@example.com", 2, 2)
-		w.told("other@example.com", 2, 2)
-		if n := w.charged(poison); n != 1 {
+		w.wantStatus(poison, "paid", time.Minute)
+		w.wantMessages("poison@example.com", 2, 2)
+		w.wantMessages("other@example.com", 2, 2)
+		if n := w.charges(poison); n != 1 {
 			t.Errorf("charged %d times", n)
 		}
 	})
 }
 
-// An order that is still pending after ORDER_DEADLINE is marked, and no longer
-// once it is paid.
+// An order that is pending after ORDER_DEADLINE is marked until it is paid.
 func TestVirtualOrderDeadline(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, func(c *Config) { c.OrderDeadline = 5 * time.Minute })
@@ -252,20 +248,19 @@ func TestVirtualOrderDeadline(t *testing.T) {
 		w.exec(db, `CREATE TRIGGER poison BEFORE INSERT ON payments BEGIN SELECT RAISE(ABORT, 'poison'); END`)
 		id := w.place("ivan@example.com")
 		time.Sleep(290 * time.Second) // virtual
-		if n := w.marked(); n != "0" {
+		if n := w.ordersMarked(); n != "0" {
 			t.Errorf("%s orders are marked before the deadline", n)
 		}
-		w.until("the order is marked", 3*time.Minute, func() bool { return w.marked() == "1" })
+		w.until("the order is marked", 3*time.Minute, func() bool { return w.ordersMarked() == "1" })
 		w.exec(db, `DROP TRIGGER poison`)
 		w.exec(db, `UPDATE parked_records SET state = 'retrying', due_at = $1, attempts = 0 WHERE state = 'dead'`, sqldb.Now())
-		w.ends(id, "paid", time.Minute)
-		w.until("the mark is gone", 3*time.Minute, func() bool { return w.marked() == "0" })
+		w.wantStatus(id, "paid", time.Minute)
+		w.until("the mark is gone", 3*time.Minute, func() bool { return w.ordersMarked() == "0" })
 	})
 }
 
-// marked is how many orders stand in the metric of those that need a human
-// because their deadline has passed.
-func (w *town) marked() string {
+// ordersMarked is the metric of orders whose deadline has passed.
+func (w *virtualSystem) ordersMarked() string {
 	w.t.Helper()
 	var metrics string
 	w.get(adminAddr+"/metrics", &metrics)
@@ -277,8 +272,7 @@ func (w *town) marked() string {
 	return "none"
 }
 
-// The provider knows nothing of a charge, however often it is asked: after
-// PAYMENT_TTL the payment has failed, and nothing was charged.
+// A charge that the provider does not know after PAYMENT_TTL is a failed payment, and the customer is not charged.
 func TestVirtualPaymentTTL(t *testing.T) {
 	virtually(t, func(t *testing.T) {
 		w := open(t, func(c *Config) { c.PaymentTTL = 4 * time.Minute })
@@ -287,9 +281,9 @@ func TestVirtualPaymentTTL(t *testing.T) {
 		if s := w.status(id); s != "pending" {
 			t.Errorf("before PAYMENT_TTL the order is %s", s)
 		}
-		w.ends(id, "payment_failed", 10*time.Minute)
-		w.told("ivan+hang-always@example.com", 2, 2)
-		if n := w.charged(id); n != 0 {
+		w.wantStatus(id, "payment_failed", 10*time.Minute)
+		w.wantMessages("ivan+hang-always@example.com", 2, 2)
+		if n := w.charges(id); n != 0 {
 			t.Errorf("charged %d times", n)
 		}
 	})

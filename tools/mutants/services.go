@@ -132,21 +132,21 @@ var services = []mutant{
 		test: "./sqldb -run ^TestCheckWritesHearsOfFlushes$",
 	},
 	{
-		name: "stop: what hangs is waited for",
+		name: "stop: a goroutine that hangs is waited for",
 		old:  `			timeIsUp = true`,
 		new:  `			timeIsUp = len(running) == 0`,
 		test: ". -run ^TestNothingHoldsTheStopUp$",
 	},
 	{
 		name: "stop: requests are refused before anybody can notice",
-		old:  `	p.stayOpen()`,
+		old:  `	p.awaitGrace()`,
 		new:  ``,
 		test: "./e2e -run ^TestRequestsAreTakenWhileItStops$",
 	},
 	{
-		name: "start: the door waits for the databases without a word",
-		old:  `p.startDoors, p.startSandbox, p.startBroker, p.startFrontend, p.startServices,`,
-		new:  `p.startSandbox, p.startBroker, p.startFrontend, p.startServices, p.startDoors,`,
+		name: "start: HTTP_ADDR is not served before the databases are there",
+		old:  `p.startListeners, p.startSandbox, p.startBroker, p.startFrontend, p.startServices,`,
+		new:  `p.startSandbox, p.startBroker, p.startFrontend, p.startServices, p.startListeners,`,
 		test: "./e2e -run ^TestStartWithTheDatabaseAway$/^hangs",
 	},
 	{

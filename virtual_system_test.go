@@ -34,21 +34,20 @@ const (
 	brokerAddr  = "127.0.0.1:9092"
 )
 
-// A town is a whole system that runs in a bubble, and what surrounds it: the
-// customers, the sandbox, somebody who reads the topics.
-type town struct {
-	t      *testing.T
-	cfg    Config
-	net    *kafkatest.Network
-	client *http.Client
-	log    *safeBuffer
-	orders []string
-	rested bool // what could come too often has had the time to
+// A virtualSystem is a whole system in a bubble, with customers, sandbox and a reader of the topics.
+type virtualSystem struct {
+	t             *testing.T
+	cfg           Config
+	net           *kafkatest.Network
+	client        *http.Client
+	log           *safeBuffer
+	orders        []string
+	waitedForMore bool // the wait of wantMessages for one message too many is over
 }
 
 // open starts the system. It is stopped when the test ends, which must be
 // within the bubble.
-func open(t *testing.T, change func(*Config)) *town {
+func open(t *testing.T, change func(*Config)) *virtualSystem {
 	t.Helper()
 	cfg := usable()
 	cfg.DataDir, cfg.MailFrom = t.TempDir(), "orders@pizza.example"
@@ -58,16 +57,16 @@ func open(t *testing.T, change func(*Config)) *town {
 	if change != nil {
 		change(&cfg)
 	}
-	w := &town{t: t, cfg: cfg, net: kafkatest.NewNetwork(), log: new(safeBuffer)}
+	w := &virtualSystem{t: t, cfg: cfg, net: kafkatest.NewNetwork(), log: new(safeBuffer)}
 	w.net.Latency = func() time.Duration { return 200 * time.Microsecond }
 	w.client = &http.Client{Transport: &http.Transport{DialContext: w.net.Dial, DisableKeepAlives: true}}
 	w.run()
-	t.Cleanup(w.tellAll)
+	t.Cleanup(w.logHistory)
 	return w
 }
 
 // run runs the system until the test ends, and waits until it is ready.
-func (w *town) run() {
+func (w *virtualSystem) run() {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -91,7 +90,7 @@ func (w *town) run() {
 }
 
 // until waits for a condition, in virtual time.
-func (w *town) until(what string, limit time.Duration, ok func() bool) {
+func (w *virtualSystem) until(what string, limit time.Duration, ok func() bool) {
 	w.t.Helper()
 	for end := time.Now().Add(limit); !ok(); time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -100,8 +99,8 @@ func (w *town) until(what string, limit time.Duration, ok func() bool) {
 	}
 }
 
-// get reads JSON; a sandbox that is asked too early answers nothing.
-func (w *town) get(url string, into any) {
+// get reads JSON, or text into a string.
+func (w *virtualSystem) get(url string, into any) {
 	w.t.Helper()
 	res, err := w.client.Get("http://" + url)
 	if err != nil {
@@ -122,7 +121,7 @@ func (w *town) get(url string, into any) {
 	}
 }
 
-func (w *town) send(method, url string, body any) []byte {
+func (w *virtualSystem) send(method, url string, body any) []byte {
 	w.t.Helper()
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -146,7 +145,7 @@ func (w *town) send(method, url string, body any) []byte {
 }
 
 // place orders a pizza for an e-mail address.
-func (w *town) place(email string) (id string) {
+func (w *virtualSystem) place(email string) (id string) {
 	w.t.Helper()
 	var menu struct {
 		Pizzas []struct {
@@ -168,7 +167,7 @@ func (w *town) place(email string) (id string) {
 	return placed.OrderID
 }
 
-// phoneOf gives every address a number of its own.
+// phoneOf is a phone number for an e-mail address, mostly another for each.
 func phoneOf(email string) string {
 	sum := 0
 	for _, b := range []byte(email) {
@@ -177,7 +176,7 @@ func phoneOf(email string) string {
 	return fmt.Sprintf("+7900%07d", sum)
 }
 
-func (w *town) status(id string) string {
+func (w *virtualSystem) status(id string) string {
 	w.t.Helper()
 	var order struct {
 		Status string `json:"status"`
@@ -186,8 +185,8 @@ func (w *town) status(id string) string {
 	return order.Status
 }
 
-// ends waits for the order's final state.
-func (w *town) ends(id, status string, limit time.Duration) {
+// wantStatus waits until the order has the status.
+func (w *virtualSystem) wantStatus(id, status string, limit time.Duration) {
 	w.t.Helper()
 	w.until("order "+id+" is "+status, limit, func() bool { return w.status(id) == status })
 }
@@ -204,20 +203,20 @@ type sandboxRow struct {
 	At             time.Time `json:"received_at"`
 }
 
-func (w *town) list(path string) (rows []sandboxRow) {
+func (w *virtualSystem) list(path string) (rows []sandboxRow) {
 	w.t.Helper()
 	w.get(sandboxAddr+path, &rows)
 	return rows
 }
 
-// charged is how often an order was charged.
-func (w *town) charged(id string) int {
+// charges is how often an order was charged.
+func (w *virtualSystem) charges(id string) int {
 	w.t.Helper()
 	return len(w.list("/payments/charges?order_reference=" + id))
 }
 
-// told checks how many mails and SMS went to a customer.
-func (w *town) told(email string, mails, sms int) {
+// wantMessages waits for so many mails and SMS to a customer, and wants no more.
+func (w *virtualSystem) wantMessages(email string, mails, sms int) {
 	w.t.Helper()
 	phone := phoneOf(email)
 	count := func() (int, int) {
@@ -227,17 +226,17 @@ func (w *town) told(email string, mails, sms int) {
 		m, s := count()
 		return m >= mails && s >= sms
 	})
-	if !w.rested {
-		w.rested = true
-		time.Sleep(2 * time.Minute) // virtual: time for one too many
+	if !w.waitedForMore {
+		w.waitedForMore = true
+		time.Sleep(2 * time.Minute) // virtual: time for one message too many
 	}
 	if m, s := count(); m != mails || s != sms {
 		w.t.Errorf("%s got %d mails and %d SMS, want %d and %d", email, m, s, mails, sms)
 	}
 }
 
-// asked counts the provider's requests by method.
-func (w *town) asked(method string) (n int) {
+// providerRequests counts the requests of a method to the provider.
+func (w *virtualSystem) providerRequests(method string) (n int) {
 	w.t.Helper()
 	for _, r := range w.list("/payments/requests") {
 		if r.Method == method {
@@ -247,12 +246,12 @@ func (w *town) asked(method string) (n int) {
 	return n
 }
 
-func (w *town) kafka() kafka.Config {
+func (w *virtualSystem) kafka() kafka.Config {
 	return kafka.Config{Brokers: []string{brokerAddr}, Dial: w.net.Dial}
 }
 
 // produce sends records as they are.
-func (w *town) produce(records ...*kgo.Record) {
+func (w *virtualSystem) produce(records ...*kgo.Record) {
 	w.t.Helper()
 	opts, err := w.kafka().Options()
 	if err != nil {
@@ -271,8 +270,8 @@ func (w *town) produce(records ...*kgo.Record) {
 	}
 }
 
-// records is all that is on the topics, or on those named.
-func (w *town) records(topics ...string) (all []*kgo.Record) {
+// records are all records of the topics; without names, of the event topics.
+func (w *virtualSystem) records(topics ...string) (all []*kgo.Record) {
 	w.t.Helper()
 	opts, err := w.kafka().Options()
 	if err != nil {
@@ -286,7 +285,7 @@ func (w *town) records(topics ...string) (all []*kgo.Record) {
 		w.t.Fatal(err)
 	}
 	defer client.Close()
-	for { // until nothing comes for a while
+	for { // until a poll is empty
 		ctx, cancel := context.WithTimeout(w.t.Context(), 3*time.Second)
 		fetched := client.PollFetches(ctx).Records()
 		cancel()
@@ -308,8 +307,8 @@ func eventTypes(records []*kgo.Record, topic, key string) (types []string) {
 	return types
 }
 
-// database opens a service's database beside it.
-func (w *town) database(service string) *sqldb.DB {
+// database opens a service's database while the service runs.
+func (w *virtualSystem) database(service string) *sqldb.DB {
 	w.t.Helper()
 	db, err := sqldb.Open(w.t.Context(), "sqlite:"+filepath.Join(w.cfg.DataDir, service+".db"))
 	if err != nil {
@@ -323,16 +322,15 @@ func (w *town) database(service string) *sqldb.DB {
 	return db
 }
 
-func (w *town) exec(db *sqldb.DB, query string, args ...any) {
+func (w *virtualSystem) exec(db *sqldb.DB, query string, args ...any) {
 	w.t.Helper()
 	if _, err := db.ExecContext(w.t.Context(), query, args...); err != nil {
 		w.t.Fatal(err)
 	}
 }
 
-// tellAll prints the whole history of each order of a failed test. It reads the
-// sandbox's files and the topics, which may not be served any more.
-func (w *town) tellAll() {
+// logHistory logs the history of each order of a failed test. It reads files, because the system may have stopped.
+func (w *virtualSystem) logHistory() {
 	if !w.t.Failed() {
 		return
 	}
@@ -356,7 +354,7 @@ func (w *town) tellAll() {
 	}
 }
 
-func (w *town) lines(service, query string, arg string) (out []string) {
+func (w *virtualSystem) lines(service, query string, arg string) (out []string) {
 	db, err := sqldb.Open(context.Background(), "sqlite:"+filepath.Join(w.cfg.DataDir, service+".db"))
 	if err != nil {
 		return []string{err.Error()}
@@ -377,7 +375,7 @@ func (w *town) lines(service, query string, arg string) (out []string) {
 	return out
 }
 
-// A safeBuffer is written by many.
+// A safeBuffer is safe for concurrent use.
 type safeBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
