@@ -94,7 +94,7 @@ func occupy(t *testing.T, db *sqldb.DB) {
 
 // With a topic that refuses everything, and others that flow above it, the
 // relay tells what waits by what it knows: nobody asks a database that has
-// grown while the floor stood still, or has no connection left.
+// grown while the low watermark stood still, or has no connection left.
 func TestMetricsOfARefusedTopic(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.log = slog.New(slog.DiscardHandler) // a line for each refusal
@@ -112,7 +112,7 @@ func TestMetricsOfARefusedTopic(t *testing.T) {
 		}
 		relay, reg := f.watchedRelay(f.kafka...)
 		stop := testkit.Run(t, relay.Run)
-		for range 30 { // many ranges above the floor
+		for range 30 { // many ranges above the low watermark
 			f.move("good", 1)
 			published := f.count(`SELECT version FROM accounts WHERE id = 'good'`)
 			testkit.Eventually(t, "it is published", func() bool {

@@ -320,7 +320,7 @@ func (w *world) column(query string, args ...any) (out []string) {
 	return out
 }
 
-// checkMarks wants nothing marked, or left behind by the floor, that is not on
+// checkMarks wants nothing marked, or left behind by the low watermark, that is not on
 // its topic, and nothing on a topic that was not committed.
 func (w *world) checkMarks() {
 	w.t.Helper()

@@ -34,7 +34,7 @@
 // One publisher at a time, replaced within seconds. Of all the relays of one
 // database the holder of a lease publishes; a holder that sleeps through the end of
 // its lease can repeat records, and never hide one. Needs: clocks that run, not clocks that agree.
-// Shown by TestTakeOverWithinSeconds, TestStoppedInMidRound,
+// Shown by TestTakeOverWithinSeconds, TestStoppedInMidBatch,
 // TestFailOverToALaggingStandby.
 //
 // Handled exactly once for each group. The mark in the inbox, what the handler

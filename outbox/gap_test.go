@@ -21,7 +21,7 @@ import (
 )
 
 // A transaction that drew its number early and commits late is neither missed
-// nor waited for; one that rolls back does not hold the floor back for ever.
+// nor waited for; one that rolls back does not hold the low watermark back for ever.
 func TestLateCommitIsNotMissed(t *testing.T) {
 	f := newFixture(t, sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema}), kafkatest.Start(t, topics()...))
 	testkit.Run(t, f.relay().Run)
@@ -52,7 +52,7 @@ func TestLateCommitIsNotMissed(t *testing.T) {
 	}
 	testkit.Eventually(t, "what is committed is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_published`) > 0 })
 	if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
-		t.Errorf("floor %d: it has passed numbers whose fate is open", floor)
+		t.Errorf("low watermark %d: it has passed numbers whose fate is open", floor)
 	}
 	late(true)
 	testkit.Eventually(t, "the late commit is published", func() bool {
@@ -60,7 +60,7 @@ func TestLateCommitIsNotMissed(t *testing.T) {
 	})
 	rolledBack(false)
 	f.move("early", 1)
-	testkit.Eventually(t, "the floor passes the number that was rolled back", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 6 })
+	testkit.Eventually(t, "the low watermark passes the number that was rolled back", func() bool { return f.count(`SELECT floor FROM outbox_lease`) == 6 })
 }
 
 // Sixteen writers with rollbacks, savepoints and several events a transaction,
@@ -116,7 +116,7 @@ func TestRelayUnderConcurrentWriters(t *testing.T) {
 		if restarts%2 == 0 { // a clean stop, and another takes over
 			stop()
 			stop = testkit.Run(t, f.relay().Run)
-		} else if _, err := f.db.Exec(`UPDATE outbox_lease SET epoch = epoch + 1, holder = ''`); err != nil { // as if taken over in mid-round
+		} else if _, err := f.db.Exec(`UPDATE outbox_lease SET epoch = epoch + 1, holder = ''`); err != nil { // as if taken over in mid-batch
 			t.Fatal(err)
 		}
 		testkit.Eventually(t, "somebody leads again", func() bool {

@@ -143,7 +143,7 @@ type elsewhere struct{ Moved }
 
 func (elsewhere) Topic() string { return "moves-dlq" }
 
-// Two topics number the events of one id each for themselves, handed over from
+// Two topics number the events of one id each for themselves, offered from
 // memory as well as read.
 func TestOneIDOnTwoTopics(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {

@@ -93,7 +93,7 @@ type Strayed struct{ Moved }
 
 func (Strayed) Topic() string { return "nowhere" }
 
-// More events of a topic that refuses everything than fit into a round do not
+// More events of a topic that refuses everything than fit into a batch do not
 // keep the others from being published.
 func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
@@ -114,7 +114,7 @@ func TestRefusedTopicStopsNobodyElse(t *testing.T) {
 			return f.count(`SELECT COUNT(*) FROM outbox WHERE topic = 'moves' AND published_at IS NOT NULL`) == 1
 		})
 		if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
-			t.Errorf("floor %d has passed events that are not published", floor)
+			t.Errorf("low watermark %d has passed events that are not published", floor)
 		}
 		testkit.Eventually(t, "what waits is shown", func() bool {
 			return f.count(`SELECT COALESCE(MAX(waiting), 0) FROM outbox_lanes WHERE lane = 'nowhere' AND reason LIKE 'UNKNOWN_TOPIC%'`) == 1200

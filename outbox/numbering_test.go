@@ -36,7 +36,7 @@ func TestRepairNumbering(t *testing.T) {
 	}{
 		{"new", nil, 1, nil},
 		{"pruned", []string{`UPDATE outbox_lease SET floor = 700`}, 701, []string{"outbox_events"}},
-		{"published above the floor", []string{
+		{"published above the low watermark", []string{
 			`UPDATE outbox_lease SET floor = 5`, `INSERT INTO outbox_published (first_seq, last_seq, published_at) VALUES (1, 6, '2026-01-01 00:00:00+00:00'), (8, 900, '2026-01-01 00:00:00+00:00')`,
 		}, 901, []string{"outbox_events"}},
 		{"an action", []string{anAction}, 1, []string{"operator_actions"}},

@@ -78,7 +78,7 @@ func TestOperatorMendsABlockedKey(t *testing.T) {
 		if got != "134" {
 			t.Errorf("versions %s, want 1, 3, 4", got)
 		}
-		testkit.Eventually(t, "the floor passes the skipped one", func() bool {
+		testkit.Eventually(t, "the low watermark passes the skipped one", func() bool {
 			s, err := op.Status(t.Context())
 			return err == nil && s.Blocked == 0 && s.Skipped == 1 && s.Floor == 5
 		})

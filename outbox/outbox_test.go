@@ -246,7 +246,7 @@ func TestSecondRelayTakesOver(t *testing.T) {
 	})
 }
 
-// A holder that died in mid-round leaves records sent and not marked: they are
+// A holder that died in mid-batch leaves records sent and not marked: they are
 // sent again, and the lease is taken although nobody gave it back.
 func TestTakeOverFromTheDead(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
@@ -308,7 +308,7 @@ func TestOversizedEventStopsItsKeyOnly(t *testing.T) {
 			return f.count(`SELECT COUNT(*) FROM outbox_blocked`) == 2 && f.count(`SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`) == 2
 		})
 		if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 5 {
-			t.Errorf("floor %d, want 5: blocked rows must not hold it back", floor)
+			t.Errorf("low watermark %d, want 5: blocked rows must not hold it back", floor)
 		}
 		stop()
 		testkit.Run(t, f.relay().Run)

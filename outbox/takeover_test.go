@@ -104,10 +104,10 @@ func (w *world) ends() map[int32]int64 {
 	return ends
 }
 
-// A relay that is stopped in mid-round, and wakes up when another has taken
+// A relay that is stopped in mid-batch, and wakes up when another has taken
 // over, repeats what it had on its way and changes nothing else: not even when
 // everything is to be published again meanwhile, which a late mark would undo.
-func TestStoppedInMidRound(t *testing.T) {
+func TestStoppedInMidBatch(t *testing.T) {
 	for _, point := range []string{"relay: read", "relay: produced", "relay: acked"} {
 		t.Run(point, func(t *testing.T) {
 			eachWorld(t, func(t *testing.T, w *world) {
@@ -167,10 +167,10 @@ func TestIdleLeaderNoticesItsEnd(t *testing.T) {
 	})
 }
 
-// What was handed over in an earlier term may stand on no server any more, and
+// A row that was offered in an earlier term may stand on no server any more, and
 // its number be given to another event: it is neither published nor does it
 // hide that one.
-func TestNothingIsHandedToALaterTerm(t *testing.T) {
+func TestNothingIsOfferedToALaterTerm(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
 		outbox.CommitElsewhere(w.out, 1, Moved{Account: "ghost"})
 		testkit.Run(t, w.relay().Run)
@@ -381,7 +381,7 @@ func TestGapsUnderKills(t *testing.T) {
 	last := w.count(`SELECT MAX(seq) FROM outbox_events`)
 	w.until(func() string {
 		if floor := w.count(`SELECT floor FROM outbox_lease`); floor < last {
-			return fmt.Sprintf("the floor is %d, the last event %d", floor, last)
+			return fmt.Sprintf("the low watermark is %d, the last event %d", floor, last)
 		}
 		return ""
 	})

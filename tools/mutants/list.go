@@ -427,14 +427,14 @@ var engine = []mutant{
 		name: "lease: a late mark asks for no epoch (PostgreSQL)",
 		old:  `WHERE id = 1 AND epoch = $1 RETURNING 1)`,
 		new:  `WHERE id = 1 AND epoch >= $1 RETURNING 1)`,
-		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_acked$/^postgres$",
+		test: "./outbox -run ^TestStoppedInMidBatch$/^relay:_acked$/^postgres$",
 		env:  "DATABASE_URL",
 	},
 	{
 		name: "lease: a late mark asks for no epoch (SQLite)",
 		old:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch = $2` + "`",
 		new:  `UPDATE outbox_lease SET floor = $1 WHERE id = 1 AND epoch >= $2` + "`",
-		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_acked$/^sqlite$",
+		test: "./outbox -run ^TestStoppedInMidBatch$/^relay:_acked$/^sqlite$",
 	},
 	{
 		name: "lease: a renewal asks for no epoch",
@@ -463,7 +463,7 @@ var engine = []mutant{
 		b.errs[i] = errPaused
 	}
 `,
-		test: "./outbox -run ^TestStoppedInMidRound$/^relay:_produced$",
+		test: "./outbox -run ^TestStoppedInMidBatch$/^relay:_produced$",
 	},
 	{
 		name: "lease: the dead keep it",
