@@ -49,7 +49,7 @@ func flowPart(ctx context.Context, b *bench) error {
 	}
 	if len(rows) > 1 {
 		b.report.table(rows...)
-		b.report.note("The load is open: each order has its appointed time, from which its 201 is counted. “To the end” is how many orders a second " +
+		b.report.note("The load is open: each order has its scheduled time, from which its 201 is counted. “To the end” is how many orders a second " +
 			"were paid and told by two mails and two SMS, from the first order to the last message that the sandbox accepted; “behind” is how long " +
 			"after the last order that was. Memory is the most that was seen while it lasted. The load also reads the topic. “Enough for” is how many orders a " +
 			"second all of the machine's processor time comes to.")
@@ -237,7 +237,7 @@ type flowResult struct {
 	rate      int
 	orders    int
 	effort    effort        // for all of them
-	answered  lags          // from the appointed time to the 201
+	answered  lags          // from the scheduled time to the 201
 	paid      lags          // from the 201 to a reader's receipt of OrderPaid
 	behind    time.Duration // from the last order to the last message
 	perSecond float64

@@ -52,7 +52,7 @@ func (o *writeOrder) run(ctx context.Context, write func(context.Context, item) 
 	return at, errors.Join(failed, ctx.Err())
 }
 
-// openLoop calls do at its appointed time, n times at so many a second, and
+// openLoop calls do at its scheduled time, n times at so many a second, and
 // waits for the last. It does not wait for earlier calls unless so many are
 // under way; do learns when its time was.
 func openLoop(ctx context.Context, rate, n, inFlight int, do func(n int, due time.Time)) {

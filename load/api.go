@@ -39,7 +39,7 @@ func newAPI(cfg Config) *api {
 			Proxy:               http.ProxyFromEnvironment,
 			DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
 			TLSHandshakeTimeout: dialTimeout,
-			MaxIdleConnsPerHost: cfg.InFlight + maxPolls, // every connection is kept: a new one for each order is another load
+			MaxIdleConnsPerHost: cfg.InFlight + maxPolls, // every connection is kept: new connections would be another load
 			IdleConnTimeout:     time.Minute,
 			ForceAttemptHTTP2:   true,
 		},
@@ -50,11 +50,11 @@ func newAPI(cfg Config) *api {
 
 func (a *api) close() { a.client.CloseIdleConnections() }
 
-// CheckURL returns what is wrong with an address of the order API.
+// CheckURL returns the error of a malformed address of the order API.
 func CheckURL(text string) error {
 	u, err := url.Parse(text)
 	switch {
-	case err != nil: // without the text, which may have a password
+	case err != nil: // without the URL, which may have a password
 		return fmt.Errorf("is no URL: %w", errors.Unwrap(err))
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "":
 		return fmt.Errorf("%q is not http://HOST[:PORT] or https://HOST[:PORT]", u.Redacted())
@@ -64,8 +64,8 @@ func CheckURL(text string) error {
 	return nil
 }
 
-// name is address number n without its password.
-func (a *api) name(n int) string {
+// redactedURL returns address n without its password.
+func (a *api) redactedURL(n int) string {
 	u, err := url.Parse(a.urls[n])
 	if err != nil {
 		return strconv.Itoa(n + 1)
@@ -73,15 +73,15 @@ func (a *api) name(n int) string {
 	return u.Redacted()
 }
 
-// A reply is a whole answer.
+// A reply is a whole HTTP answer.
 type reply struct {
 	status     int
 	retryAfter time.Duration // asked for before the next try
 	text       []byte
 }
 
-// do sends a request to address number n, round and round.
-func (a *api) do(ctx context.Context, n int, method, path, key string, body []byte) (reply, error) {
+// doRequest sends a request to address n modulo the number of addresses.
+func (a *api) doRequest(ctx context.Context, n int, method, path, key string, body []byte) (reply, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.timeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, a.urls[n%len(a.urls)]+path, bytes.NewReader(body))
@@ -108,7 +108,7 @@ func (a *api) do(ctx context.Context, n int, method, path, key string, body []by
 	return got, nil
 }
 
-// An answer is what came of one try; the zero status is none.
+// An answer is the result of one try; status 0 means no answer.
 type answer struct {
 	status     int
 	retryAfter time.Duration
@@ -116,7 +116,7 @@ type answer struct {
 	reason     string // why there is no status
 }
 
-// orderView is what is read of an order.
+// orderView has the fields of an order that are read.
 type orderView struct {
 	ID      string      `json:"order_id"`
 	Number  string      `json:"order_number"`
@@ -128,11 +128,11 @@ type orderView struct {
 	} `json:"history"`
 }
 
-func (a *answer) placed() bool { return a.status == http.StatusCreated }
+func (a *answer) isPlaced() bool { return a.status == http.StatusCreated }
 
-// final tells whether the order is refused and would be again. The exceptions
-// ask for another try, 409 because the key's first request is under way.
-func (a *answer) final() bool {
+// isFinal reports whether the order is refused for good. 409 is not final: the key's
+// first request is under way.
+func (a *answer) isFinal() bool {
 	switch a.status {
 	case http.StatusRequestTimeout, http.StatusConflict, http.StatusTooEarly, http.StatusTooManyRequests:
 		return false
@@ -140,7 +140,7 @@ func (a *answer) final() bool {
 	return a.status >= 400 && a.status < 500
 }
 
-// outcome is the word under which the try is counted.
+// outcome returns the word under which the try is counted.
 func (a *answer) outcome() string {
 	if a.status == 0 {
 		return a.reason
@@ -148,9 +148,9 @@ func (a *answer) outcome() string {
 	return strconv.Itoa(a.status)
 }
 
-// post tries to place an order at address number n.
-func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
-	rep, err := a.do(ctx, n, http.MethodPost, "/api/v1/orders", key, body)
+// postOrder tries once to place an order at address n.
+func (a *api) postOrder(ctx context.Context, n int, key string, body []byte) answer {
+	rep, err := a.doRequest(ctx, n, http.MethodPost, "/api/v1/orders", key, body)
 	var timeout net.Error
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout():
@@ -159,8 +159,8 @@ func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
 		return answer{reason: "connection error"}
 	}
 	got := answer{status: rep.status, retryAfter: rep.retryAfter}
-	if got.placed() {
-		// a 201 that names no order promises nothing that could be checked
+	if got.isPlaced() {
+		// a 201 without an order id is no promise that could be checked
 		if err := json.Unmarshal(rep.text, &got.order); err != nil || got.order.ID == "" {
 			return answer{reason: "unreadable 201"}
 		}
@@ -168,9 +168,9 @@ func (a *api) post(ctx context.Context, n int, key string, body []byte) answer {
 	return got
 }
 
-// get reads an order at address number n; found is false when there is none.
-func (a *api) get(ctx context.Context, n int, id string) (order orderView, found bool, err error) {
-	rep, err := a.do(ctx, n, http.MethodGet, "/api/v1/orders/"+url.PathEscape(id), "", nil)
+// getOrder reads an order at address n; found is false if there is none.
+func (a *api) getOrder(ctx context.Context, n int, id string) (order orderView, found bool, err error) {
+	rep, err := a.doRequest(ctx, n, http.MethodGet, "/api/v1/orders/"+url.PathEscape(id), "", nil)
 	switch {
 	case err != nil:
 		return order, false, err
@@ -189,14 +189,14 @@ type item struct {
 	Quantity int    `json:"quantity"`
 }
 
-// menu returns what can be ordered, from the first address that tells.
-func (a *api) menu(ctx context.Context) ([]item, error) {
+// readMenu returns the items that can be ordered, from the first address that answers.
+func (a *api) readMenu(ctx context.Context) ([]item, error) {
 	tick := time.NewTicker(startPause)
 	defer tick.Stop()
 	for try := 1; ; try++ {
 		var errs []error
 		for n := range a.urls {
-			items, err := a.menuAt(ctx, n)
+			items, err := a.readMenuAt(ctx, n)
 			if err == nil {
 				return items, nil
 			}
@@ -214,8 +214,8 @@ func (a *api) menu(ctx context.Context) ([]item, error) {
 	}
 }
 
-// A system that has just been started answers 503 until it has its databases:
-// it is asked again for half a minute.
+// A system that is starting answers 503 until it has its databases, so the menu is
+// tried for half a minute.
 const (
 	startTries = 60
 	startPause = 500 * time.Millisecond
@@ -223,17 +223,17 @@ const (
 
 var errStarting = errors.New("it is not ready")
 
-func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
-	rep, err := a.do(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
+func (a *api) readMenuAt(ctx context.Context, n int) ([]item, error) {
+	rep, err := a.doRequest(ctx, n, http.MethodGet, "/api/v1/menu", "", nil)
 	if err != nil {
 		return nil, err
 	}
 	switch rep.status {
 	case http.StatusOK:
 	case http.StatusServiceUnavailable:
-		return nil, fmt.Errorf("%s: status %d: %w", a.name(n), rep.status, errStarting)
+		return nil, fmt.Errorf("%s: status %d: %w", a.redactedURL(n), rep.status, errStarting)
 	default:
-		return nil, fmt.Errorf("%s: status %d", a.name(n), rep.status)
+		return nil, fmt.Errorf("%s: status %d", a.redactedURL(n), rep.status)
 	}
 	var menu struct {
 		Pizzas []struct {
@@ -243,7 +243,7 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 		} `json:"pizzas"`
 	}
 	if err := json.Unmarshal(rep.text, &menu); err != nil {
-		return nil, fmt.Errorf("%s: %w", a.name(n), err)
+		return nil, fmt.Errorf("%s: %w", a.redactedURL(n), err)
 	}
 	var items []item
 	for _, p := range menu.Pizzas {
@@ -254,16 +254,16 @@ func (a *api) menuAt(ctx context.Context, n int) ([]item, error) {
 		}
 	}
 	if len(items) == 0 {
-		return nil, fmt.Errorf("%s: nothing can be ordered", a.name(n))
+		return nil, fmt.Errorf("%s: nothing can be ordered", a.redactedURL(n))
 	}
 	return items, nil
 }
 
-// body is what order n asks for. The customers are nobody: their domain cannot
-// exist, and their numbers run through the mobile ones of the country code 7.
-func (r *Run) body(n int) ([]byte, error) {
+// encodeOrder returns the body of order n. Its customer does not exist: the domain is
+// reserved, and the numbers run through the mobile numbers of the country code 7.
+func (r *Run) encodeOrder(n int) ([]byte, error) {
 	tag := ""
-	if declined(n, r.cfg.Declined) {
+	if isDeclined(n, r.cfg.Declined) {
 		tag = "+declined"
 	}
 	locale := "ru"

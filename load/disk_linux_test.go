@@ -22,7 +22,7 @@ func fill(t *testing.T, l *Log) {
 	}
 }
 
-// A pipe takes what is written and cannot be synced.
+// A pipe accepts writes and cannot be synced.
 func TestALineThatIsNotSyncedIsNotKept(t *testing.T) {
 	r, w, err := os.Pipe()
 	if err != nil {

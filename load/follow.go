@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	maxPolls  = 32 // questions at once, however many orders are followed
+	maxPolls  = 32 // polls under way, however many orders are followed
 	firstPoll = 200 * time.Millisecond
 	maxPoll   = 5 * time.Second
 )
@@ -18,13 +18,13 @@ const (
 	statePaid    = "paid"
 	stateFailed  = "payment_failed"
 	statePending = "pending"
-	stateMissing = "missing" // the system does not know what it promised
+	stateMissing = "missing" // the system does not have the order that it promised
 )
 
-// follow asks after a placed order until it is final, or its time is up; the
-// last question is asked after that, and has the time of one try: behind others
-// that nobody answers it is not asked at all.
-func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
+// followOrder polls a placed order until it is final or Config.Follow has passed. The
+// last poll is made after that and has the time of one try, including its wait for
+// other polls.
+func (r *Run) followOrder(ctx context.Context, id string, placed time.Time) {
 	end := placed.Add(r.cfg.Follow)
 	ctx, cancel := context.WithDeadline(ctx, end.Add(r.cfg.Timeout))
 	defer cancel()
@@ -34,28 +34,28 @@ func (r *Run) follow(ctx context.Context, id string, placed time.Time) {
 		select {
 		case r.polls <- struct{}{}:
 		case <-ctx.Done():
-			r.tally.followed(statePending, 0)
+			r.tally.addFollowed(statePending, 0)
 			return
 		}
-		order, found, err := r.api.get(ctx, n, id)
+		order, found, err := r.api.getOrder(ctx, n, id)
 		<-r.polls
 		switch {
 		case err == nil && (order.Status == statePaid || order.Status == stateFailed):
-			r.tally.followed(order.Status, order.took())
+			r.tally.addFollowed(order.Status, order.timeToFinal())
 			return
 		case last && err == nil && !found:
-			r.tally.followed(stateMissing, 0)
+			r.tally.addFollowed(stateMissing, 0)
 			return
 		case last:
-			r.tally.followed(statePending, 0)
+			r.tally.addFollowed(statePending, 0)
 			return
 		}
 	}
 }
 
-// took is how long the order needed for its final state. The system's own times
-// say so: when a question comes does not blur it.
-func (o *orderView) took() time.Duration {
+// timeToFinal returns how long the order took to its final state, by the times in its
+// history, which do not depend on when it was polled.
+func (o *orderView) timeToFinal() time.Duration {
 	if len(o.History) == 0 {
 		return 0
 	}

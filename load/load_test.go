@@ -22,7 +22,7 @@ const menu = `{"currency":"RUB","pizzas":[
 	{"id":"sold-out","available":false,"prices":{"small":100.00}},
 	{"id":"margherita","available":true,"prices":{"small":450.00,"large":650.50}}]}`
 
-// A shop answers POST as its test says; what it was asked is kept.
+// A shop answers POST as its test says and records the requests.
 type shop struct {
 	*httptest.Server
 	mu    sync.Mutex
@@ -35,8 +35,8 @@ type post struct {
 	at   time.Time
 }
 
-// newShop answers the orders with place, which is told the number of the try
-// under its key, from 0; and questions about an order with status.
+// newShop answers orders with place, which gets the number of the try under its key,
+// from 0, and reads of an order with status.
 func newShop(t *testing.T, place func(w http.ResponseWriter, key string, try int), status func(w http.ResponseWriter, id string)) *shop {
 	t.Helper()
 	s := &shop{}
@@ -71,7 +71,7 @@ func (s *shop) seen() []post {
 	return slices.Clone(s.posts)
 }
 
-// created answers 201. The order's id tells its key.
+// created answers 201. The order's id contains its key.
 func created(w http.ResponseWriter, key string, _ int) {
 	w.WriteHeader(http.StatusCreated)
 	fmt.Fprintf(w, `{"order_id":"id-%s","order_number":"P-1","status":"payment_pending","total_amount":1301.00}`, key)
@@ -81,7 +81,7 @@ func config(urls ...string) Config {
 	return Config{URLs: urls, Rate: 200, Orders: 20, InFlight: 1000, Patience: 20 * time.Second, Timeout: 10 * time.Second}
 }
 
-// place runs it to its end.
+// place runs a load to its end.
 func place(t *testing.T, cfg Config) Report {
 	t.Helper()
 	r, err := Start(t.Context(), cfg)
@@ -126,14 +126,14 @@ func TestScheduleIsKeptWhileTheServerStalls(t *testing.T) {
 	if err != nil || report.Placed != 100 {
 		t.Fatalf("%v; %+v", err, report)
 	}
-	for what, at := range map[string]time.Time{"appointed": r.appointed(1), "placed": r.tally.last} {
-		if !strings.Contains(at.String(), " m=") { // the only sign of the monotonic clock
+	for what, at := range map[string]time.Time{"scheduled": r.scheduledTime(1), "placed": r.tally.last} {
+		if !strings.Contains(at.String(), " m=") { // the only sign of a monotonic clock
 			t.Errorf("%s at %s: a clock that is set would move it", what, at)
 		}
 	}
-	// order n is appointed n·10 ms after the first, and answered 1 s after it
+	// order n is scheduled n·10 ms after the first, and answered 1 s after it
 	if l := report.Latency; l.Max < 990 || l.P50 < 480 || l.P90 < 880 {
-		t.Errorf("latency %+v: not counted from the appointed times", l)
+		t.Errorf("latency %+v: not counted from the scheduled times", l)
 	}
 	early := 0
 	for _, p := range s.seen() {
@@ -142,7 +142,7 @@ func TestScheduleIsKeptWhileTheServerStalls(t *testing.T) {
 		}
 	}
 	if early < 90 {
-		t.Errorf("%d of 100 orders were sent within the second they were appointed in", early)
+		t.Errorf("%d of 100 orders were sent within the second they were scheduled in", early)
 	}
 }
 
@@ -191,7 +191,7 @@ func TestOneKeyForEveryTry(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		conn.Close() // the request was taken and the answer is lost
+		conn.Close() // the order is placed and the answer is lost
 	}, nil)
 	busy := newShop(t, func(w http.ResponseWriter, key string, try int) {
 		if try == 0 {
@@ -236,7 +236,7 @@ func TestEndsOfAnOrder(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		place  func(http.ResponseWriter, string, int)
-		held   int // tries that are never answered
+		held   int // tries without an answer
 		kind   string
 		status int
 	}{
@@ -368,7 +368,7 @@ func TestFollowed(t *testing.T) {
 	}
 }
 
-// Orders that nobody answers for do not queue up for their last question.
+// Orders without an answer do not queue for their last poll.
 func TestFollowingEndsThoughNobodyAnswers(t *testing.T) {
 	t.Parallel()
 	over := make(chan struct{})
@@ -408,7 +408,7 @@ func TestInterruptedRunSettlesWhatIsUnderWay(t *testing.T) {
 	cancel()
 	await(t, "the end of the schedule", func() bool {
 		p := r.Progress()
-		return p.UnderWay == len(s.seen()) && !time.Now().Before(r.appointed(p.Begun+1))
+		return p.UnderWay == len(s.seen()) && !time.Now().Before(r.scheduledTime(p.Begun+1))
 	})
 	begun := r.Progress().Begun
 	close(release)
@@ -439,7 +439,7 @@ func TestCustomers(t *testing.T) {
 	r := &Run{menu: []item{{"margherita", "small", 1}}, cfg: Config{Declined: 12.5}}
 	phones, tagged := map[string]bool{}, 0
 	for n := range 4000 {
-		body, err := r.body(n * 9973)
+		body, err := r.encodeOrder(n * 9973)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -455,14 +455,14 @@ func TestCustomers(t *testing.T) {
 			t.Fatalf("%s: %v, or twice, or no mobile", c.Phone, err)
 		}
 		phones[c.Phone] = true
-		if declined(n, 12.5) {
+		if isDeclined(n, 12.5) {
 			tagged++
 		}
-		if want := declined(n*9973, 12.5); strings.Contains(c.Email, "+declined@load.example") != want {
+		if want := isDeclined(n*9973, 12.5); strings.Contains(c.Email, "+declined@load.example") != want {
 			t.Fatalf("%s: declined is %v", c.Email, want)
 		}
 	}
-	if tagged != 500 || declined(1, 0) || !declined(0, 100) {
+	if tagged != 500 || isDeclined(1, 0) || !isDeclined(0, 100) {
 		t.Errorf("%d of 4000 declined, want 12.5 %%", tagged)
 	}
 }

@@ -15,19 +15,19 @@ import (
 
 // Kinds of a [Line].
 const (
-	KindAttempt = "attempt" // the order may have been sent from now on
+	KindAttempt = "attempt" // the order may be sent after this line
 	KindPlaced  = "placed"  // the system promised the order: it answered 201
 	KindRefused = "refused" // the system refused the order for good: a 4xx
-	KindUnknown = "unknown" // nobody told; the order may exist or not
+	KindUnknown = "unknown" // there was no answer; the order may exist or not
 )
 
-// ErrDamaged says that a log holds a line, not its last, that cannot be read.
+// ErrDamaged is the error of a log with an unreadable line before its last.
 var ErrDamaged = errors.New("damaged log")
 
 // Line is one line of the log. Every order has an attempt line, which is on
 // disk before the order is first sent, and at most one line of another kind
-// under the same key. An order with an attempt line alone is as unknown as one
-// that says so: the process died.
+// under the same key. An order with an attempt line alone is unknown, too: the
+// process died.
 type Line struct {
 	Kind        string    `json:"kind"`
 	Key         string    `json:"key"`                    // the Idempotency-Key of every try
@@ -36,7 +36,7 @@ type Line struct {
 	Total       int64     `json:"total,omitempty"`        // placed: minor units
 	OrderStatus string    `json:"order_status,omitempty"` // placed: as answered
 	Status      int       `json:"status,omitempty"`       // the last HTTP status; 0 when there never was one
-	At          time.Time `json:"at"`                     // attempt: the appointed time; else when it was answered, or given up
+	At          time.Time `json:"at"`                     // attempt: the scheduled time; else the time of the answer, or of giving up
 }
 
 func (l *Line) check() error {
@@ -55,9 +55,9 @@ func (l *Line) check() error {
 	return fmt.Errorf("kind %q is not known", l.Kind)
 }
 
-// ReadLog hands each line of a log to use, in order, and ends with use's first
-// error. A last line without its newline is torn: nothing was claimed by it, and
-// it is left out. Any other line that cannot be read is [ErrDamaged].
+// ReadLog calls use with each line of a log, in order, and returns its first error. A
+// last line without its newline is torn: nothing relied on it, and it is skipped. Any
+// other unreadable line is [ErrDamaged].
 func ReadLog(r io.Reader, use func(Line) error) error {
 	lines := bufio.NewReader(r)
 	for n := 1; ; n++ {
@@ -81,26 +81,26 @@ func ReadLog(r io.Reader, use func(Line) error) error {
 	}
 }
 
-// Log is an append-only file of lines. Whoever appends waits for the sync;
-// those who wait at the same time share one.
+// Log is an append-only file of lines. An append waits for its sync; appends that wait
+// at the same time share one.
 type Log struct {
 	file *os.File
 
 	mu      sync.Mutex
-	pending bytes.Buffer // not written yet
-	batch   *batch       // of those whose lines are pending; nil when there are none
-	busy    bool         // somebody writes
-	broken  error        // after a failed write or sync nobody knows what is on disk
+	pending bytes.Buffer // lines not written yet
+	batch   *batch       // of the pending lines; nil without any
+	busy    bool         // flush is running
+	broken  error        // after a failed write or sync it is unknown what is on disk
 }
 
-// A batch is the lines that one sync makes durable.
+// A batch is a number of lines that share a sync.
 type batch struct {
 	done chan struct{} // closed when err is final
 	err  error
 }
 
-// CreateLog creates the file and makes its name durable. A file that exists is
-// refused: it may hold the promises of another run.
+// CreateLog creates the file and makes its name durable. It refuses a file that exists:
+// it may have the promises of another run.
 func CreateLog(path string) (*Log, error) {
 	file, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
@@ -117,13 +117,13 @@ func CreateLog(path string) (*Log, error) {
 }
 
 // Append returns nil when the line is on disk. After an error every Append
-// fails. It is safe for concurrent use; a nil Log keeps nothing.
+// fails. It is safe for concurrent use. On a nil Log it does nothing.
 func (l *Log) Append(line *Line) error {
 	if l == nil {
 		return nil
 	}
 	stored := *line
-	stored.At = line.At.UTC() // so it has no monotonic clock, which latencies need
+	stored.At = line.At.UTC() // without the monotonic clock, which the caller's line keeps
 	text, err := json.Marshal(stored)
 	if err != nil {
 		return fmt.Errorf("encode line: %w", err)
@@ -139,7 +139,7 @@ func (l *Log) Append(line *Line) error {
 		l.batch = &batch{done: make(chan struct{})}
 	}
 	mine := l.batch
-	if !l.busy { // whoever appended would write for those behind him, and his order would wait for them
+	if !l.busy { // in a goroutine of its own, so that no append writes the lines of later ones
 		l.busy = true
 		go l.flush()
 	}
@@ -148,7 +148,7 @@ func (l *Log) Append(line *Line) error {
 	return mine.err
 }
 
-// flush writes and syncs batch after batch, until none is pending.
+// flush writes and syncs batches until no line is pending.
 func (l *Log) flush() {
 	for {
 		l.mu.Lock()
@@ -186,7 +186,7 @@ func (l *Log) write(text []byte) error {
 	return err
 }
 
-// Close closes the file, when nobody appends any more.
+// Close closes the file. No Append may be under way.
 func (l *Log) Close() error {
 	if l == nil {
 		return nil

@@ -101,8 +101,7 @@ func TestLogKeepsEveryLineOfMany(t *testing.T) {
 	}
 }
 
-// Whoever appends goes on as soon as his own line is on disk, however many come
-// after him.
+// An append returns as soon as its own line is on disk, however many follow.
 func TestNobodyWritesForOthersInsteadOfGoingOn(t *testing.T) {
 	const writers, enough = 64, 8000
 	log, _ := newLog(t)

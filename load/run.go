@@ -14,45 +14,45 @@ import (
 )
 
 const (
-	// lead is how long before its appointed time an order is prepared: its line
-	// is on disk by then, so the latency is the system's and not this disk's.
+	// lead is how long before its scheduled time an order is prepared: its line is
+	// on disk by then, so that the latency does not include this disk's.
 	lead = 100 * time.Millisecond
 
 	firstPause = 50 * time.Millisecond // before the second try; doubled for each further one, half of it at random
 	maxPause   = 2 * time.Second
 )
 
-// Config is what a run is made of. All but Declined, Log and Follow is needed.
+// Config configures a run. All fields but Declined, Log and Follow are required.
 type Config struct {
 	URLs     []string      // the addresses of order APIs or frontends, such as http://127.0.0.1:8080
 	Rate     float64       // orders a second
-	Orders   int           // how many are appointed
+	Orders   int           // how many are scheduled
 	Declined float64       // percent of orders whose card the sandbox's provider declines
-	InFlight int           // orders under way at once; what exceeds that is not sent
-	Patience time.Duration // after its appointed time an order is given up as unknown
+	InFlight int           // limit of orders under way; orders above it are not sent
+	Patience time.Duration // from an order's scheduled time until it is given up as unknown
 	Timeout  time.Duration // of one try
-	Follow   time.Duration // for so long after its 201 an order is watched until it is paid or not; 0 is not at all
-	Log      *Log          // what was promised; nil keeps nothing
+	Follow   time.Duration // how long after its 201 an order is polled until it is paid or payment_failed; 0 for not at all
+	Log      *Log          // of the promises; nil for none
 }
 
-// Run is orders being placed.
+// A Run places orders.
 type Run struct {
 	cfg  Config
 	api  *api
 	menu []item
 
-	start time.Time // the appointed time of the first order; no clock that is set moves it
+	start time.Time // the scheduled time of the first order, by the monotonic clock
 	slots chan struct{}
-	polls chan struct{} // bounds the questions asked at once
+	polls chan struct{} // limits the polls under way
 	done  chan struct{}
 
-	ending context.CancelFunc // no order is appointed any more
-	work   sync.WaitGroup     // orders under way, and those followed
-	tally  tally
+	stopSchedule context.CancelFunc // ends the schedule
+	work         sync.WaitGroup     // orders under way, and those followed
+	tally        tally
 }
 
-// Start reads the menu and begins to place orders. When ctx ends no more are
-// appointed, and those under way are still settled.
+// Start reads the menu and begins to place orders. When ctx ends the schedule ends;
+// orders under way go on until their result.
 func Start(ctx context.Context, cfg Config) (*Run, error) {
 	r := &Run{
 		cfg: cfg, api: newAPI(cfg), done: make(chan struct{}),
@@ -60,109 +60,109 @@ func Start(ctx context.Context, cfg Config) (*Run, error) {
 		tally: tally{answers: map[string]int{}},
 	}
 	var err error
-	if r.menu, err = r.api.menu(ctx); err != nil {
+	if r.menu, err = r.api.readMenu(ctx); err != nil {
 		return nil, fmt.Errorf("read menu: %w", err)
 	}
-	scheduled, ending := context.WithCancel(ctx)
-	r.ending = ending
+	scheduled, stop := context.WithCancel(ctx)
+	r.stopSchedule = stop
 	r.start = time.Now().Add(lead)
-	// the orders under way outlive ctx: each ends by its own patience
+	// orders under way outlive ctx: each ends by its patience
 	go r.schedule(scheduled, context.WithoutCancel(ctx))
 	return r, nil
 }
 
-// Done is closed when the last order is settled.
+// Done returns a channel that is closed when the last order has its result.
 func (r *Run) Done() <-chan struct{} { return r.done }
 
-// appointed is when order n is due.
-func (r *Run) appointed(n int) time.Time {
+// scheduledTime returns the scheduled time of order n.
+func (r *Run) scheduledTime(n int) time.Time {
 	return r.start.Add(time.Duration(float64(n) / r.cfg.Rate * float64(time.Second)))
 }
 
-// schedule begins every order shortly before its appointed time, whatever came
-// of those before it.
+// schedule begins every order shortly before its scheduled time, independent of the
+// results of earlier orders.
 func (r *Run) schedule(scheduled, ctx context.Context) {
 	defer close(r.done)
 	defer r.api.close()
 	defer r.work.Wait()
-	defer r.ending()
+	defer r.stopSchedule()
 	for n := range r.cfg.Orders {
-		if !retry.Sleep(scheduled, time.Until(r.appointed(n).Add(-lead))) {
+		if !retry.Sleep(scheduled, time.Until(r.scheduledTime(n).Add(-lead))) {
 			return
 		}
 		select {
 		case r.slots <- struct{}{}:
-			r.tally.begin()
-			r.work.Go(func() { r.order(ctx, n) })
+			r.tally.addBegun()
+			r.work.Go(func() { r.runOrder(ctx, n) })
 		default:
-			r.tally.notSent()
+			r.tally.addNotSent()
 		}
 	}
 }
 
-// order places order n and, if so wished, follows it.
-func (r *Run) order(ctx context.Context, n int) {
-	due := r.appointed(n)
-	end, err := r.settle(ctx, n, due)
+// runOrder places order n and, if Config.Follow says so, follows it.
+func (r *Run) runOrder(ctx context.Context, n int) {
+	due := r.scheduledTime(n)
+	end, err := r.placeLogged(ctx, n, due)
 	<-r.slots
 	if err != nil {
-		r.tally.fail(err)
-		r.ending() // what cannot be kept must not be promised
+		r.tally.setError(err)
+		r.stopSchedule() // without the log there must be no more promises
 	}
-	r.tally.settle(end, end.At.Sub(due))
+	r.tally.addResult(end, end.At.Sub(due))
 	if end.Kind == KindPlaced && r.cfg.Follow > 0 {
-		r.follow(ctx, end.OrderID, end.At)
+		r.followOrder(ctx, end.OrderID, end.At)
 	}
 }
 
-// settle returns what came of order n. That is in the log, unless it returns an
-// error; nothing is placed then.
-func (r *Run) settle(ctx context.Context, n int, due time.Time) (Line, error) {
+// placeLogged logs the attempt, places order n and logs the result. Without the line of
+// the attempt it places nothing.
+func (r *Run) placeLogged(ctx context.Context, n int, due time.Time) (Line, error) {
 	key := uuid.NewString()
 	if err := r.cfg.Log.Append(&Line{Kind: KindAttempt, Key: key, At: due}); err != nil {
 		return Line{Kind: kindNotSent}, err
 	}
-	body, err := r.body(n)
+	body, err := r.encodeOrder(n)
 	if err != nil {
 		return Line{Kind: kindNotSent}, err
 	}
 	retry.Sleep(ctx, time.Until(due))
-	end := r.place(ctx, n, due, key, body)
+	end := r.placeOrder(ctx, n, due, key, body)
 	if err := r.cfg.Log.Append(&end); err != nil {
 		return Line{Kind: KindUnknown, Key: key, At: end.At}, err
 	}
 	return end, nil
 }
 
-// place sends the order until it is placed, refused, or given up.
-func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body []byte) Line {
+// placeOrder sends the order until it is placed, refused, or given up as unknown.
+func (r *Run) placeOrder(ctx context.Context, n int, due time.Time, key string, body []byte) Line {
 	ctx, cancel := context.WithDeadline(ctx, due.Add(r.cfg.Patience))
 	defer cancel()
 	end := Line{Kind: KindUnknown, Key: key}
-	open := false // a try may have been taken, or be taken yet
+	uncertain := false // an earlier try may have placed the order
 	for try := 0; ; try++ {
-		a := r.api.post(ctx, n+try, key, body)
-		r.tally.tried(a.outcome())
+		a := r.api.postOrder(ctx, n+try, key, body)
+		r.tally.addTry(a.outcome())
 		end.At = time.Now()
-		if a.status != 0 { // the last try is often cut off by the patience
+		if a.status != 0 { // the last try is often cut off, and has no status
 			end.Status = a.status
 		}
 		switch {
-		case a.placed():
+		case a.isPlaced():
 			end.Kind, end.OrderID, end.OrderNumber = KindPlaced, a.order.ID, a.order.Number
 			end.Total, end.OrderStatus = int64(a.order.Total), a.order.Status
 			return end
-		case a.final():
-			// a refusal says nothing about an earlier try that nobody answered
-			if !open {
+		case a.isFinal():
+			// a refusal says nothing about an earlier try without an answer
+			if !uncertain {
 				end.Kind = KindRefused
 			}
 			return end
 		case a.status != http.StatusTooManyRequests:
-			open = true
+			uncertain = true
 		}
 		pause := retry.Backoff(try+1, firstPause, maxPause)
-		if (try+1)%len(r.cfg.URLs) == 0 { // the next address is one that asked for a pause, not another
+		if (try+1)%len(r.cfg.URLs) == 0 { // all addresses were tried: the next one has asked for the pause
 			pause = max(pause, a.retryAfter)
 		}
 		if !retry.Sleep(ctx, pause) {
@@ -172,15 +172,15 @@ func (r *Run) place(ctx context.Context, n int, due time.Time, key string, body 
 	}
 }
 
-// declined tells whether order n is one of the percentage, evenly spread.
-func declined(n int, percent float64) bool {
+// isDeclined reports whether order n is one of the percentage, which is evenly spread.
+func isDeclined(n int, percent float64) bool {
 	share := percent / 100
 	return math.Floor(float64(n+1)*share) > math.Floor(float64(n)*share)
 }
 
-// Wait returns the report when the last order is settled. The error says that
-// the log could not be written: the run ended early, and orders whose promise
-// could not be kept are unknown.
+// Wait returns the report when the last order has its result. An error means that the
+// log could not be written: the run ended early, and orders whose result is not in the
+// log count as unknown.
 func (r *Run) Wait() (Report, error) {
 	<-r.done
 	return r.tally.report(r.cfg, r.start), r.tally.err

@@ -14,44 +14,44 @@ import (
 )
 
 const (
-	span     = time.Minute // how long lines are counted before their sum is logged
-	things   = 100         // lines of a kind that are logged in a span, each about a thing of its own
-	requests = 10          // the same about a request, which the access log has as well
-	maxKinds = 1000        // kinds that are remembered; lines of further ones are all logged
+	span          = time.Minute // how long lines are counted before their sum is logged
+	maxPerID      = 100         // lines of a kind with an id that are logged in a span
+	maxPerRequest = 10          // the same for a request's id, which the access log has, too
+	maxKinds      = 1000        // kinds in memory; lines of further kinds are all logged
 )
 
-// Fold returns a handler that logs what is repeated once, and then its count once a
-// minute: a warning or an error whose like was logged within the last minute is held
-// back. When the minute is over the last of those is logged with "repeated", the
-// number of lines held back, and "last_at", its time, and the next minute begins. Lines
-// below warnings pass.
+// Fold returns a handler that logs repeated lines once and then their count once a
+// minute. It holds back a warning or an error if one of the same kind was logged within
+// the last minute. At the end of the minute it logs the last of the lines held back,
+// with "repeated", their number, and "last_at", its time, and the next minute begins.
+// Lines below warnings pass.
 //
-// Lines are alike when level, message and what they are about are the same: strings
-// and flags (service, table, topic, from, to), and the partition. What went wrong in
-// words (err, error, detail, stack) and all other numbers tell no lines apart, nor do
-// digits in the message. Lines with an id (id, order_id, …) are about single things
-// and worth reading one by one: of these a hundred a minute are logged, and ten where
-// the id is only a request's, which stands in the access log.
+// Lines are of the same kind if they have the same level, message and identity: the
+// strings and flags among the attributes (service, table, topic, from, to), and the
+// partition. The texts of errors (err, error, detail, stack), all other numbers and
+// digits in the message do not count. Lines with an id (id, order_id, …) are about
+// different things and worth reading one by one: a hundred a minute of a kind are
+// logged, and ten if the id is a request's, which is in the access log.
 //
-// Whoever ends the process calls [Handler.Flush] first.
+// Call [Handler.Flush] before the process ends.
 func Fold(next slog.Handler) *Handler {
 	return &Handler{next: next, kinds: &kinds{open: map[string]*kind{}}}
 }
 
-// A Handler is what Fold returns.
+// A Handler is a slog.Handler that folds repeated lines; see [Fold].
 type Handler struct {
 	next   slog.Handler
 	kinds  *kinds
-	about  about  // the attributes of With
-	groups string // the names of WithGroup, each with a dot
+	about  identity // the attributes of With
+	groups string   // the names of WithGroup, each with a dot
 }
 
-// Enabled reports what the handler below does.
+// Enabled implements slog.Handler.
 func (h *Handler) Enabled(ctx context.Context, level slog.Level) bool {
 	return h.next.Enabled(ctx, level)
 }
 
-// WithAttrs returns a handler of lines that have these attributes, too.
+// WithAttrs implements slog.Handler.
 func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
 	c.next = h.next.WithAttrs(attrs)
@@ -61,7 +61,7 @@ func (h *Handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &c
 }
 
-// WithGroup returns a handler whose attributes are in a group.
+// WithGroup implements slog.Handler.
 func (h *Handler) WithGroup(name string) slog.Handler {
 	c := *h
 	c.next = h.next.WithGroup(name)
@@ -71,23 +71,23 @@ func (h *Handler) WithGroup(name string) slog.Handler {
 	return &c
 }
 
-// Handle logs the line, or holds it back.
+// Handle logs the line or holds it back.
 func (h *Handler) Handle(ctx context.Context, r slog.Record) error {
-	if r.Level >= slog.LevelWarn && h.kinds.hold(h, r) {
+	if r.Level >= slog.LevelWarn && h.kinds.holdBack(h, r) {
 		return nil
 	}
 	return h.next.Handle(ctx, r)
 }
 
-// Flush logs the sums of what is held back and forgets what was logged.
+// Flush logs the sums of all lines held back and drops all kinds.
 func (h *Handler) Flush() {
 	h.kinds.mu.Lock()
 	open := h.kinds.open
 	h.kinds.open = map[string]*kind{}
 	var sums []sum
 	for _, key := range slices.Sorted(maps.Keys(open)) {
-		open[key].over.Stop()
-		sums = append(sums, open[key].take())
+		open[key].timer.Stop()
+		sums = append(sums, open[key].takeSum())
 	}
 	h.kinds.mu.Unlock()
 	for _, s := range sums {
@@ -95,28 +95,28 @@ func (h *Handler) Flush() {
 	}
 }
 
-// kinds are the lines that a Fold and all handlers made from it have seen.
+// kinds are the kinds of lines of a Fold and of all handlers derived from it.
 type kinds struct {
 	mu   sync.Mutex
 	open map[string]*kind
 }
 
-// A kind is what is known of lines that are alike, for a span.
+// A kind counts lines of the same kind within a span.
 type kind struct {
 	logged int
 	sum    sum
-	over   *time.Timer
+	timer  *time.Timer
 }
 
-// A sum is a number of lines that were held back, and the last of them.
+// A sum is the number of lines held back, and the last of them.
 type sum struct {
 	held int
 	last slog.Record
 	to   slog.Handler
 }
 
-// hold reports whether the line is held back.
-func (k *kinds) hold(h *Handler, r slog.Record) bool {
+// holdBack counts the line and reports whether it is held back.
+func (k *kinds) holdBack(h *Handler, r slog.Record) bool {
 	about := h.about
 	r.Attrs(func(a slog.Attr) bool {
 		about.add(h.groups, a)
@@ -132,7 +132,7 @@ func (k *kinds) hold(h *Handler, r slog.Record) bool {
 		}
 		seen = new(kind)
 		k.open[key] = seen
-		seen.over = time.AfterFunc(span, func() { k.next(key, seen) })
+		seen.timer = time.AfterFunc(span, func() { k.endSpan(key, seen) })
 	}
 	if seen.logged < max(1, about.limit) {
 		seen.logged++
@@ -143,31 +143,32 @@ func (k *kinds) hold(h *Handler, r slog.Record) bool {
 	return true
 }
 
-// next ends the span of a kind: another begins when there is something to sum up.
-func (k *kinds) next(key string, seen *kind) {
+// endSpan logs the sum of a kind and begins its next span. A kind without a sum is
+// dropped.
+func (k *kinds) endSpan(key string, seen *kind) {
 	k.mu.Lock()
 	if k.open[key] != seen { // flushed meanwhile
 		k.mu.Unlock()
 		return
 	}
-	s := seen.take()
+	s := seen.takeSum()
 	if s.held == 0 {
 		delete(k.open, key)
 	} else {
 		seen.logged = 1 // the sum
-		seen.over.Reset(span)
+		seen.timer.Reset(span)
 	}
 	k.mu.Unlock()
 	s.log()
 }
 
-func (k *kind) take() sum {
+func (k *kind) takeSum() sum {
 	s := k.sum
 	k.sum = sum{}
 	return s
 }
 
-// log logs the sum, if it is of anything.
+// log logs the sum, unless no line was held back.
 func (s sum) log() {
 	if s.held == 0 {
 		return
@@ -175,16 +176,16 @@ func (s sum) log() {
 	r := s.last
 	r.AddAttrs(slog.Int("repeated", s.held), slog.Time("last_at", r.Time))
 	r.Time = time.Now()
-	_ = s.to.Handle(context.Background(), r) // there is nobody to tell that the log fails
+	_ = s.to.Handle(context.Background(), r) // an error of the log cannot be logged
 }
 
-// about is what a line is about, as far as it tells lines apart.
-type about struct {
+// identity is the part of a line's attributes that makes its kind.
+type identity struct {
 	key   string
-	limit int // how many of its like are logged in a span
+	limit int // how many lines of the kind are logged in a span
 }
 
-func (b *about) add(groups string, a slog.Attr) {
+func (b *identity) add(groups string, a slog.Attr) {
 	v := a.Value.Resolve()
 	switch {
 	case v.Kind() == slog.KindGroup:
@@ -195,15 +196,15 @@ func (b *about) add(groups string, a slog.Attr) {
 			b.add(groups, inner)
 		}
 	case a.Key == "request_id":
-		b.limit = max(b.limit, requests)
+		b.limit = max(b.limit, maxPerRequest)
 	case a.Key == "id" || strings.HasSuffix(a.Key, "_id"):
-		b.limit = things
+		b.limit = maxPerID
 	case identifies(a.Key, v):
 		b.key += "\x00" + groups + a.Key + "=" + v.String()
 	}
 }
 
-// identifies reports whether a value says what a line is about, and not what happened.
+// identifies reports whether an attribute is part of the identity.
 func identifies(name string, v slog.Value) bool {
 	switch v.Kind() {
 	case slog.KindString:
@@ -220,8 +221,8 @@ func identifies(name string, v slog.Value) bool {
 
 func isError(v any) bool { _, is := v.(error); return is }
 
-// withoutDigits is a message with one # for each of its numbers: those that net/http
-// writes name the peer and its port.
+// withoutDigits replaces each number of a message by #: the messages of net/http have
+// the peer's address and port.
 func withoutDigits(s string) string {
 	if !strings.ContainsFunc(s, unicode.IsDigit) {
 		return s

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// A record is what stands in the log: one JSON line each.
+// A record is a line of the log, in JSON.
 type record struct {
 	mu  sync.Mutex
 	out bytes.Buffer
@@ -28,7 +28,7 @@ func (r *record) Write(b []byte) (int, error) {
 	return r.out.Write(b)
 }
 
-// lines are the lines so far, each as `LEVEL message err repeated`, and takes them away.
+// lines returns the lines since the last call, each as `LEVEL message err repeated`.
 func (r *record) lines(t *testing.T) []string {
 	t.Helper()
 	r.mu.Lock()
@@ -65,19 +65,19 @@ func folded() (*slog.Logger, *Handler, *record) {
 	return slog.New(h), h, r
 }
 
-// A line that comes all the time for five minutes is logged once, and then five times.
+// A line that is repeated for five minutes is logged once, and then five times.
 func TestRepeatedLinesAreCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, h, out := folded()
 		for i := range 429 {
 			log.Warn("relay stands by", "service", "order", "epoch", i, "err", fmt.Errorf("away %d", i), "pause", time.Duration(i))
-			time.Sleep(700 * time.Millisecond) // never as a minute ends
+			time.Sleep(700 * time.Millisecond) // never at the end of a minute
 		}
 		synctest.Wait()
 		out.want(t, "WARN relay stands by away 0", "WARN relay stands by away 85 ×85", "WARN relay stands by away 171 ×86",
 			"WARN relay stands by away 257 ×86", "WARN relay stands by away 342 ×85", "WARN relay stands by away 428 ×86")
 
-		// What has stopped is forgotten: it comes back as new.
+		// A line that has stopped is dropped, and logged as new when it returns.
 		time.Sleep(time.Minute + time.Second)
 		out.want(t)
 		log.Warn("relay stands by", "service", "order", "err", errors.New("again"))
@@ -90,10 +90,10 @@ func TestRepeatedLinesAreCounted(t *testing.T) {
 	})
 }
 
-// plain is how net/http logs.
+// plain logs as net/http does.
 func plain(l *slog.Logger) *log.Logger { return slog.NewLogLogger(l.Handler(), slog.LevelWarn) }
 
-// Lines are folded with their like alone.
+// Only lines of the same kind are folded.
 func TestWhatTellsLinesApart(t *testing.T) {
 	type names string
 	for name, c := range map[string]struct {
@@ -137,20 +137,20 @@ func TestWhatTellsLinesApart(t *testing.T) {
 	}
 }
 
-// Even lines about single things do not flood the log.
+// Lines with ids do not flood the log, either.
 func TestAFloodIsCounted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, h, out := folded()
 		for i := range 5000 {
 			log.Warn("request failed", "request_id", fmt.Sprint(i))
 		}
-		if n := len(out.lines(t)); n != requests {
+		if n := len(out.lines(t)); n != maxPerRequest {
 			t.Errorf("%d lines of requests", n)
 		}
 		for i := range 5000 {
 			log.Warn("payment outcome unknown", "payment_id", fmt.Sprint(i), "request_id", "x")
 		}
-		if n := len(out.lines(t)); n != things {
+		if n := len(out.lines(t)); n != maxPerID {
 			t.Errorf("%d lines of payments", n)
 		}
 		h.Flush()
@@ -158,7 +158,7 @@ func TestAFloodIsCounted(t *testing.T) {
 	})
 }
 
-// What is remembered is bounded, and nothing is lost over it.
+// The number of kinds is limited, and no line is lost by that.
 func TestKindsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, h, out := folded()
@@ -208,7 +208,7 @@ func TestConcurrentUse(t *testing.T) {
 	}
 }
 
-// A line that passes costs next to nothing, and memory nothing.
+// A line that passes allocates nothing.
 func TestInformationIsFree(t *testing.T) {
 	h := Fold(slog.DiscardHandler)
 	r := slog.NewRecord(time.Now(), slog.LevelInfo, "Event published", 0)

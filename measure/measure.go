@@ -1,7 +1,7 @@
-// Package measure keeps at hand what a process can only learn by asking others,
-// a database above all, so that showing it costs nothing and cannot fail: what
-// is shown is what the last answer said. The asking is done in the background,
-// at most once a minute, and only while somebody looks.
+// Package measure caches values that a process must query, from a database mostly, so
+// that a metric costs nothing to read and cannot fail: it shows the last result. The
+// query runs in the background, at most once a minute, and only while the value is
+// read.
 package measure
 
 import (
@@ -15,75 +15,75 @@ import (
 	"pizzaflow/internal/retry"
 )
 
-// Limit is how far rows are counted: one row more is found to know that there
-// are more, so that a count costs the same whatever waits.
+// Limit is how many rows a query counts at most, plus one to tell that there are more:
+// a count has a limited cost.
 const Limit = 100_000
 
 const (
-	interval = time.Minute          // between two askings
-	timeout  = 5 * time.Second      // of one
-	interest = 5 * time.Minute      // for how long who has looked is taken to look again
-	lifetime = interval + 2*timeout // of an answer
+	interval  = time.Minute          // between two queries
+	timeout   = 5 * time.Second      // of one query
+	idleAfter = 5 * time.Minute      // after the last read, when the queries stop
+	maxAge    = interval + 2*timeout // of a result
 )
 
-// Config says what is measured.
+// Config configures a [Measure].
 type Config[T any] struct {
-	Metric  string // what a page lacks while there is no answer: the label metric of metrics_errors_total
-	Service string // whose it is: the label service
+	Metric  string // the metric that has no value without a result: the label metric of metrics_errors_total
+	Service string // the label service
 	Prefix  string // of the name metrics_errors_total
 	Log     *slog.Logger
 
-	// Ask finds out, within five seconds. It must be cheap whatever there is to
-	// find: see Limit.
+	// Ask queries the value, within five seconds. It must have a limited cost: see
+	// Limit.
 	Ask func(context.Context) (T, error)
 }
 
-// A Measure is a value that is found out by asking.
+// A Measure is a value that is queried in the background.
 type Measure[T any] struct {
 	cfg    Config[T]
 	errors prometheus.Counter
 	wake   chan struct{}
 
-	mu     sync.Mutex
-	value  T
-	at     time.Time // of the value; zero while there is none
-	looked time.Time // when somebody did last
-	failed bool      // the last asking
+	mu       sync.Mutex
+	value    T
+	at       time.Time // of the value; zero without one
+	lastRead time.Time // by Get
+	failed   bool      // the last query
 }
 
-// New makes a Measure; Start has it ask.
+// New returns a Measure. Start starts its queries.
 func New[T any](cfg Config[T]) *Measure[T] {
 	return &Measure[T]{cfg: cfg, wake: make(chan struct{}, 1), errors: Errors(cfg.Prefix, cfg.Metric, cfg.Service)}
 }
 
-// Errors makes the counter metrics_errors_total, its name begun with prefix: of
-// failures to find out a metric of a service.
+// Errors returns the counter metrics_errors_total, its name after prefix, which counts
+// failed queries of a metric of a service.
 func Errors(prefix, metric, service string) prometheus.Counter {
 	return prometheus.NewCounter(prometheus.CounterOpts{
-		Name: prefix + "metrics_errors_total", Help: "Metrics that could not be found out, so that the page lacks them.",
+		Name: prefix + "metrics_errors_total", Help: "Metrics that could not be queried, so that the page lacks them.",
 		ConstLabels: prometheus.Labels{"metric": metric, "service": service},
 	})
 }
 
-// Get returns the last answer, a little more than a minute old at most. It is
-// false when there is none: nobody has looked for five minutes, or the last
-// asking failed. To look is what keeps it asking.
+// Get returns the last result, which is little more than a minute old at most. known is
+// false without one: the value was not read for five minutes, or the last query failed.
+// Reading the value keeps the queries going.
 func (m *Measure[T]) Get() (value T, known bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.looked = time.Now()
+	m.lastRead = time.Now()
 	select {
 	case m.wake <- struct{}{}:
 	default:
 	}
-	if m.at.IsZero() || time.Since(m.at) > lifetime {
+	if m.at.IsZero() || time.Since(m.at) > maxAge {
 		return value, false
 	}
 	return m.value, true
 }
 
-// Start has m ask, once a minute while somebody looks, until ctx ends or stop is
-// called, which returns when nothing is asked any more.
+// Start runs the query once a minute while the value is read, until ctx ends or stop is
+// called. stop returns when no query is running.
 func (m *Measure[T]) Start(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
@@ -98,18 +98,18 @@ func (m *Measure[T]) Start(ctx context.Context) (stop func()) {
 }
 
 func (m *Measure[T]) run(ctx context.Context) {
-	for m.awaitLook(ctx) {
-		m.ask(ctx)
+	for m.awaitReader(ctx) {
+		m.refresh(ctx)
 		retry.Sleep(ctx, interval)
 	}
 }
 
-// awaitLook waits until somebody looks or has lately; false says that ctx has
-// ended.
-func (m *Measure[T]) awaitLook(ctx context.Context) bool {
+// awaitReader waits until the value was read within idleAfter. It returns false when ctx
+// has ended.
+func (m *Measure[T]) awaitReader(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		m.mu.Lock()
-		lately := !m.looked.IsZero() && time.Since(m.looked) < interest
+		lately := !m.lastRead.IsZero() && time.Since(m.lastRead) < idleAfter
 		m.mu.Unlock()
 		if lately {
 			return true
@@ -122,7 +122,7 @@ func (m *Measure[T]) awaitLook(ctx context.Context) bool {
 	return false
 }
 
-func (m *Measure[T]) ask(ctx context.Context) {
+func (m *Measure[T]) refresh(ctx context.Context) {
 	limited, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	value, err := m.cfg.Ask(limited)
@@ -133,7 +133,7 @@ func (m *Measure[T]) ask(ctx context.Context) {
 	again := m.failed
 	m.value, m.at, m.failed = value, time.Now(), err != nil
 	if err != nil {
-		m.at = time.Time{} // what was says nothing about what is
+		m.at = time.Time{} // the value before says nothing about the value now
 	}
 	m.mu.Unlock()
 	if err == nil {
@@ -145,12 +145,12 @@ func (m *Measure[T]) ask(ctx context.Context) {
 	}
 }
 
-// Errors counts the askings that failed.
+// Errors returns the counter of the failed queries.
 func (m *Measure[T]) Errors() prometheus.Counter { return m.errors }
 
-// Collector shows the answer as metrics of the descriptions, none while there
-// is no answer, and counts the askings that failed. It turns the answer into
-// metrics by show at each look, so that an age grows between two askings.
+// Collector returns a collector of the result, and of the counter of failed queries. It
+// calls show with the result at each scrape, so that an age grows between two queries.
+// Without a result it shows no metric.
 func (m *Measure[T]) Collector(show func(T, chan<- prometheus.Metric), descs ...*prometheus.Desc) prometheus.Collector {
 	return collector[T]{m, show, descs}
 }

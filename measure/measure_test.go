@@ -11,7 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 )
 
-// asking runs a Measure whose answers are how often it was asked, and looks at it.
+// asking starts a Measure whose value is the number of its queries, and reads it.
 func asking(t *testing.T, ask func(context.Context) error) (m *Measure[int64], asked *atomic.Int64) {
 	asked = new(atomic.Int64)
 	m = New(Config[int64]{Metric: "waiting", Service: "test", Ask: func(ctx context.Context) (int64, error) {
@@ -21,7 +21,7 @@ func asking(t *testing.T, ask func(context.Context) error) (m *Measure[int64], a
 	return m, asked
 }
 
-// pass lets time pass, and whoever works in the background come to rest.
+// pass lets time pass, and goroutines in the background block.
 func pass(d time.Duration) {
 	<-time.After(d)
 	synctest.Wait()
@@ -37,7 +37,7 @@ func TestAsksOnlyWhileSomebodyLooks(t *testing.T) {
 			t.Errorf("knows %d without having asked", n)
 		}
 		synctest.Wait()
-		for second := range 600 { // as often as anybody likes
+		for second := range 600 { // as often as it is read
 			n, known := m.Get()
 			if want := int64(second/60 + 1); !known || n != want || asked.Load() != want {
 				t.Fatalf("after %d s: %d (known: %v), asked %d times, want %d", second, n, known, asked.Load(), want)
@@ -59,13 +59,13 @@ func TestAsksOnlyWhileSomebodyLooks(t *testing.T) {
 	})
 }
 
-// Who looks every five minutes sees what is a minute old.
+// A reader every five minutes gets a value that is a minute old.
 func TestIsYoungForWhoLooksSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, asked := asking(t, func(context.Context) error { return nil })
 		m.Get()
 		for range 5 {
-			pass(interest - time.Second)
+			pass(idleAfter - time.Second)
 			if n, known := m.Get(); !known || n != asked.Load() || n < 5 {
 				t.Errorf("%d (known: %v), asked %d times", n, known, asked.Load())
 			}
@@ -105,7 +105,7 @@ func TestWhatFailsIsLeftOutAndCounted(t *testing.T) {
 	})
 }
 
-// One who does not answer is not waited for, neither by who asks nor by who looks.
+// A query that does not return is ended by its time-out, and the next one follows.
 func TestSilenceHasItsEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, asked := asking(t, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })

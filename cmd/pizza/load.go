@@ -21,11 +21,11 @@ import (
 type loadCmd struct {
 	URL       []string      `name:"url" default:"http://127.0.0.1:8080" help:"Where the order API or a frontend is: one address or more, by commas."`
 	Rate      float64       `default:"50" help:"Orders a second. The schedule is kept whatever the answers are."`
-	Duration  time.Duration `default:"30s" help:"For how long orders are appointed."`
-	Orders    int           `help:"How many orders are appointed, instead of --duration."`
+	Duration  time.Duration `default:"30s" help:"For how long orders are scheduled."`
+	Orders    int           `help:"How many orders are scheduled, instead of --duration."`
 	Declined  float64       `default:"0" help:"Percent of orders whose card the sandbox declines."`
 	InFlight  int           `default:"4096" help:"Orders under way at once. What exceeds that is counted as not sent."`
-	Patience  time.Duration `default:"60s" help:"So long after its appointed time an order is tried; then it is unknown."`
+	Patience  time.Duration `default:"60s" help:"So long after its scheduled time an order is tried; then it is unknown."`
 	Timeout   time.Duration `default:"10s" help:"How long one try may take."`
 	Log       string        `placeholder:"FILE" help:"A new file for what was promised, synced before it counts, for pizza verify."`
 	Follow    bool          `help:"Ask after each placed order until it is paid or not."`
@@ -70,7 +70,7 @@ func (c *loadCmd) check() error {
 	return nil
 }
 
-// count is how many orders are appointed.
+// count is how many orders are scheduled.
 func (c *loadCmd) count() int {
 	if c.Orders > 0 {
 		return c.Orders
@@ -150,7 +150,7 @@ func printLoad(p *program, r *load.Report) error {
 	times := func(what string, l load.Latency) {
 		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t%.1f\t%.1f\n", what, l.P50, l.P90, l.P99, l.P999, l.Max)
 	}
-	times("appointed to 201", r.Latency)
+	times("scheduled to 201", r.Latency)
 	if f := r.Followed; f != nil {
 		times("created to final", f.Latency)
 		fmt.Fprintln(w, "\nPAID\tPAYMENT FAILED\tPENDING\tMISSING")
