@@ -88,7 +88,7 @@ func (b *bench) start(ctx context.Context, name string, cmd *exec.Cmd) (*child, 
 	c := &child{name: name, cmd: cmd}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 15 * time.Second // then it is killed
-	cmd.SysProcAttr = leash()
+	cmd.SysProcAttr = dieWithParent()
 	errs, err := os.CreateTemp(b.dir, name+"-*.log")
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
