@@ -50,7 +50,7 @@ var crashPoints = []struct {
 	{"parked or dead, its offset not committed", crashPlan{Point: "parked: committed", Nth: 1}},
 	{"dead, and the offsets committed", crashPlan{Point: "parked: committed", Nth: 1, Then: "offsets: committed", Times: 2}},
 	{"retried, before the commit", crashPlan{Point: "retry: handled", Nth: 1}},
-	{"retried, and the next let go, before the commit", crashPlan{Point: "retry: promoted", Nth: 1}},
+	{"retried, and the next released, before the commit", crashPlan{Point: "retry: released", Nth: 1}},
 	{"retried, after the commit", crashPlan{Point: "retry: committed", Nth: 1}},
 	{"job leased, not begun", crashPlan{Point: "job: leased", Nth: 2}},
 	{"call made, not settled", crashPlan{Point: "work: called", Nth: 2}},
@@ -188,7 +188,7 @@ func (w *world) crash(plan crashPlan) {
 	w.checkMarks()
 	w.checkOffsets()
 	w.checkTogether()
-	w.bury()
+	w.evictDead()
 	stop := testkit.Run(w.t, func(ctx context.Context) error { return w.node.run(ctx, w.db, w.log, newCrasher(crashPlan{})) })
 	w.awaitDone()
 	stop()
@@ -201,9 +201,9 @@ func (w *world) crash(plan crashPlan) {
 	}
 }
 
-// bury has the dead member leave the group at once, which it would do when its
+// evictDead has the dead member leave the group at once, which it would do when its
 // session is over.
-func (w *world) bury() {
+func (w *world) evictDead() {
 	w.t.Helper()
 	client, err := kgo.NewClient(w.kafka...)
 	if err != nil {

@@ -162,7 +162,7 @@ func (n node) run(ctx context.Context, db *sqldb.DB, log *slog.Logger, c *crashe
 		g.Go(func() error {
 			c := inbox.New(inbox.Config{Outbox: out, Group: "readers", Kafka: opts, Delay: 50 * time.Millisecond, Log: log})
 			inbox.On(c, book)
-			c.OnDead(noteDeath)
+			c.OnDead(recordDead)
 			return c.Run(ctx)
 		})
 	}
@@ -230,7 +230,7 @@ func book(ctx context.Context, tx *outbox.Tx, d inbox.Delivery[Moved]) error {
 	return err
 }
 
-func noteDeath(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
+func recordDead(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
 	_, err := tx.ExecContext(ctx, `INSERT INTO deaths (event_id) VALUES ($1)`, d.EventID)
 	return err
 }

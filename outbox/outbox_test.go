@@ -410,8 +410,8 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 			}
 			return nil
 		})
-		var buried inbox.Dead
-		c.OnDead(func(_ context.Context, _ *outbox.Tx, d inbox.Dead) error { buried = d; return nil })
+		var onDead inbox.Dead
+		c.OnDead(func(_ context.Context, _ *outbox.Tx, d inbox.Dead) error { onDead = d; return nil })
 		testkit.Run(t, c.Run)
 		testkit.Run(t, f.relay().Run)
 		bad := moved("bad", 1)
@@ -446,8 +446,8 @@ func TestFailingRecordIsRetriedThenDead(t *testing.T) {
 			letter.ErrorReason != "no luck" || letter.FailedAt.IsZero() || letter.RetryCount != 3 || letter.ConsumerGroup != "readers" {
 			t.Errorf("dead letter %s", dead.Value)
 		}
-		if buried.Attempts != 3 || string(buried.Value) != string(bad.Value) {
-			t.Errorf("OnDead was told %+v", buried)
+		if onDead.Attempts != 3 || string(onDead.Value) != string(bad.Value) {
+			t.Errorf("OnDead got %+v", onDead)
 		}
 		testkit.Eventually(t, "one is dead and one waits", func() bool {
 			return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead' AND attempts = 3`) == 1 &&

@@ -108,8 +108,8 @@ func simulate(t *testing.T, seed uint64) {
 	u.checkTopics()
 	u.checkEffects()
 	u.checkCharges()
-	u.tell("%d events in %d records, %d charges, %d buried, %d parked, %d processes", len(u.strings(`SELECT id FROM outbox_events`)), len(u.tail.all()),
-		len(u.outside.charged), len(u.strings(`SELECT event_id FROM burials`)), len(u.strings(`SELECT event_id FROM parked_records`)), u.born)
+	u.tell("%d events in %d records, %d charges, %d dead, %d parked, %d processes", len(u.strings(`SELECT id FROM outbox_events`)), len(u.tail.all()),
+		len(u.outside.charged), len(u.strings(`SELECT event_id FROM on_dead_calls`)), len(u.strings(`SELECT event_id FROM parked_records`)), u.born)
 }
 
 func newUniverse(t *testing.T, seed uint64) *universe {
@@ -134,7 +134,7 @@ func newUniverse(t *testing.T, seed uint64) *universe {
 	u.db = sqltest.Connect(t, u.url, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	u.exec(`CREATE TABLE accounts (id TEXT PRIMARY KEY, version BIGINT NOT NULL, value BIGINT NOT NULL)`)
 	u.exec(`CREATE TABLE effects (n INTEGER PRIMARY KEY AUTOINCREMENT, consumer TEXT NOT NULL, event_id TEXT NOT NULL, key TEXT NOT NULL, version BIGINT NOT NULL)`)
-	u.exec(`CREATE TABLE burials (consumer TEXT NOT NULL, event_id TEXT NOT NULL)`)
+	u.exec(`CREATE TABLE on_dead_calls (consumer TEXT NOT NULL, event_id TEXT NOT NULL)`)
 	u.exec(`CREATE TABLE charges (id TEXT PRIMARY KEY, account TEXT NOT NULL, due_at TIMESTAMP, lease_token TEXT, attempts INTEGER NOT NULL)`)
 	u.exec(`CREATE INDEX charges_due ON charges (due_at)`)
 	u.startBroker()

@@ -144,7 +144,7 @@ func (u *universe) tailed() bool {
 }
 
 // checkDead looks at what could not be handled: each has its letter and was
-// buried once, and nothing of its key was handled ahead of it.
+// one call of OnDead, and nothing of its key was handled ahead of it.
 func (u *universe) checkDead() {
 	letters := map[string]bool{}
 	for _, r := range u.tail.all() {
@@ -156,21 +156,21 @@ func (u *universe) checkDead() {
 			}
 		}
 	}
-	buried := map[string]int{}
-	for _, b := range u.strings(`SELECT consumer || ' ' || event_id FROM burials`) {
-		buried[b]++
+	calls := map[string]int{}
+	for _, b := range u.strings(`SELECT consumer || ' ' || event_id FROM on_dead_calls`) {
+		calls[b]++
 	}
 	dead := u.strings(`SELECT consumer || ' ' || event_id FROM parked_records WHERE state = 'dead'`)
 	for _, d := range dead {
 		if !letters[d] {
 			u.t.Errorf("no dead letter of %s", d)
 		}
-		if buried[d] != 1 {
-			u.t.Errorf("%s was buried %d times", d, buried[d])
+		if calls[d] != 1 {
+			u.t.Errorf("%s: %d calls of OnDead, want one", d, calls[d])
 		}
 	}
-	if len(dead) != len(buried) {
-		u.t.Errorf("%d are dead, %d were buried", len(dead), len(buried))
+	if len(dead) != len(calls) {
+		u.t.Errorf("%d are dead, OnDead was called for %d", len(dead), len(calls))
 	}
 	ahead := u.strings(`SELECT e.consumer || ' ' || e.key || ' ' || e.version FROM parked_records p
 		JOIN outbox_events o ON o.id = p.event_id

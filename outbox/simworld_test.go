@@ -212,7 +212,7 @@ func (p *proc) consumer(group string) *inbox.Consumer {
 		if t, n := p.u.troubles.next(group+" burial", d.EventID, 0); t == wakesTheDead && n == 1 {
 			p.kill("while it buries " + d.EventID)
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO burials (consumer, event_id) VALUES ($1, $2)`, group, d.EventID)
+		_, err := tx.ExecContext(ctx, `INSERT INTO on_dead_calls (consumer, event_id) VALUES ($1, $2)`, group, d.EventID)
 		return err
 	})
 	return c

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// TestBatchSize has more records waiting than any transaction takes. How many go in
-// is asked of the second hundred, on the average.
+// TestBatchSize has always more records ready than fit in a transaction, and checks
+// the mean size of transactions 101 to 200.
 func TestBatchSize(t *testing.T) {
 	for name, c := range map[string]struct {
 		fixed, each, noise time.Duration // the noise is added, evenly distributed
@@ -41,8 +41,8 @@ func TestBatchSize(t *testing.T) {
 	}
 }
 
-// TestBatchSizeAfterAStall has the database away for a minute while all four workers
-// are in a transaction, and come back with everything that has piled up.
+// TestBatchSizeAfterAStall has all four workers in a transaction while the database
+// is unavailable for a minute, and then work off what piled up.
 func TestBatchSizeAfterAStall(t *testing.T) {
 	for _, stall := range []time.Duration{2 * time.Second, time.Minute} {
 		b := batchSizer{target: 100 * time.Millisecond, max: 512, size: 512}

@@ -31,7 +31,8 @@ type Dead struct {
 // OnDead has c call fn in the transaction that dead-letters a record, so that the
 // service can record that the event will have no effect. fn writes within tx only.
 // When it returns an error or panics, the record is not dead-lettered: its last
-// attempt is repeated after the usual delay. It must be called before Run.
+// attempt is repeated after the usual delay. An error marked Unavailable pauses the
+// consumer instead. OnDead must be called before Run.
 func (c *Consumer) OnDead(fn func(ctx context.Context, tx *outbox.Tx, d Dead) error) {
 	c.onDead = fn
 }

@@ -12,38 +12,6 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A dependencyGate holds back all work of a consumer while a dependency (its
-// database, or what a handler called Unavailable) is away. While it is closed, one
-// caller at a time holds the probe: it tries its own work again and again, and its
-// success opens the gate for all. It is no circuit breaker: work waits and does not
-// fail, and one error closes it.
-type dependencyGate struct {
-	onClose  func(err error)          // called when it closes, with the error that closed it
-	onOpen   func(took time.Duration) // called when it opens, with how long it was closed
-	stopping <-chan struct{}          // closed when the consumer stops
-
-	mu          sync.Mutex
-	changed     chan struct{} // closed and replaced when the waiting callers are woken
-	closedSince time.Time     // zero while the gate is open
-	failures    int           // probes that failed since it closed, and the error that closed it
-	probing     bool          // a caller holds the probe
-}
-
-// newDependencyGate makes an open gate that sets gauge to 1 while it is closed.
-func newDependencyGate(cfg Config, gauge prometheus.Gauge) *dependencyGate {
-	return &dependencyGate{
-		changed: make(chan struct{}),
-		onClose: func(err error) {
-			gauge.Set(1)
-			cfg.Log.Error("consumer paused: a dependency is unavailable", "consumer_group", cfg.Group, "err", err)
-		},
-		onOpen: func(took time.Duration) {
-			gauge.Set(0)
-			cfg.Log.Info("consumer resumed", "consumer_group", cfg.Group, "paused_seconds", took.Seconds())
-		},
-	}
-}
-
 // retryWhileUnavailable runs fn until it succeeds or fails with an error that is
 // neither a conflict nor an unavailable dependency, and returns that result. It waits
 // at the gate without limit. Before each further try it calls stillWanted, which may
@@ -103,36 +71,36 @@ func (c *Consumer) checkWritable(ctx context.Context) error {
 	return err
 }
 
-// conflictLimit is how long a transaction may conflict with others before that is
-// logged.
-const conflictLimit = 5 * time.Second
+// A dependencyGate holds back all work of a consumer while a dependency (its
+// database, or what a handler called Unavailable) is away. While it is closed, one
+// caller at a time holds the probe: it tries its own work again and again, and its
+// success opens the gate for all. It is no circuit breaker: work waits and does not
+// fail, and one error closes it.
+type dependencyGate struct {
+	onClose  func(err error)          // called when it closes, with the error that closed it
+	onOpen   func(took time.Duration) // called when it opens, with how long it was closed
+	stopping <-chan struct{}          // closed when the consumer stops
 
-// A conflictStreak is a series of conflicts of one transaction.
-type conflictStreak struct {
-	since  time.Time // of the first conflict; zero without one
-	logged bool
+	mu          sync.Mutex
+	changed     chan struct{} // closed and replaced when the waiting callers are woken
+	closedSince time.Time     // zero while the gate is open
+	failures    int           // probes that failed since it closed, and the error that closed it
+	probing     bool          // a caller holds the probe
 }
 
-// recordConflict counts a conflict, and logs once when the streak is long.
-func (c *Consumer) recordConflict(streak *conflictStreak, err error) {
-	c.metrics.conflicts.Inc()
-	if streak.since.IsZero() {
-		streak.since = time.Now()
+// newDependencyGate makes an open gate that sets gauge to 1 while it is closed.
+func newDependencyGate(cfg Config, gauge prometheus.Gauge) *dependencyGate {
+	return &dependencyGate{
+		changed: make(chan struct{}),
+		onClose: func(err error) {
+			gauge.Set(1)
+			cfg.Log.Error("consumer paused: a dependency is unavailable", "consumer_group", cfg.Group, "err", err)
+		},
+		onOpen: func(took time.Duration) {
+			gauge.Set(0)
+			cfg.Log.Info("consumer resumed", "consumer_group", cfg.Group, "paused_seconds", took.Seconds())
+		},
 	}
-	if !streak.logged && time.Since(streak.since) > conflictLimit {
-		streak.logged = true
-		c.metrics.conflicting.Inc()
-		c.cfg.Log.Error("transaction conflicts continue: it is retried until it succeeds", "consumer_group", c.cfg.Group, "err", err)
-	}
-}
-
-// endConflicts resets the streak, and logs its end when it was logged.
-func (c *Consumer) endConflicts(streak *conflictStreak) {
-	if streak.logged {
-		c.metrics.conflicting.Dec()
-		c.cfg.Log.Info("transaction conflicts ended", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(streak.since).Seconds())
-	}
-	*streak = conflictStreak{}
 }
 
 // acquire returns true when work may be done. While the gate is closed it waits:
@@ -226,4 +194,36 @@ func (g *dependencyGate) isStopping() bool {
 	default:
 		return false
 	}
+}
+
+// conflictLimit is how long a transaction may conflict with others before that is
+// logged.
+const conflictLimit = 5 * time.Second
+
+// A conflictStreak is a series of conflicts of one transaction.
+type conflictStreak struct {
+	since  time.Time // of the first conflict; zero without one
+	logged bool
+}
+
+// recordConflict counts a conflict, and logs once when the streak is long.
+func (c *Consumer) recordConflict(streak *conflictStreak, err error) {
+	c.metrics.conflicts.Inc()
+	if streak.since.IsZero() {
+		streak.since = time.Now()
+	}
+	if !streak.logged && time.Since(streak.since) > conflictLimit {
+		streak.logged = true
+		c.metrics.conflicting.Inc()
+		c.cfg.Log.Error("transaction conflicts continue: it is retried until it succeeds", "consumer_group", c.cfg.Group, "err", err)
+	}
+}
+
+// endConflicts resets the streak, and logs its end when it was logged.
+func (c *Consumer) endConflicts(streak *conflictStreak) {
+	if streak.logged {
+		c.metrics.conflicting.Dec()
+		c.cfg.Log.Info("transaction conflicts ended", "consumer_group", c.cfg.Group, "conflict_seconds", time.Since(streak.since).Seconds())
+	}
+	*streak = conflictStreak{}
 }

@@ -17,20 +17,21 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// A dispatch is a dispatcher whose workers, broker and group are drawn at
-// random, and what must be true of it.
-type dispatch struct {
+// A dispatcherModel runs a dispatcher with random workers, fetches, assignments and
+// commits, and knows what must be true of it.
+type dispatcherModel struct {
 	*dispatcher
 	client *kgo.Client
 	logs   map[topicPartition][]*kgo.Record // what the broker has
 	next   map[topicPartition]int           // of them was fetched
 	stored map[topicPartition]int64         // offsets the broker was told
-	done   map[topicPartition]map[int64]bool
+	acked  map[topicPartition]map[int64]bool
 	atWork [][]*message
 	last   map[string]int64 // of each key and partition, in this assignment: the last offset taken
 }
 
-func (d *dispatch) assign(tp topicPartition) {
+// assign assigns a partition as the group does.
+func (d *dispatcherModel) assign(tp topicPartition) {
 	d.onAssigned(nil, d.client, map[string][]int32{tp.topic: {tp.partition}}) //nolint:staticcheck // it asks for no context
 	at := d.startPartition(partitionOffsets{topic: tp.topic, partition: tp.partition, committed: d.stored[tp], end: 1 << 40})
 	d.next[tp] = slices.IndexFunc(d.logs[tp], func(r *kgo.Record) bool { return r.Offset >= at })
@@ -44,9 +45,9 @@ func (d *dispatch) assign(tp topicPartition) {
 	}
 }
 
-// write appends records to a partition, with holes as a compacted topic or a
-// transaction leaves them.
-func (d *dispatch) write(t *rapid.T, tp topicPartition) {
+// write appends records to a partition, with holes as compaction and transactions
+// leave them.
+func (d *dispatcherModel) write(t *rapid.T, tp topicPartition) {
 	offset := int64(0)
 	if log := d.logs[tp]; len(log) > 0 {
 		offset = log[len(log)-1].Offset + 1
@@ -62,8 +63,8 @@ func (d *dispatch) write(t *rapid.T, tp topicPartition) {
 	}
 }
 
-// take takes a batch as a worker does, if there is one.
-func (d *dispatch) take(t *rapid.T) {
+// take takes a batch as a worker does, if a message is ready.
+func (d *dispatcherModel) take(t *rapid.T) {
 	d.mu.Lock()
 	ready := slices.ContainsFunc(d.ready, func(key string) bool { q := d.queues[key]; return q != nil && !q.busy && len(q.waiting) > 0 })
 	d.sizer.size = rapid.IntRange(1, 12).Draw(t, "limit")
@@ -92,8 +93,9 @@ func (d *dispatch) take(t *rapid.T) {
 	d.atWork = append(d.atWork, batch)
 }
 
-// finish gives a batch back. A worker gives up what was taken away, and no more.
-func (d *dispatch) finish(t *rapid.T) {
+// finish returns a batch as a worker does. Messages of revoked partitions may be
+// unprocessed, all others are processed.
+func (d *dispatcherModel) finish(t *rapid.T) {
 	if len(d.atWork) == 0 {
 		return
 	}
@@ -102,13 +104,14 @@ func (d *dispatch) finish(t *rapid.T) {
 	d.atWork = slices.Delete(d.atWork, i, i+1)
 	for _, msg := range batch {
 		if msg.processed = !msg.part.revoked.Load() || rapid.Bool().Draw(t, "processed although revoked"); msg.processed {
-			d.done[msg.part.topicPartition][msg.rec.Offset] = true
+			d.acked[msg.part.topicPartition][msg.rec.Offset] = true
 		}
 	}
 	d.dispatcher.finishBatch(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
 }
 
-func (d *dispatch) commit(parts ...*partition) {
+// commit stores the offsets that would be committed.
+func (d *dispatcherModel) commit(parts ...*partition) {
 	offsets, _ := d.takeUncommitted(parts)
 	for topic, ids := range offsets {
 		for id, o := range ids {
@@ -117,22 +120,21 @@ func (d *dispatch) commit(parts ...*partition) {
 	}
 }
 
-// check checks that no offset was told to the broker below which something is
-// not done.
-func (d *dispatch) check(t *rapid.T) {
+// check fails the test when an offset is committed above a message that is not acked.
+func (d *dispatcherModel) check(t *rapid.T) {
 	for tp, stored := range d.stored {
 		for _, rec := range d.logs[tp] {
-			if rec.Offset < stored && !d.done[tp][rec.Offset] {
-				t.Fatalf("%v: %d is committed and %d is not done", tp, stored, rec.Offset)
+			if rec.Offset < stored && !d.acked[tp][rec.Offset] {
+				t.Fatalf("%v: %d is committed and %d is not processed", tp, stored, rec.Offset)
 			}
 		}
 	}
 }
 
-// Whatever the order in which workers finish, partitions come and go and
-// offsets are committed: no offset is committed below which something is not
-// done, the records of a key are taken one after the other and in order, and
-// in the end everything is done and committed.
+// In whatever order workers finish, partitions are assigned and revoked and offsets
+// are committed: no offset is committed above a message that is not processed, the
+// messages of a key are taken one after the other and in order, and in the end every
+// message is processed and committed.
 func TestDispatcher(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite)
 	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1")) // it is never asked for anything
@@ -143,13 +145,13 @@ func TestDispatcher(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := New(Config{Outbox: outbox.New(db, "/accounts"), Group: "readers", Log: slog.New(slog.DiscardHandler)})
 		parts := []topicPartition{{"moves", 0}, {"moves", 1}, {"other", 0}}
-		d := &dispatch{
+		d := &dispatcherModel{
 			dispatcher: newDispatcher(c, []string{"moves", "other"}), client: client,
 			logs: map[topicPartition][]*kgo.Record{}, next: map[topicPartition]int{}, stored: map[topicPartition]int64{},
-			done: map[topicPartition]map[int64]bool{}, last: map[string]int64{},
+			acked: map[topicPartition]map[int64]bool{}, last: map[string]int64{},
 		}
 		for _, tp := range parts {
-			d.done[tp] = map[int64]bool{}
+			d.acked[tp] = map[int64]bool{}
 		}
 		draw := func(t *rapid.T) topicPartition { return rapid.SampledFrom(parts).Draw(t, "partition") }
 		fetch := func(t *rapid.T, tp topicPartition, n int) {
@@ -206,7 +208,7 @@ func TestDispatcher(t *testing.T) {
 		for _, tp := range parts {
 			d.commit(d.partitions[tp])
 			if log := d.logs[tp]; len(log) > 0 && d.stored[tp] != log[len(log)-1].Offset+1 {
-				t.Fatalf("%v: %d of %d are done", tp, d.stored[tp], log[len(log)-1].Offset+1)
+				t.Fatalf("%v: %d of %d are committed", tp, d.stored[tp], log[len(log)-1].Offset+1)
 			}
 		}
 		d.check(t)
@@ -216,10 +218,10 @@ func TestDispatcher(t *testing.T) {
 	})
 }
 
-// A window is bounded by all that its records hold, not by their values alone.
+// A window is bounded by the size of keys and headers, too.
 func TestWindowCountsKeysAndHeaders(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	c, _ := relocations(t, db)
+	c, _ := newTestConsumer(t, db)
 	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
 	if err != nil {
 		t.Fatal(err)
@@ -249,16 +251,16 @@ func TestWindowCountsKeysAndHeaders(t *testing.T) {
 			}
 		}
 		if p.paused || p.bytes != 0 {
-			t.Errorf("when all with large %s are done it is paused: %t, and holds %d bytes", what, p.paused, p.bytes)
+			t.Errorf("when all with large %s are processed it is paused: %t, and holds %d bytes", what, p.paused, p.bytes)
 		}
 	}
 }
 
-// A few records of one topic among very many of another are taken without
-// looking at all the others, and nothing is lost or changes places.
-func TestTakeLooksAtFew(t *testing.T) {
+// Few messages of one topic among many of another are taken without looking at all
+// the others. No message is lost or overtakes another.
+func TestTakeReadyOfTwoTopics(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	c, _ := relocations(t, db)
+	c, _ := newTestConsumer(t, db)
 	d := newDispatcher(c, []string{"few", "many"})
 	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
 	if err != nil {
@@ -279,7 +281,7 @@ func TestTakeLooksAtFew(t *testing.T) {
 	d.ready = append(d.ready, "few\x00few1") // behind them all
 	d.queues["few\x00few1"] = &queue{waiting: []*message{{rec: &kgo.Record{Topic: "few"}, part: d.partitions[topicPartition{"few", 0}]}}}
 	if batch := d.awaitBatch(); len(batch) != 1 || len(d.ready) != 2*maxBatch+1 {
-		t.Errorf("%d records taken, %d keys left: it looked at all", len(batch), len(d.ready))
+		t.Errorf("%d records taken, %d keys left: want 1 of the first topic and all of the other", len(batch), len(d.ready))
 	}
 	next := 0
 	for len(d.ready) > 1 {

@@ -14,19 +14,18 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestProducedAgain has somebody produce dead records again, repaired or not,
-// as one does with a tool for Kafka: that has no effect, and is said once for
-// each such record, with what would have one.
+// TestProducedAgain produces dead records again, changed or not, as an operator may
+// with a Kafka tool: they have no effect, and one warning each says what would have.
 func TestProducedAgain(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		c, handled := relocations(t, db)
+		c, handled := newTestConsumer(t, db)
 		var said bytes.Buffer
 		c.cfg.Log, c.cfg.Replay = slog.New(slog.NewTextHandler(&said, nil)), "replay it"
-		hotKey(t, c, "hot", 1) // event 1 is dead, event 2 waits behind it
+		parkHotKey(t, c, "hot", 1) // event 1 is dead, event 2 waits behind it
 		again := func(n int, offset int64, value string) string {
 			t.Helper()
 			said.Reset()
-			msg := c.relocation("hot", n)
+			msg := c.testMessage("hot", n)
 			msg.rec.Offset = offset
 			if value != "" {
 				msg.rec.Value = bytes.Replace(msg.rec.Value, []byte(`{}`), []byte(value), 1)
@@ -54,11 +53,11 @@ func TestProducedAgain(t *testing.T) {
 		} {
 			line := again(e.n, e.offset, e.value)
 			if want := min(1, len(e.want)); strings.Count(line, "\n") != want {
-				t.Errorf("%s: said %q, want %d lines", e.what, line, want)
+				t.Errorf("%s: logged %q, want %d lines", e.what, line, want)
 			}
 			for _, want := range e.want {
 				if !strings.Contains(line, want) {
-					t.Errorf("%s: %q does not say %s", e.what, line, want)
+					t.Errorf("%s: %q lacks %s", e.what, line, want)
 				}
 			}
 		}
@@ -75,34 +74,34 @@ func TestProducedAgain(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// TestInboxRemembersWhatStillComes reads events again that were handled long
-// ago: they are remembered from now on, others are forgotten, and on SQLite the
-// rows stay in the order of their time.
-func TestInboxRemembersWhatStillComes(t *testing.T) {
+// TestDuplicatesAreRemembered rereads events that were handled long ago: their marks
+// are refreshed and survive a prune, other old marks do not, and on SQLite the rows
+// stay in the order of their time.
+func TestDuplicatesAreRemembered(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		c, _ := relocations(t, db)
+		c, _ := newTestConsumer(t, db)
 		now := sqldb.Now()
 		ages := []time.Duration{-365 * 24 * time.Hour, 50 * time.Hour, 49 * time.Hour, 48 * time.Hour, time.Hour, 0} // the first when the clock was wrong
 		for n, age := range ages {
-			if _, err := db.Exec(`INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES ('g', $1, $2)`, c.relocation("a", n).id, now.Add(-age)); err != nil {
+			if _, err := db.Exec(`INSERT INTO inbox_events (consumer, event_id, handled_at) VALUES ('g', $1, $2)`, c.testMessage("a", n).id, now.Add(-age)); err != nil {
 				t.Fatal(err)
 			}
 		}
 		for _, n := range []int{2, 4} {
-			c.processBatch(t.Context(), []*message{c.relocation("a", n)})
+			c.processBatch(t.Context(), []*message{c.testMessage("a", n)})
 		}
 		handledAt := func(n int) (at time.Time) {
 			t.Helper()
-			if err := db.QueryRow(`SELECT handled_at FROM inbox_events WHERE event_id = $1`, c.relocation("a", n).id).Scan(sqldb.Time(&at)); err != nil {
+			if err := db.QueryRow(`SELECT handled_at FROM inbox_events WHERE event_id = $1`, c.testMessage("a", n).id).Scan(sqldb.Time(&at)); err != nil {
 				t.Fatal(err)
 			}
 			return at
 		}
 		if at := handledAt(2); at.Before(now) {
-			t.Errorf("what came again is remembered from %v, want from now, %v", at, now)
+			t.Errorf("the mark of a duplicate is from %v, want from now, %v", at, now)
 		}
 		if at := handledAt(4); !at.Equal(now.Add(-time.Hour)) {
-			t.Errorf("what is young was written again: %v", at)
+			t.Errorf("a young mark was refreshed: %v", at)
 		}
 		if n, err := c.prune(t.Context(), now.Add(-24*time.Hour)); err != nil || n != 2 {
 			t.Errorf("%d rows deleted, %v; want the two that are old", n, err)
@@ -112,7 +111,7 @@ func TestInboxRemembersWhatStillComes(t *testing.T) {
 		}
 		var disorder int
 		if err := db.QueryRow(`SELECT COUNT(*) FROM inbox_events a JOIN inbox_events b ON a.rowid < b.rowid AND a.handled_at > b.handled_at AND a.handled_at <= $1`, sqldb.Now()).Scan(&disorder); err != nil || disorder > 0 {
-			t.Errorf("%d rows stand before older ones, %v", disorder, err)
+			t.Errorf("%d rows are before older ones, %v", disorder, err)
 		}
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }

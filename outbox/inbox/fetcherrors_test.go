@@ -11,10 +11,10 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// The poll never waits for a commit, not even for an oversized batch.
+// An oversized batch does not have the poll wait for a commit.
 func TestOversizedBatchNeverWaits(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	c, _ := relocations(t, db)
+	c, _ := newTestConsumer(t, db)
 	client, err := kgo.NewClient(kgo.SeedBrokers("127.0.0.1:1"))
 	if err != nil {
 		t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
+// A relocated is the event of the tests of this package.
 type relocated struct{}
 
 func (relocated) EventType() string { return "Relocated" }
@@ -22,8 +23,9 @@ func (relocated) Topic() string { return "new-topic" }
 
 func (relocated) AggregateID() string { return "a" }
 
-// relocations is a consumer of a database of its own, and says what it handled.
-func relocations(t *testing.T, db *sqldb.DB) (c *Consumer, handled *[]string) {
+// newTestConsumer makes a consumer of relocated events and returns the ids of the
+// events that it handles.
+func newTestConsumer(t *testing.T, db *sqldb.DB) (c *Consumer, handled *[]string) {
 	t.Helper()
 	handled = &[]string{}
 	c = New(Config{Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
@@ -34,8 +36,8 @@ func relocations(t *testing.T, db *sqldb.DB) (c *Consumer, handled *[]string) {
 	return c, handled
 }
 
-// relocation is event number n of a key as it is fetched.
-func (c *Consumer) relocation(key string, n int) *message {
+// testMessage is event number n of a key, as a fetched message.
+func (c *Consumer) testMessage(key string, n int) *message {
 	id := fmt.Sprintf("00000000-0000-7000-8000-%012d", n)
 	value := wire.AppendEnvelope(nil, id, "Relocated", key, `{}`, time.Now())
 	msg := c.decode(&kgo.Record{Topic: "new-topic", Key: []byte(key), Value: value, Offset: int64(n)}, [16]byte{})

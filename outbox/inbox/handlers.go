@@ -37,10 +37,10 @@ type Delivery[E outbox.Event] struct {
 // transaction that is idle for ten seconds, and it is then retried as if the
 // database were unavailable.
 //
-// When h returns an error its work is undone and the event is parked and retried
-// up to Config.Attempts times, then dead-lettered. An error marked Permanent
-// dead-letters the event at once; one marked Unavailable, or one that says that
-// the database is unavailable, pauses the consumer and spends no attempt.
+// When h returns an error its work is undone and the event is parked and retried;
+// after Config.Attempts failed attempts it is dead-lettered. An error marked
+// Permanent dead-letters the event at once; one marked Unavailable, or one that says
+// that the database is unavailable, pauses the consumer and spends no attempt.
 func On[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox.Tx, d Delivery[E]) error) {
 	subscribe(c, false, func(ctx context.Context, tx *outbox.Tx, ds []Delivery[E]) error { return h(ctx, tx, ds[0]) })
 }
@@ -60,7 +60,7 @@ func OnBatch[E outbox.Event](c *Consumer, h func(ctx context.Context, tx *outbox
 // A route is what a handler subscribes to: an event type on a topic.
 type route struct{ topic, eventType string }
 
-// A subscription is a handler and what its records are decoded, counted and timed by.
+// A subscription is a handler with the metrics of its route.
 type subscription struct {
 	version    int64 // the schema version of the handler's event
 	takesBatch bool  // OnBatch: one call for all messages of the route

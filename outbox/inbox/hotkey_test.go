@@ -14,8 +14,8 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestHotKey has very many records wait behind a dead one: what is done about
-// one record, or is done again and again, must not read them all.
+// TestHotKey has 20,000 records wait behind a dead one of their key: no operation on
+// one record, and none that runs periodically, may read them all.
 func TestHotKey(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		testHotKey(t, db)
@@ -29,12 +29,12 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 	const waiting, most = 20_000, 1000
 	db.SetMaxOpenConns(1) // whose counters are read
 	ctx := t.Context()
-	c, got := relocations(t, db)
+	c, got := newTestConsumer(t, db)
 	op := admin.New(db)
-	hotKey(t, c, "hot", waiting)
+	parkHotKey(t, c, "hot", waiting)
 	cold := func(n int) (msgs []*message) {
 		for i := range n {
-			msgs = append(msgs, c.relocation(fmt.Sprint("cold ", i), waiting+100+i))
+			msgs = append(msgs, c.testMessage(fmt.Sprint("cold ", i), waiting+100+i))
 		}
 		return msgs
 	}
@@ -59,15 +59,15 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 	handle := func() {
 		t.Helper()
 		if claimed, err := c.retryRecord(ctx, due(1)[0], func() bool { return true }); err != nil || !claimed {
-			t.Fatalf("tried again: %t, %v", claimed, err)
+			t.Fatalf("retried: %t, %v", claimed, err)
 		}
 	}
 	steps := []struct {
 		what string
 		step func()
 	}{
-		{"a record of the key", func() { c.processBatch(ctx, []*message{c.relocation("hot", waiting+2)}) }},
-		{"a record of another key", func() { c.processBatch(ctx, []*message{c.relocation("cold", waiting+3)}) }},
+		{"a record of the key", func() { c.processBatch(ctx, []*message{c.testMessage("hot", waiting+2)}) }},
+		{"a record of another key", func() { c.processBatch(ctx, []*message{c.testMessage("cold", waiting+3)}) }},
 		{"a look for what is due", func() { due(0) }},
 		{"a repair", func() {
 			if err := c.repair(ctx); err != nil {
@@ -101,7 +101,7 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 		{"retries of other keys", func() {
 			for _, record := range due(10) {
 				if claimed, err := c.retryRecord(ctx, record, func() bool { return true }); err != nil || !claimed {
-					t.Errorf("tried again: %t, %v", claimed, err)
+					t.Errorf("retried: %t, %v", claimed, err)
 				}
 			}
 		}},
@@ -135,18 +135,18 @@ func testHotKey(t *testing.T, db *sqldb.DB, prepare ...string) {
 	}
 }
 
-// TestHotKeyCostsNoMore compares what one record more takes behind a hundred and
-// behind twenty thousand: SQLite does not count what it reads.
+// TestHotKeyCostsNoMore compares the time for one more record behind 100 and behind
+// 20,000 waiting ones, because SQLite does not count the rows it reads.
 func TestHotKeyCostsNoMore(t *testing.T) {
 	quickest := func(waiting int) time.Duration {
 		db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-		c, _ := relocations(t, db)
+		c, _ := newTestConsumer(t, db)
 		c.cfg.Log = slog.New(slog.DiscardHandler)
-		hotKey(t, c, "hot", waiting)
+		parkHotKey(t, c, "hot", waiting)
 		took := time.Hour
 		for n := range 20 {
 			began := time.Now()
-			c.processBatch(t.Context(), []*message{c.relocation("hot", waiting+10+n)})
+			c.processBatch(t.Context(), []*message{c.testMessage("hot", waiting+10+n)})
 			if records, _, err := c.findDue(t.Context()); err != nil || len(records) > 0 {
 				t.Fatalf("%d records are due, %v", len(records), err)
 			}
@@ -163,11 +163,11 @@ func TestHotKeyCostsNoMore(t *testing.T) {
 	}
 }
 
-// hotKey parks a dead record of a key and n that wait behind it, events 1 to
-// n + 1.
-func hotKey(t *testing.T, c *Consumer, key string, n int) {
+// parkHotKey parks a dead record of a key and n records that wait behind it: events 1
+// to n + 1.
+func parkHotKey(t *testing.T, c *Consumer, key string, n int) {
 	t.Helper()
-	msg := c.relocation(key, 1)
+	msg := c.testMessage(key, 1)
 	if err := c.park(t.Context(), msg, parkedState{state: store.Dead, attempts: 3, err: context.Canceled, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 		t.Fatal(err)
 	}
@@ -188,8 +188,8 @@ func hotKey(t *testing.T, c *Consumer, key string, n int) {
 	}
 }
 
-// rowsRead is how many rows and index entries of the parked records were read
-// until now; on SQLite, which counts nothing, it is 0.
+// rowsRead is how many rows and index entries of parked_records were read until now;
+// 0 on SQLite, which does not count them.
 func rowsRead(t *testing.T, db *sqldb.DB) (n int) {
 	t.Helper()
 	if db.Engine == sqldb.SQLite {

@@ -12,15 +12,15 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestKeyOrder has a record parked behind another by one process while another
-// finishes that: whoever commits last, somebody lets it go on.
+// TestKeyOrder has one process park a record behind another while a second process
+// finishes that other record: in whatever order they commit, the record becomes due.
 func TestKeyOrder(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	ctx := t.Context()
-	c, got := relocations(t, db)
+	c, got := newTestConsumer(t, db)
 	parkFirst := func(n int) {
 		t.Helper()
-		if err := c.park(ctx, c.relocation("a", n), parkedState{state: store.Retrying, failedAt: sqldb.Now()}, new(outcome)); err != nil {
+		if err := c.park(ctx, c.testMessage("a", n), parkedState{state: store.Retrying, failedAt: sqldb.Now()}, new(outcome)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -46,7 +46,7 @@ func TestKeyOrder(t *testing.T) {
 		parkFirst(1)
 		finished := make(chan error, 1)
 		err := c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-			if err := c.parkInKeyOrder(ctx, tx, []*message{c.relocation("a", 2)}, parkedState{state: store.Waiting}); err != nil {
+			if err := c.parkInKeyOrder(ctx, tx, []*message{c.testMessage("a", 2)}, parkedState{state: store.Waiting}); err != nil {
 				return err
 			}
 			go func() { finished <- finish() }()
@@ -73,14 +73,14 @@ func TestKeyOrder(t *testing.T) {
 			}
 			go func() {
 				parked <- c.cfg.Outbox.Tx(ctx, func(tx *outbox.Tx) error {
-					return c.parkInKeyOrder(ctx, tx, []*message{c.relocation("a", 4)}, parkedState{state: store.Waiting})
+					return c.parkInKeyOrder(ctx, tx, []*message{c.testMessage("a", 4)}, parkedState{state: store.Waiting})
 				})
 			}()
 			somebodyWaits()
 			return nil
 		})
 		if late := <-parked; err != nil || classify(late) != classConflict {
-			t.Errorf("parked behind what was finished meanwhile: %v; want to be told to look again (%v)", late, err)
+			t.Errorf("parked behind a finished record: %v; want a conflict (%v)", late, err)
 		}
 	})
 }

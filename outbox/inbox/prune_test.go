@@ -13,8 +13,8 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// Old inbox rows and parked records that are done go; young ones, another
-// group's, and those of records that are not done stay.
+// Old inbox rows and old finished parked records are deleted; young ones, those of
+// another group, and those of open parked records stay.
 func TestPrune(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		now := sqldb.Now()
@@ -63,11 +63,11 @@ func TestPrune(t *testing.T) {
 	}, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 }
 
-// A row that was written while the clock was a year early does not keep those
-// behind it until then.
+// A row that was written while the clock was a year ahead does not keep the rows
+// behind it for a year.
 func TestPruneBehindTheFuture(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	c, _ := relocations(t, db)
+	c, _ := newTestConsumer(t, db)
 	now := sqldb.Now()
 	_, err := db.Exec(`
 		WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n <= $1)
@@ -81,7 +81,7 @@ func TestPruneBehindTheFuture(t *testing.T) {
 	}
 }
 
-// An inbox that forgets what may still come is refused.
+// Run refuses a retention that ends before outbox and topic forget an event.
 func TestRetentionTooShort(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	const day = 24 * time.Hour

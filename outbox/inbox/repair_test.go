@@ -10,12 +10,12 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// TestRepair has the first records of keys wait, as a program of an earlier version left them, and
-// followers retry, as nobody should have said.
+// TestRepair has the first records of keys wait, as an earlier version left them, and
+// has later records retry before it is their turn.
 func TestRepair(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		c, got := relocations(t, db)
-		hotKey(t, c, "a", 3)
+		c, got := newTestConsumer(t, db)
+		parkHotKey(t, c, "a", 3)
 		if _, err := db.Exec(`UPDATE parked_records SET state = 'handled' WHERE state = 'dead'`); err != nil {
 			t.Fatal(err)
 		}
@@ -43,8 +43,8 @@ func TestRepair(t *testing.T) {
 // Waiting first records are found among more keys than one query looks at.
 func TestRepairManyKeys(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		c, _ := relocations(t, db)
-		hotKey(t, c, "hot", 2*repairKeys+10)
+		c, _ := newTestConsumer(t, db)
+		parkHotKey(t, c, "hot", 2*repairKeys+10)
 		// each with a key of its own
 		if _, err := db.ExecContext(t.Context(), `UPDATE parked_records SET key_hash = 7919 * (seq - 1000), key = CAST(CAST(seq AS TEXT) AS `+
 			map[sqldb.Engine]string{sqldb.Postgres: "BYTEA", sqldb.SQLite: "BLOB"}[db.Engine]+`) WHERE state = 'waiting'`); err != nil {

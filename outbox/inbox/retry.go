@@ -114,8 +114,8 @@ func (c *Consumer) dueStatement() (statement string, args []any) {
 		routes = append(routes, fmt.Sprintf(`event_type = $%d AND topic = $%d`, len(args), len(args)-1))
 	}
 	var parts []string
-	for i, route := range routes {
-		parts = append(parts, fmt.Sprintf(ofRoute, route, `due_at <= `+sqldb.Clock, maxDue, i))
+	for i, condition := range routes {
+		parts = append(parts, fmt.Sprintf(ofRoute, condition, `due_at <= `+sqldb.Clock, maxDue, i))
 	}
 	// a record due later than any delay was parked before the clock was set back
 	parts = append(parts, fmt.Sprintf(ofRoute, `((`+strings.Join(routes, `) OR (`)+`))`, `due_at > `+c.db.Later("$2"), maxDue, len(routes)))
@@ -162,7 +162,7 @@ func (c *Consumer) handleDue(ctx context.Context, due dueRecord, stillWanted fun
 		key := c.parkedKey(due.message)
 		key.After = due.seq
 		err := store.ReleaseNext(ctx, c.db, tx, []store.ParkedKey{key})
-		crash.Point("retry: promoted")
+		crash.Point("retry: released")
 		return err
 	})
 	if err == nil && claimed {

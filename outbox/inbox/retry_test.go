@@ -16,8 +16,9 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// A record was parked by a program that took its type from another topic.
-func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
+// A record that an earlier version of the program parked, and whose topic has no
+// handler in this one, is not retried.
+func TestRetryWithoutHandler(t *testing.T) {
 	db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	c := New(Config{Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.DiscardHandler)})
 	On(c, func(context.Context, *outbox.Tx, Delivery[relocated]) error { return nil })
@@ -40,13 +41,13 @@ func TestParkedRecordOfATopicNobodyTakesAnyMore(t *testing.T) {
 	}
 }
 
-// TestClockJumps parks a record while the clock is an hour early: it is due
-// when the clock is right again, and others are when it is their time.
+// TestClockJumps parks a record while the clock is an hour ahead: it is due as soon
+// as the clock is set right, and other records at their time.
 func TestClockJumps(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
-		c, _ := relocations(t, db)
+		c, _ := newTestConsumer(t, db)
 		for n, wait := range []time.Duration{time.Hour, c.retryDelay(c.cfg.Attempts) - time.Second, 0} {
-			if err := c.park(t.Context(), c.relocation(fmt.Sprint(n), n), parkedState{state: store.Retrying, wait: wait}, new(outcome)); err != nil {
+			if err := c.park(t.Context(), c.testMessage(fmt.Sprint(n), n), parkedState{state: store.Retrying, wait: wait}, new(outcome)); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -15,9 +15,9 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// Records that take twelve seconds each do not fit into the time of one
-// transaction together: none of them is to blame, and no attempt is spent.
-func TestTooManyForTheTimeOfOne(t *testing.T) {
+// Four messages of twelve seconds each exceed the time of one transaction together:
+// they are handled in smaller batches, and no attempt is spent.
+func TestBatchTooSlow(t *testing.T) {
 	kafkatest.Bubble(t, func(t *testing.T) {
 		db := sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 		c := New(Config{Outbox: outbox.New(db, "/t"), Group: "g", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
@@ -27,7 +27,7 @@ func TestTooManyForTheTimeOfOne(t *testing.T) {
 			}
 			return nil
 		})
-		batch := []*message{c.relocation("a", 1), c.relocation("b", 2), c.relocation("c", 3), c.relocation("d", 4)}
+		batch := []*message{c.testMessage("a", 1), c.testMessage("b", 2), c.testMessage("c", 3), c.testMessage("d", 4)}
 		c.processBatch(t.Context(), batch)
 		var handled, parked int
 		err := db.QueryRowContext(t.Context(), `SELECT (SELECT COUNT(*) FROM inbox_events), (SELECT COUNT(*) FROM parked_records)`).Scan(&handled, &parked)

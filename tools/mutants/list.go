@@ -46,13 +46,13 @@ var engine = []mutant{
 		name: "inbox: what still comes is forgotten",
 		old:  `	if err := c.refresh(ctx, tx, ids); err != nil {`,
 		new:  `	if err := ctx.Err(); err != nil {`,
-		test: "./outbox/inbox -run ^TestInboxRemembersWhatStillComes$",
+		test: "./outbox/inbox -run ^TestDuplicatesAreRemembered$",
 	},
 	{
 		name: "inbox: the rows of SQLite leave the order of their time",
 		old:  "if c.db.Engine == sqldb.SQLite { statement = `INSERT OR REPLACE",
 		new:  "if c.db == nil { statement = `INSERT OR REPLACE",
-		test: "./outbox/inbox -run ^TestInboxRemembersWhatStillComes$",
+		test: "./outbox/inbox -run ^TestDuplicatesAreRemembered$",
 	},
 	{
 		name: "inbox: a row from the future keeps all behind it",
