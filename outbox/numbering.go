@@ -54,7 +54,7 @@ func RepairNumbering(ctx context.Context, db *sqldb.DB) (moved []string, err err
 			if n.table != "outbox_events" {
 				return nil
 			}
-			return renumber(store.Patient(ctx), db.Engine, tx, next)
+			return renumber(store.LongStatements(ctx), db.Engine, tx, next)
 		})
 		moved = append(moved, behind...)
 		if err != nil {

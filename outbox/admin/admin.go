@@ -115,7 +115,7 @@ func lockLease(ctx context.Context, tx *sql.Tx) error {
 
 // transact runs fn in a transaction, which a dry run rolls back.
 func (o *Operator) transact(ctx context.Context, a Action, action string, fn func(*sql.Tx) error) error {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	err := o.db.Tx(ctx, func(tx *sql.Tx) error {
 		if err := fn(tx); err != nil || !a.DryRun {
 			return err

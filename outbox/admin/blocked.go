@@ -97,7 +97,7 @@ func (o *Operator) Blocked(ctx context.Context, f BlockedFilter, limit int) ([]B
 // of its key, which would stay blocked without it. Retry returns the released
 // events, and has the relay try paused partitions at once as well.
 func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (released []BlockedEvent, err error) {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	return released, o.change(ctx, a, "retry", f.String(), func(tx *sql.Tx) (int, error) {
 		where, args := f.where()
 		selected := `FROM outbox_blocked b WHERE b.skipped_at IS NULL AND ` + where
@@ -113,14 +113,14 @@ func (o *Operator) Retry(ctx context.Context, f BlockedFilter, a Action) (releas
 		if err := tx.QueryRowContext(ctx, `SELECT COUNT(*) FROM outbox_lanes`).Scan(&paused); err != nil || paused == 0 {
 			return 0, err
 		}
-		return 0, store.EndTerm(ctx, tx, store.AllSeqs)
+		return 0, store.EndTerm(ctx, tx, store.MaxSeq)
 	})
 }
 
 // release ends the relay's term and takes events out of outbox_blocked, so that
 // the next term publishes them.
 func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEvent) error {
-	first, rows := store.AllSeqs, make([][]any, len(events))
+	first, rows := store.MaxSeq, make([][]any, len(events))
 	for i, e := range events {
 		first, rows[i] = min(first, e.Seq), []any{e.Seq}
 	}
@@ -135,7 +135,7 @@ func (o *Operator) release(ctx context.Context, tx *sql.Tx, events []BlockedEven
 // events that wait behind them, which are published next. It returns the skipped
 // events. The error is ErrNothingSelected for an empty filter.
 func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped []BlockedEvent, err error) {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	if f == (BlockedFilter{}) {
 		return nil, ErrNothingSelected
 	}
@@ -173,24 +173,24 @@ func (o *Operator) Skip(ctx context.Context, f BlockedFilter, a Action) (skipped
 // take them now, and returns how many. The error is ErrNothingSelected without a
 // topic.
 func (o *Operator) SkipRefused(ctx context.Context, topic string, a Action) (n int64, err error) {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	if topic == "" {
 		return 0, ErrNothingSelected
 	}
 	return n, o.change(ctx, a, "skip refused", "topic "+topic, func(tx *sql.Tx) (int, error) {
-		if err := store.EndTerm(ctx, tx, store.AllSeqs); err != nil {
+		if err := store.EndTerm(ctx, tx, store.MaxSeq); err != nil {
 			return 0, err
 		}
-		if err := store.ByNumber(ctx, o.db, tx); err != nil {
+		if err := store.UseIndexes(ctx, o.db, tx); err != nil {
 			return 0, fmt.Errorf("skip events: %w", err)
 		}
-		var floor int64
-		if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&floor); err != nil {
+		var lowWatermark int64
+		if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&lowWatermark); err != nil {
 			return 0, fmt.Errorf("read lease: %w", err)
 		}
 		res, err := tx.ExecContext(ctx, `
 			INSERT INTO outbox_blocked (seq, topic, key, reason, since, skipped_at)
-			SELECT e.seq, e.topic, e.key, 'the topic did not take it', $2, $2 `+store.FromUnpublished+` WHERE e.topic = $3`, floor, sqldb.Now(), topic)
+			SELECT e.seq, e.topic, e.key, 'the topic did not take it', $2, $2 `+store.FromUnpublished+` WHERE e.topic = $3`, lowWatermark, sqldb.Now(), topic)
 		if err != nil {
 			return 0, fmt.Errorf("skip events: %w", err)
 		}

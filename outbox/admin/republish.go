@@ -14,7 +14,7 @@ import (
 // many events these are. The records stand on the topic twice then; an inbox drops
 // the second.
 func (o *Operator) Republish(ctx context.Context, since time.Time, a Action) (n int64, err error) {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	return n, o.change(ctx, a, "republish", "since "+since.UTC().Format(time.RFC3339), func(tx *sql.Tx) (int, error) {
 		var first sql.NullInt64
 		if err := tx.QueryRowContext(ctx, `SELECT MIN(seq) FROM outbox_events WHERE created_at >= $1`, since.UTC()).Scan(&first); err != nil {

@@ -39,7 +39,7 @@ type PausedPartition struct {
 // Status reads the state of publishing, all of it at one moment. It counts every
 // unpublished event, so it may take long where many are.
 func (o *Operator) Status(ctx context.Context) (s Status, err error) {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	tx, err := store.Snapshot(ctx, o.db)
 	if err != nil {
 		return Status{}, fmt.Errorf("outbox status: %w", err)
@@ -49,7 +49,7 @@ func (o *Operator) Status(ctx context.Context) (s Status, err error) {
 	if err != nil {
 		return Status{}, fmt.Errorf("read lease: %w", err)
 	}
-	unpublished, err := store.CountUnpublished(ctx, tx, s.Floor, store.AllSeqs)
+	unpublished, err := store.CountUnpublished(ctx, tx, s.Floor, store.MaxSeq)
 	if err != nil {
 		return Status{}, err
 	}

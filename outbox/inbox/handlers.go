@@ -103,7 +103,7 @@ func subscribe[E outbox.Event](c *Consumer, takesBatch bool, h func(ctx context.
 func decodeDelivery[E outbox.Event](msg *message, d *Delivery[E]) error {
 	*d = Delivery[E]{
 		EventID: msg.id, EventType: msg.envelope.EventType, AggregateID: msg.envelope.AggregateID,
-		AggregateVersion: wire.NumberHeader(msg.rec, wire.HeaderAggregateVersion, 0), Time: msg.envelope.Timestamp,
+		AggregateVersion: wire.Int64Header(msg.rec, wire.HeaderAggregateVersion, 0), Time: msg.envelope.Timestamp,
 		Topic: msg.rec.Topic, Partition: msg.rec.Partition, Offset: msg.rec.Offset, Attempt: msg.attempt,
 		Traceparent: wire.Header(msg.rec, wire.HeaderTraceparent),
 	}

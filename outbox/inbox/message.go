@@ -35,7 +35,7 @@ func (c *Consumer) decode(rec *kgo.Record, topicID [16]byte) *message {
 	if msg.key = rec.Topic + "\x00" + string(rec.Key); rec.Key == nil { // a queue of its own: there is no order to keep
 		msg.key = fmt.Sprintf("%s\x00\x00%d\x00%d", rec.Topic, rec.Partition, rec.Offset)
 	}
-	if msg.envelope, msg.err = wire.Open(rec.Value); msg.err != nil {
+	if msg.envelope, msg.err = wire.DecodeEnvelope(rec.Value); msg.err != nil {
 		msg.id, msg.err = c.positionID(rec, topicID), Permanent(msg.err)
 		return msg
 	}

@@ -46,15 +46,15 @@ func (t *term) progress() progress {
 }
 
 // askUnpublished counts the unpublished events in the tables.
-func (r *Relay) askUnpublished(ctx context.Context) (store.Unpublished, error) {
+func (r *Relay) askUnpublished(ctx context.Context) (store.Backlog, error) {
 	tx, err := store.Snapshot(ctx, r.db)
 	if err != nil {
-		return store.Unpublished{}, fmt.Errorf("count unpublished: %w", err)
+		return store.Backlog{}, fmt.Errorf("count unpublished: %w", err)
 	}
 	defer tx.Rollback() //nolint:errcheck // it has changed nothing
 	var lowWatermark int64
 	if err := tx.QueryRowContext(ctx, `SELECT floor FROM outbox_lease WHERE id = 1`).Scan(&lowWatermark); err != nil {
-		return store.Unpublished{}, fmt.Errorf("read lease: %w", err)
+		return store.Backlog{}, fmt.Errorf("read lease: %w", err)
 	}
 	return store.CountUnpublished(ctx, tx, lowWatermark, measure.Limit+1)
 }
@@ -64,7 +64,7 @@ func (r *Relay) askUnpublished(ctx context.Context) (store.Unpublished, error) {
 // term could not read all events, it uses what was counted in the tables.
 type backlog struct {
 	relay   *Relay
-	counted *measure.Measure[store.Unpublished]
+	counted *measure.Measure[store.Backlog]
 
 	leader, unpublished, refused, blocked, oldest *prometheus.Desc
 }
@@ -75,7 +75,7 @@ func newBacklog(r *Relay, cfg Config) *backlog {
 	}
 	return &backlog{
 		relay: r,
-		counted: measure.New(measure.Config[store.Unpublished]{
+		counted: measure.New(measure.Config[store.Backlog]{
 			Metric: "outbox_unpublished", Service: cfg.Service, Log: cfg.Log,
 			Ask: r.askUnpublished,
 		}),
@@ -114,7 +114,7 @@ func (b *backlog) Collect(ch chan<- prometheus.Metric) {
 	gauge(b.blocked, float64(s.blocked))
 	known := s.complete
 	if !known {
-		var r store.Unpublished
+		var r store.Backlog
 		if r, known = b.counted.Get(); known {
 			s.unpublished = max(s.unpublished, r.Events)
 			if s.oldest.IsZero() { // else the events in memory are older than those not read yet

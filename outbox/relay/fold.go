@@ -62,7 +62,7 @@ func foldTogether(open folding, ranges []publishedRange, closed time.Time) []fol
 // from which on the next call has ranges to fold.
 func (t *term) fold(ctx context.Context, from int64, now time.Time) (next int64, err error) {
 	closed := now.Add(-foldWithin).Truncate(foldWithin) // a mark is committed some time after its published_at
-	next = store.AllSeqs
+	next = store.MaxSeq
 	var open folding
 	for {
 		ranges, err := t.rangesFrom(ctx, from)

@@ -27,7 +27,7 @@ const sinceSQL = `SELECT MIN(first_seq) FROM (
 // rewindSince rewinds to the first event that was published since
 // Config.RepublishSince, once.
 func (t *term) rewindSince(ctx context.Context) error {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	if t.republishSince.IsZero() {
 		return nil
 	}
@@ -35,7 +35,7 @@ func (t *term) rewindSince(ctx context.Context) error {
 		if err := t.lease.fence(ctx, tx); err != nil {
 			return err
 		}
-		if err := store.ByNumber(ctx, t.db, tx); err != nil {
+		if err := store.UseIndexes(ctx, t.db, tx); err != nil {
 			return fmt.Errorf("rewind: %w", err)
 		}
 		var first sql.NullInt64
@@ -62,7 +62,7 @@ func (t *term) rewindSince(ctx context.Context) error {
 // rewindAll rewinds to the first retained event, and stores the present ids of the
 // topics.
 func (t *term) rewindAll(ctx context.Context, found map[string]foundTopic) error {
-	ctx = store.Patient(ctx)
+	ctx = store.LongStatements(ctx)
 	err := t.db.Tx(ctx, func(tx *sql.Tx) error {
 		if err := t.lease.fence(ctx, tx); err != nil {
 			return err

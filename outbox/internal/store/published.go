@@ -11,8 +11,8 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Unpublished counts the events that are neither published nor blocked.
-type Unpublished struct {
+// A Backlog counts the events that are neither published nor blocked.
+type Backlog struct {
 	Events int64
 	Oldest time.Time // when the oldest was written; zero without any
 }
@@ -27,23 +27,23 @@ const FromUnpublished = `FROM (
 		UNION ALL SELECT seq, seq FROM outbox_blocked WHERE seq > $1) done
 	) gap JOIN outbox_events e ON e.seq BETWEEN gap.lo AND COALESCE(gap.hi, 9223372036854775807)`
 
-// CountUnpublished counts the unpublished events above the low watermark floor, up
+// CountUnpublished counts the unpublished events above the low watermark, up
 // to limit.
-func CountUnpublished(ctx context.Context, tx *sql.Tx, floor, limit int64) (r Unpublished, err error) {
-	err = tx.QueryRowContext(ctx, `SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at `+FromUnpublished+` LIMIT $2) unpublished`, floor, limit).
+func CountUnpublished(ctx context.Context, tx *sql.Tx, lowWatermark, limit int64) (r Backlog, err error) {
+	err = tx.QueryRowContext(ctx, `SELECT COUNT(*), MIN(created_at) FROM (SELECT e.created_at `+FromUnpublished+` LIMIT $2) unpublished`, lowWatermark, limit).
 		Scan(&r.Events, sqldb.Time(&r.Oldest))
 	if err != nil {
-		return Unpublished{}, fmt.Errorf("count unpublished: %w", err)
+		return Backlog{}, fmt.Errorf("count unpublished: %w", err)
 	}
 	return r, nil
 }
 
-// AllSeqs is above the number of every event.
-const AllSeqs = int64(math.MaxInt64)
+// MaxSeq is above the number of every event.
+const MaxSeq = int64(math.MaxInt64)
 
-// ByNumber has PostgreSQL find rows by index for the rest of the transaction: going
+// UseIndexes has PostgreSQL find rows by index for the rest of the transaction: going
 // by its statistics it might read a whole table for a part of it.
-func ByNumber(ctx context.Context, db *sqldb.DB, tx *sql.Tx) error {
+func UseIndexes(ctx context.Context, db *sqldb.DB, tx *sql.Tx) error {
 	if db.Engine != sqldb.Postgres {
 		return nil
 	}
@@ -61,7 +61,7 @@ func Snapshot(ctx context.Context, db *sqldb.DB) (*sql.Tx, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := ByNumber(ctx, db, tx); err != nil {
+	if err := UseIndexes(ctx, db, tx); err != nil {
 		return nil, errors.Join(err, tx.Rollback())
 	}
 	return tx, nil

@@ -10,8 +10,8 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// Patient gives statements time that may read or write all retained events.
-func Patient(ctx context.Context) context.Context {
+// LongStatements gives statements time that may read or write all retained events.
+func LongStatements(ctx context.Context) context.Context {
 	return sqldb.WithStatementTimeout(ctx, 10*time.Minute)
 }
 

@@ -67,19 +67,19 @@ func AppendJSON(b []byte, s string) []byte {
 	return append(b, '"')
 }
 
-// Open decodes a record's value. No retry will cure its error: it is no envelope.
-func Open(value []byte) (Envelope, error) {
+// DecodeEnvelope decodes a record's value. No retry will cure its error: it is no envelope.
+func DecodeEnvelope(value []byte) (Envelope, error) {
 	var m Envelope
 	if err := json.Unmarshal(value, &m); err != nil {
-		return Envelope{}, fmt.Errorf("open envelope: %w", err)
+		return Envelope{}, fmt.Errorf("decode envelope: %w", err)
 	}
 	id, err := uuid.Parse(m.EventID)
 	if err != nil {
-		return Envelope{}, errors.New("open envelope: event_id is not a UUID")
+		return Envelope{}, errors.New("decode envelope: event_id is not a UUID")
 	}
 	m.EventID = id.String()
 	if m.EventType == "" {
-		return Envelope{}, errors.New("open envelope: event_type is missing")
+		return Envelope{}, errors.New("decode envelope: event_type is missing")
 	}
 	return m, nil
 }
@@ -94,9 +94,9 @@ func Header(r *kgo.Record, name string) string {
 	return ""
 }
 
-// NumberHeader is the header of that name as a number; missing, when there is no
+// Int64Header is the header of that name as a number; missing, when there is no
 // such header or it is no number.
-func NumberHeader(r *kgo.Record, name string, missing int64) int64 {
+func Int64Header(r *kgo.Record, name string, missing int64) int64 {
 	n, err := strconv.ParseInt(Header(r, name), 10, 64)
 	if err != nil {
 		return missing
