@@ -2,6 +2,7 @@ package job
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -38,8 +39,8 @@ type Config struct {
 
 	// Do makes the call and settles the row in a transaction of its own, with
 	// lease_token = Job.Token among the conditions: no row changed means that
-	// the lease was lost and another worker has the row. An error says that
-	// nothing was settled; the row is due again after a pause.
+	// the lease was lost and another worker has the row: ErrLeaseLost. Any other
+	// error says that nothing was settled; the row is due again after a pause.
 	Do  func(ctx context.Context, j Job) error
 	Log *slog.Logger
 }
@@ -62,6 +63,10 @@ func (cfg Config) withDefaults() Config {
 	}
 	return cfg
 }
+
+// ErrLeaseLost is for Do to return when the row is leased to another worker by
+// now: the job is over, and did not fail.
+var ErrLeaseLost = errors.New("the lease was lost")
 
 // A Job is one row that this process has leased, once.
 type Job struct {

@@ -2,6 +2,7 @@ package job
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime/debug"
 	"sync"
@@ -209,7 +210,7 @@ func (w *Worker) do(ctx context.Context, j Job) {
 		}()
 		return w.cfg.Do(ctx, j)
 	}()
-	if err == nil {
+	if err == nil || errors.Is(err, ErrLeaseLost) {
 		return
 	}
 	w.cfg.Log.Error("job failed", "table", w.cfg.Table, "id", j.ID, "attempt", j.Attempt, "err", err)
