@@ -50,7 +50,7 @@ var serviceTable = []struct {
 		if err != nil {
 			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
 		}
-		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Alone: alone(out)})
+		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Exclusive: alone(out)})
 	}},
 	{"notification", notification.Schema, event.Topics(), nil, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		email, err := notification.NewSMTP(p.outside.smtp, p.host.Dial)
@@ -61,7 +61,7 @@ var serviceTable = []struct {
 		if err != nil {
 			return nil, bad("SMS_URL", "%w", err)
 		}
-		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom, Alone: alone(out)}
+		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom, Exclusive: alone(out)}
 		if p.cfg.NotificationTemplates != "" {
 			cfg.Templates = os.DirFS(p.cfg.NotificationTemplates)
 		}

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"pizzaflow/job"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -31,7 +32,7 @@ func TestClockIsSet(t *testing.T) {
 				w.run(w.service())
 				w.eventually("the mail was tried again, and again", func() bool { return w.attempts(o) > before+1 })
 				w.mail.set(func() { w.mail.shut = false })
-				w.settled()
+				w.awaitFinal()
 				w.wantMessages(o, 1, 1)
 			})
 		})
@@ -48,8 +49,8 @@ func (w *world) attempts(o anOrder) (n int) {
 	return n
 }
 
-// A turnstile sends nothing at its first attempt, which it says was in vain when
-// it is told to, and the message at its second, which waits as well.
+// A turnstile sends nothing at the first attempt, which it says failed once first is
+// closed. It sends the message at the second attempt, and returns once then is closed.
 type turnstile struct {
 	Sender
 	calls atomic.Int32
@@ -66,21 +67,21 @@ func (s *turnstile) Send(ctx context.Context, m Message) Result {
 	return s.Sender.Send(ctx, m)
 }
 
-// A worker whose row was taken by another process, and then again by a worker
-// of its own, settles nothing any more.
+// A worker whose row was taken by another process, and then again by a worker of its
+// own process, records nothing any more.
 func TestStaleWorkerOfTheSameProcess(t *testing.T) {
 	each(t, func(t *testing.T, db *sqldb.DB) {
 		w := newWorld(t, db)
 		s := w.service()
 		slow := &turnstile{Sender: s.channels[Email].sender, first: make(chan struct{}), then: make(chan struct{})}
 		s.channels[Email].sender = slow
-		settled := make(chan []error, 10)
-		s.settles = sqldb.NewGroup(db, func(ctx context.Context, all []settlement) ([]error, error) {
-			lost, err := settleDeliveries(ctx, db, all)
-			if all[0].claim.Attempt == 1 && all[0].status == Failed {
-				settled <- lost
+		stale := make(chan error, 10) // the results of the first attempt's update
+		s.updates = sqldb.NewGroup(db, func(ctx context.Context, all []update) ([]error, error) {
+			results, err := updateDeliveries(ctx, db, all)
+			if err == nil && all[0].job.Attempt == 1 && all[0].status == Failed {
+				stale <- results[0]
 			}
-			return lost, err
+			return results, err
 		})
 		w.run(s)
 		o := newOrder("")
@@ -90,11 +91,11 @@ func TestStaleWorkerOfTheSameProcess(t *testing.T) {
 		w.exec(`UPDATE notification_deliveries SET lease_token = NULL, due_at = ` + sqldb.Clock + `, attempts = attempts + 1 WHERE channel = 'email'`)
 		w.eventually("the second is", func() bool { return slow.calls.Load() == 2 })
 		close(slow.first)
-		if lost := <-settled; !errors.Is(lost[0], errLeaseLost) {
-			t.Errorf("the worker that had lost its row settled it: %v", lost)
+		if err := <-stale; !errors.Is(err, job.ErrLeaseLost) {
+			t.Errorf("the worker that had lost its lease recorded its result: %v", err)
 		}
 		close(slow.then)
-		w.settled()
+		w.awaitFinal()
 		w.want(o, map[string]string{"order_confirmation email": "sent 3", "order_confirmation sms": "sent 1"})
 		w.wantMessages(o, 1, 1)
 	})

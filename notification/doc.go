@@ -1,4 +1,4 @@
-// Package notification tells customers what becomes of their order, by e-mail
+// Package notification notifies customers of their order and its payment, by e-mail
 // and by SMS.
 //
 // It owns the tables order_contacts, notifications and
@@ -6,19 +6,19 @@
 // PaymentCompleted and PaymentFailed, and emits no events.
 //
 // An order has at most one notification of each type. Contacts come with
-// OrderCreated; a payment event that arrives first waits for them in its row.
-// A notification becomes one delivery for each channel, and each delivery
-// lives on its own: a failing SMS never repeats or holds up an e-mail.
+// OrderCreated; the notification of a payment event that arrives first is stored and
+// waits for them. A notification becomes one delivery for each channel, and each
+// delivery is sent by itself: a failing SMS never repeats or holds up an e-mail.
 //
-// What it promises: each notification reaches each channel at least once, or
-// its delivery is failed with the reason. It reaches it exactly once unless
-// the process died or stood still for longer than its leases, or the answer was
-// lost, between the moment the other side took the message and the moment that
-// was recorded. Only then a message is sent again, under the same Message-ID
-// (e-mail) or reference (SMS), so that the receiver can recognise it. At most
-// 32 messages of a channel are between the two at a time: results are recorded
-// many together, but none of their senders takes another message before. What
-// fails for now is tried again for a day.
+// It promises that each notification is sent by each channel at least once, or its
+// delivery is failed with the reason. A message is sent exactly once, unless the
+// process died or stood still for longer than its leases, or the answer was lost,
+// between the moment the other side accepted the message and the moment that was
+// recorded. Then it is sent again, under the same Message-ID (e-mail) or reference
+// (SMS), by which the receiver can recognise it. At most 128 messages of a channel
+// are in flight, that is sent and not recorded: results are recorded many together,
+// but a worker takes no other message before. A delivery that fails with a temporary
+// error is tried again for a day.
 //
 // # Templates
 //

@@ -27,9 +27,9 @@ const messageIDDomain = "pizzaflow.example"
 // offers it, except on loopback, and never sends a password in clear except on
 // loopback. Connections are kept and used again.
 //
-// A reply of 4xx is Temporary and one of 5xx Permanent; whatever goes wrong
-// before a mail is begun is Temporary, because it is not about the mail. The
-// server is reached by dial, nil means the net package.
+// A reply of 4xx is Temporary and one of 5xx Permanent; an error before the mail is
+// begun is Temporary, because it is not about the mail. The
+// server is connected to by dial; nil is the net package's.
 func NewSMTP(rawURL string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Sender, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "smtp" || u.Hostname() == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
@@ -69,14 +69,14 @@ func isLoopback(host string) bool {
 
 type smtpSender struct{ pool *smtpPool }
 
-// Send hands one mail to the server.
+// Send sends one mail to the server.
 func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 	e, err := compose(m)
 	if err != nil { // no server would take it either
 		return Result{Outcome: Permanent, Err: err}
 	}
 	for {
-		conn, err := s.pool.take(ctx)
+		conn, err := s.pool.acquire(ctx)
 		if err != nil {
 			return Result{Outcome: Temporary, Code: replyCode(err), Err: err}
 		}
@@ -86,28 +86,28 @@ func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 	}
 }
 
-// sendOn hands the mail over on a connection. It is stale when it was a kept one
-// that the server had given up already: then nothing was sent.
+// sendOn sends the mail on a connection. It reports a stale connection: a kept one
+// that the server had closed already, so that nothing was sent.
 func (s *smtpSender) sendOn(ctx context.Context, conn *smtpConn, e envelope) (r Result, stale bool) {
 	kept := false
 	defer func() {
-		if !kept { // whatever happened to it
+		if !kept { // also after a panic
 			conn.drop()
 		}
 	}()
-	release := conn.use(ctx)
+	unbind := conn.bind(ctx)
 	r, begun := transact(conn.client, e)
 	conn.unfinished = r.Outcome != Accepted
-	// after any reply but 421 the server listens for more
+	// after any reply but 421 the server expects further commands
 	answered := r.Outcome == Accepted || r.Code != 0 && r.Code != 421
-	if kept = release() && answered; kept {
-		s.pool.give(conn)
+	if kept = unbind() && answered; kept {
+		s.pool.release(conn)
 		return r, false
 	}
 	return r, conn.mails > 1 && !begun && !answered
 }
 
-// Close ends the kept connections.
+// Close closes the idle connections.
 func (s *smtpSender) Close() error {
 	s.pool.close()
 	return nil
@@ -123,7 +123,7 @@ type envelope struct {
 // compose writes the mail. Two calls for one message give the same bytes.
 func compose(m Message) (envelope, error) {
 	encoding := mail.EncodingQP
-	if !ascii(m.Text) { // what would be escaped letter by letter costs half as much this way
+	if !ascii(m.Text) { // base64 takes half the bytes of quoted-printable there
 		encoding = mail.EncodingB64
 		m.Text, m.HTML = strings.ReplaceAll(m.Text, "\n", "\r\n"), strings.ReplaceAll(m.HTML, "\n", "\r\n")
 	}
@@ -162,30 +162,31 @@ func ascii(s string) bool { return !strings.ContainsFunc(s, func(r rune) bool { 
 
 func bracket(addr string) string { return "<" + strings.Trim(addr, "<>") + ">" }
 
-// transact is one SMTP transaction. Until the final dot is sent nothing can
-// have been accepted; from then on only the server's answer tells. It reports
-// whether the server had got as far as to agree to the first command.
+// transact is one SMTP transaction. Before the final dot is sent the server cannot
+// have accepted the mail; from then on only its answer tells. begun reports whether
+// the server accepted the first command.
 func transact(c *smtp.Client, e envelope) (r Result, begun bool) {
-	if step, err := announce(c, e); err != nil {
-		return refused(step, err, Temporary), step != "MAIL"
+	if step, err := startData(c, e); err != nil {
+		return failedStep(step, err, Temporary), step != "MAIL"
 	}
 	w := c.Text.DotWriter()
 	if _, err := w.Write(e.content); err != nil {
-		return refused("content", err, Temporary), true
+		return failedStep("content", err, Temporary), true
 	}
 	if err := w.Close(); err != nil {
-		return refused("final dot", err, Unknown), true
+		return failedStep("final dot", err, Unknown), true
 	}
 	_, answer, err := c.Text.ReadResponse(250)
 	if err != nil {
-		return refused("final dot", err, Unknown), true
+		return failedStep("final dot", err, Unknown), true
 	}
 	return Result{Outcome: Accepted, Code: 250, ProviderID: answer}, true
 }
 
-// announce gets as far as the server's waiting for the content. Where it allows
-// PIPELINING (RFC 2920) the three commands go out together, in one round trip.
-func announce(c *smtp.Client, e envelope) (step string, err error) {
+// startData sends the commands before the content, and returns the first that failed.
+// Where the server allows PIPELINING (RFC 2920), the three commands go out together,
+// in one round trip.
+func startData(c *smtp.Client, e envelope) (step string, err error) {
 	extra := ""
 	if ok, _ := c.Extension("8BITMIME"); ok {
 		extra += " BODY=8BITMIME"
@@ -216,22 +217,22 @@ func announce(c *smtp.Client, e envelope) (step string, err error) {
 				return step, err
 			}
 		case refusal == nil && err != nil && cmd.name == "DATA":
-			// it waits for content although it refused the rest: there is none
+			// the server waits for content although it refused the rest: end it at once
 			if e := c.Text.DotWriter().Close(); e != nil {
 				return step, errors.Join(err, e)
 			}
-			_, _, _ = c.Text.ReadResponse(0) // nobody was to get it; whether the server still listens is asked before the next mail
+			_, _, _ = c.Text.ReadResponse(0) // the mail has no recipient; reset asks before the next mail whether the server works
 		}
 	}
 	return step, err
 }
 
-// refused is the result of a step that was not answered with success; silent
-// is the outcome when it was not answered at all.
-func refused(step string, err error, silent Outcome) Result {
+// failedStep is the result of a step that was not answered with success; silent is the
+// outcome when the step was not answered at all.
+func failedStep(step string, err error, silent Outcome) Result {
 	r := Result{Outcome: silent, Code: replyCode(err), Err: fmt.Errorf("%s: %w", step, err)}
 	switch {
-	case r.Code == 530: // log in first: the fault of our configuration, not of the mail
+	case r.Code == 530: // login required: a fault of our configuration, not of the mail
 		r.Outcome = Temporary
 	case r.Code >= 500:
 		r.Outcome = Permanent

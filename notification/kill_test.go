@@ -73,7 +73,7 @@ func TestKilledBetweenSendingAndRecording(t *testing.T) {
 			// its lease runs out
 			w.exec(`UPDATE notification_deliveries SET due_at = $1 WHERE status = 'pending'`, sqldb.Now().Add(-time.Second))
 			w.run(second)
-			w.settled()
+			w.awaitFinal()
 			w.want(o, map[string]string{"order_confirmation email": "sent 2", "order_confirmation sms": "sent 1"})
 			w.wantRepeatedMail(o)
 		})

@@ -12,22 +12,22 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// metrics are what the service tells of itself.
+// metrics are the service's own.
 type metrics struct {
 	seconds    *prometheus.HistogramVec
 	deliveries *prometheus.CounterVec
 	waiting    *measure.Measure[map[Channel]tally] // deliveries in the database
 }
 
-// A tally is of the deliveries that wait for a channel.
+// A tally is a count of the deliveries that wait for a channel.
 type tally struct {
 	rows    int64
-	unknown int64         // those of them whose last attempt may have gone through
-	oldest  time.Time     // when the first of them was made; zero without any
-	clock   sqldb.Reading // that of the database
+	unknown int64         // deliveries among them whose last attempt was Unknown
+	oldest  time.Time     // when the first of them was created; zero without any
+	clock   sqldb.Reading // the database's
 }
 
-// age is that of the oldest delivery, in seconds; 0 without one.
+// age is the age of the oldest delivery in seconds, 0 without one.
 func (t tally) age() float64 {
 	if t.rows == 0 {
 		return 0

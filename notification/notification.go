@@ -6,20 +6,20 @@ import (
 	"pizzaflow/event"
 )
 
-// A Type is what a notification tells.
+// A Type is the kind of a notification.
 type Type string
 
 // The types. An order has at most one notification of each.
 const (
-	OrderConfirmation   Type = "order_confirmation"   // the order is taken and awaits payment
-	PaymentConfirmation Type = "payment_confirmation" // the money has arrived
+	OrderConfirmation   Type = "order_confirmation"   // the order is placed and awaits its payment
+	PaymentConfirmation Type = "payment_confirmation" // the money was taken
 	PaymentFailed       Type = "payment_failed"       // no money was taken and none will be
 )
 
 // Types lists all types.
 func Types() []Type { return []Type{OrderConfirmation, PaymentConfirmation, PaymentFailed} }
 
-// A Channel is a way to the customer.
+// A Channel is a way to send messages to the customer.
 type Channel string
 
 // The channels.
@@ -28,20 +28,21 @@ const (
 	SMS   Channel = "sms"
 )
 
-// A Status says how far a delivery is.
+// A Status says how far a delivery has come.
 type Status string
 
-// The statuses of a delivery. Sent means that the mail server or the gateway
-// has taken the message; sent and failed are final.
+// The statuses of a delivery. Sent means that the mail server or the gateway has
+// accepted the message. Sent and Failed are final.
 const (
 	Pending Status = "pending"
 	Sent    Status = "sent"
 	Failed  Status = "failed"
 )
 
-// The schedule of a delivery that fails for now: the pause starts at retryBase
-// and doubles up to retryLimit; at giveUpAfter the last attempt is made. A clock
-// that was set makes no day: it takes as many attempts as well as fit into one.
+// The schedule of a delivery whose attempts fail: the pause starts at retryBase and
+// doubles up to retryLimit; at giveUpAfter the last attempt is made. A clock that was
+// set may make a delivery old at once, so giving up also takes as many attempts as fit
+// into a day.
 const (
 	retryBase   = time.Second
 	retryLimit  = 15 * time.Minute
@@ -49,11 +50,11 @@ const (
 	dayOfTries  = int(giveUpAfter / retryLimit)
 )
 
-// never is the pause before what is not done again.
+// never is the pause before a delivery that is not due again.
 const never time.Duration = -1
 
-// retryIn is the pause before a delivery is tried again that is so old and had
-// so many attempts, the proposed one or a shorter, or never.
+// retryIn is the pause before the next attempt at a delivery of that age, after so many
+// attempts: the given pause, a shorter one, or never.
 func retryIn(age time.Duration, attempts int, pause time.Duration) time.Duration {
 	switch {
 	case age < giveUpAfter:
@@ -64,8 +65,7 @@ func retryIn(age time.Duration, attempts int, pause time.Duration) time.Duration
 	return never
 }
 
-// An order is what the notifications of an order need to know of it, as its
-// OrderCreated told.
+// An order is the part of OrderCreated that the order's notifications need.
 type order struct {
 	ID, Number   string
 	Name         string
@@ -77,8 +77,8 @@ type order struct {
 	Address      string
 }
 
-// A payment is what a notification of type payment_confirmation or
-// payment_failed tells of the payment; it stands as JSON in the notification.
+// A payment is the part of a payment event that its notification needs. It is stored
+// as JSON with the notification.
 type payment struct {
 	ID        string      `json:"payment_id,omitempty"`
 	Amount    event.Money `json:"amount,omitempty"`
@@ -86,8 +86,8 @@ type payment struct {
 	ErrorCode string      `json:"error_code,omitempty"`
 }
 
-// A notification is what one order is told once. It waits as long as nobody
-// knows whom to tell.
+// A notification tells a customer one thing about an order, once. It waits while the
+// order's contacts are not known.
 type notification struct {
 	id      string
 	orderID string
@@ -96,8 +96,8 @@ type notification struct {
 	waiting bool
 }
 
-// A delivery is one message of one notification by one channel, with all that
-// is needed to write it.
+// A delivery is one message of a notification by one channel, with all data that its
+// text needs.
 type delivery struct {
 	ID        string
 	Type      Type

@@ -11,8 +11,7 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// Whatever panics on the way to a mail server, the place of its connection is
-// free again.
+// A panic on the way to a mail server leaves no connection counted as open.
 func TestPanicsLeaveNoConnectionOpen(t *testing.T) {
 	server := newWorld(t, sqltest.Open(t, sqldb.SQLite, sqltest.Schema{Name: "outbox", FS: outbox.Schema}, sqltest.Schema{Name: "notification", FS: Schema})).mail
 	var panics atomic.Int32

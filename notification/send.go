@@ -13,62 +13,56 @@ import (
 )
 
 const (
-	// lease is how long what a killed process had in hand waits for others. One
-	// that stands still for longer, and then goes on, may repeat its messages.
+	// lease is how long a delivery stays leased to a process that was killed. A
+	// process that stands still for longer, and then goes on, may repeat its
+	// messages.
 	lease = 10 * time.Second
-	// patience is more than sending and recording take, also where the database
+	// jobTimeout is more than sending and recording take, even when the database
 	// restarts meanwhile.
-	patience = 5 * time.Minute
-	// sendTimeout bounds one attempt; a mail server may think for a while
-	// about what it was given, and giving up then may repeat the mail.
+	jobTimeout = 5 * time.Minute
+	// sendTimeout is the limit of one attempt. A mail server may take a while to
+	// look at a mail, and giving up before it answers may repeat the mail.
 	sendTimeout = 30 * time.Second
-	// laneLimit is how many messages of one channel are on their way at once,
-	// until what came of them is recorded: so many may be sent twice when the
-	// process dies. With 32 the whole flow came to 410 orders a second where it
-	// comes to 480 with these; how many connections a mail server bears is seen
-	// to by the smtpPool.
-	laneLimit = 128
+	// inFlightLimit is how many messages of one channel are sent at once, or sent
+	// and not recorded yet: so many may be sent twice when the process dies. With 32
+	// the whole flow did 410 orders a second, with 128 it does 480. How many
+	// connections a mail server accepts is the smtpPool's concern.
+	inFlightLimit = 128
 )
 
-// A lane is a channel's sender and its workers. Each channel has its own, so
-// that a mail server that hangs does not hold up the SMS.
-type lane struct {
+// A channelSender is the sender of a channel with its workers. Each channel has its
+// own, so that a mail server that hangs does not hold up the SMS.
+type channelSender struct {
 	sender Sender
-	work   *job.Worker
+	worker *job.Worker
 }
 
-func (s *Service) newLane(cfg Config, channel Channel, sender Sender) *lane {
-	l := &lane{sender: sender}
-	l.work = job.New(job.Config{
-		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: laneLimit,
-		Lease: cmp.Or(cfg.lease, lease), Timeout: cmp.Or(cfg.patience, patience), Exclusive: cfg.Alone, Do: s.deliver, Log: cfg.Log,
+func (s *Service) newChannelSender(cfg Config, channel Channel, sender Sender) *channelSender {
+	return &channelSender{sender: sender, worker: job.New(job.Config{
+		DB: s.db, Table: "notification_deliveries", Where: `channel = '` + string(channel) + `'`, Limit: inFlightLimit,
+		Lease: cmp.Or(cfg.lease, lease), Timeout: cmp.Or(cfg.jobTimeout, jobTimeout), Exclusive: cfg.Exclusive, Do: s.deliver, Log: cfg.Log,
 		LongestPause: job.LongestBackoff(retryBase, retryLimit),
-	})
-	return l
+	})}
 }
 
-func (l *lane) send(ctx context.Context, m Message) Result {
+func (c *channelSender) send(ctx context.Context, m Message) Result {
 	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
 	defer cancel()
-	return l.sender.Send(ctx, m)
+	return c.sender.Send(ctx, m)
 }
 
-// deliver makes one attempt at a delivery. The attempt was recorded when the
-// row was claimed; what it came to is recorded here, before the worker takes
-// another.
-func (s *Service) deliver(ctx context.Context, c job.Job) error {
-	d, ok := c.Data.(delivery)
-	if !ok {
-		f, err := s.loads.Do(ctx, c)
-		if errors.Is(f.err, errLeaseLost) {
-			return nil
-		}
-		if err != nil {
+// deliver makes one attempt at the delivery of a job, and records its result
+// before the worker takes another job.
+func (s *Service) deliver(ctx context.Context, j job.Job) error {
+	d, handedOver := j.Data.(delivery)
+	if !handedOver {
+		r, err := s.reads.Do(ctx, j)
+		if err = errors.Join(err, r.err); err != nil {
 			return err
 		}
-		d = f.delivery
+		d = r.delivery
 	}
-	return s.settle(ctx, c, d, s.send(ctx, d))
+	return s.recordResult(ctx, j, d, s.send(ctx, d))
 }
 
 func (s *Service) send(ctx context.Context, d delivery) Result {
@@ -80,75 +74,82 @@ func (s *Service) send(ctx context.Context, d delivery) Result {
 	return s.channels[d.Channel].send(ctx, m)
 }
 
-// settle records what an attempt came to.
-func (s *Service) settle(ctx context.Context, c job.Job, d delivery, r Result) error {
-	now := sqldb.Now()
-	next := settlement{claim: c, status: Pending, pause: never, reason: r.reason()}
-	label := string(r.Outcome)
-	switch r.Outcome {
-	case Accepted:
-		next.status, next.sentAt, next.providerID = Sent, now, truncate(oneLine(r.ProviderID), maxError)
-	case Permanent:
-		next.status = Failed
-	default:
-		next.pause = retryIn(now.Sub(d.CreatedAt), c.Attempt, job.Backoff(c.Attempt, retryBase, retryLimit))
-		if next.pause == never {
-			next.status, label = Failed, "expired"
-		}
-	}
-	switch err := s.record(ctx, next); {
-	case errors.Is(err, errLeaseLost):
-		return nil
-	case err != nil:
+// recordResult stores, counts and logs the result of an attempt.
+func (s *Service) recordResult(ctx context.Context, j job.Job, d delivery, r Result) error {
+	u := newUpdate(j, d, r, sqldb.Now())
+	if err := s.storeUpdate(ctx, u); err != nil {
 		return err
 	}
-	s.metrics.deliveries.WithLabelValues(string(d.Channel), label).Inc()
-	if next.status == Sent {
-		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(max(0, now.Sub(d.CreatedAt).Seconds()))
-	}
-	s.logAttempt(ctx, d, r, next)
+	s.countAttempt(d, r, u)
+	s.logAttempt(ctx, d, r, u)
 	return nil
 }
 
-// record settles the row, with others, and keeps trying while the database is
-// away: a message that was sent and not recorded would be sent again. That the
-// lease may have run out meanwhile is no reason to give up: nobody takes a row
-// from others before the database has been there for the length of a lease.
-func (s *Service) record(ctx context.Context, next settlement) error {
+// newUpdate is what the result of an attempt makes of the delivery of a job.
+func newUpdate(j job.Job, d delivery, r Result, now time.Time) update {
+	u := update{job: j, at: now, status: Pending, pause: never, reason: r.reason()}
+	switch r.Outcome {
+	case Accepted:
+		u.status, u.providerID = Sent, truncate(oneLine(r.ProviderID), maxError)
+	case Permanent:
+		u.status = Failed
+	default:
+		u.pause = retryIn(now.Sub(d.CreatedAt), j.Attempt, job.Backoff(j.Attempt, retryBase, retryLimit))
+		if u.pause == never {
+			u.status = Failed
+		}
+	}
+	return u
+}
+
+// storeUpdate stores an update, with others, and tries again while the database is
+// unavailable: a message that is sent and not recorded would be sent again. The
+// lease may run out meanwhile and still be this job's: no process takes over rows
+// before it has been in touch with the database for the length of a lease.
+func (s *Service) storeUpdate(ctx context.Context, u update) error {
 	for try := 1; ; try++ {
-		lost, err := s.settles.Do(ctx, next)
+		lost, err := s.updates.Do(ctx, u)
 		if err == nil || !sqldb.IsUnavailable(err) || ctx.Err() != nil {
 			return errors.Join(err, lost)
 		}
-		pause := time.NewTimer(retry.Backoff(try, 100*time.Millisecond, 2*time.Second))
-		select {
-		case <-ctx.Done():
-			pause.Stop()
+		if !retry.Sleep(ctx, retry.Backoff(try, 100*time.Millisecond, 2*time.Second)) {
 			return err
-		case <-pause.C:
 		}
 	}
 }
 
-// logAttempt tells of an attempt without naming anybody: an answer from
-// outside may quote the address, so only its code is logged.
-func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, next settlement) {
+// countAttempt counts an attempt by its result, and measures how long a delivery
+// took that was sent.
+func (s *Service) countAttempt(d delivery, r Result, u update) {
+	result := string(r.Outcome)
+	if u.status == Failed && r.Outcome != Permanent {
+		result = "expired"
+	}
+	s.metrics.deliveries.WithLabelValues(string(d.Channel), result).Inc()
+	if u.status == Sent {
+		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(max(0, u.at.Sub(d.CreatedAt).Seconds()))
+	}
+}
+
+// logAttempt logs an attempt without personal data: an answer from outside may
+// quote the address, so only its code is logged.
+func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, u update) {
 	attrs := []slog.Attr{
 		slog.String("delivery_id", d.ID), slog.String("order_id", d.Order.ID), slog.String("type", string(d.Type)),
-		slog.String("channel", string(d.Channel)), slog.Int("attempt", next.claim.Attempt), slog.String("outcome", string(r.Outcome)),
+		slog.String("channel", string(d.Channel)), slog.Int("attempt", u.job.Attempt), slog.String("outcome", string(r.Outcome)),
 	}
 	if r.Code != 0 {
 		attrs = append(attrs, slog.Int("code", r.Code))
 	} else if r.Err != nil {
 		attrs = append(attrs, slog.Any("err", r.Err))
 	}
-	switch next.status {
+	switch u.status {
 	case Sent:
 		s.log.LogAttrs(ctx, slog.LevelInfo, "Notification sent", attrs...)
 	case Failed:
 		s.log.LogAttrs(ctx, slog.LevelError, "Notification failed", attrs...)
 	default:
-		attrs = append(attrs, slog.Time("next_attempt", sqldb.Now().Add(next.pause)))
+		attrs = append(attrs, slog.Time("next_attempt", sqldb.Now().Add(u.pause)))
 		s.log.LogAttrs(ctx, slog.LevelWarn, "Notification postponed", attrs...)
 	}
 }

@@ -12,7 +12,7 @@ import (
 	"unicode/utf8"
 )
 
-// A Message is one e-mail or SMS, ready to go.
+// A Message is one e-mail or SMS, ready to be sent.
 type Message struct {
 	ID      string    // the delivery's id, the same at every attempt
 	From    string    // e-mail only: a mailbox, such as "Pizza <orders@pizza.example>"
@@ -23,35 +23,34 @@ type Message struct {
 	Date    time.Time // when the delivery was made; the same at every attempt
 }
 
-// A Sender hands messages to the outside world: a mail server, an SMS gateway.
-// It is used by many goroutines at once. One that is an io.Closer is closed
-// when nothing is left to send.
+// A Sender sends messages by a mail server or an SMS gateway. It is used by many
+// goroutines at once. A Sender that is an io.Closer is closed after the last message.
 type Sender interface {
-	// Send makes one attempt, within ctx's deadline. A message's ID goes along
-	// so that the other side can recognise a repetition.
+	// Send makes one attempt, within ctx's deadline. The message's ID is sent with
+	// it, so that the other side can recognise a repetition.
 	Send(ctx context.Context, m Message) Result
 }
 
-// An Outcome says what became of an attempt to send.
+// An Outcome is how an attempt to send ended.
 type Outcome string
 
 // The outcomes.
 const (
-	Accepted  Outcome = "sent"      // the other side has taken the message
-	Temporary Outcome = "temporary" // it has not, and may later
+	Accepted  Outcome = "sent"      // the other side has accepted the message
+	Temporary Outcome = "temporary" // it has not, and may accept it later
 	Permanent Outcome = "permanent" // it never will
-	Unknown   Outcome = "unknown"   // it was handed over and no answer came: it may have been taken
+	Unknown   Outcome = "unknown"   // the message was sent and no answer came: it may have been accepted
 )
 
-// A Result is what an attempt to send came to.
+// A Result is the result of an attempt to send.
 type Result struct {
 	Outcome    Outcome
-	ProviderID string // Accepted: what the other side calls the message, "" if it does not say
-	Code       int    // its SMTP or HTTP status, 0 without an answer
+	ProviderID string // Accepted: the other side's id of the message, "" if it gave none
+	Code       int    // the SMTP or HTTP status, 0 without an answer
 	Err        error  // why the message was not accepted; with a Code it may quote the address
 }
 
-// maxError bounds what is stored of an error, in bytes.
+// maxError is how much of an error or a provider's id is stored, in bytes.
 const maxError = 500
 
 // reason is the result's error as one line for the delivery's row.
@@ -70,8 +69,8 @@ func truncate(s string, limit int) string {
 	return s
 }
 
-// oneLine is s without line breaks and other control characters, and without
-// those that turn the direction of the text around.
+// oneLine is s without line breaks and other control characters, and without the
+// marks of the writing direction.
 func oneLine(s string) string {
 	s = strings.Map(func(r rune) rune {
 		switch {
@@ -88,7 +87,7 @@ func oneLine(s string) string {
 // ErrFrom is returned by New for a Config.From that is not a mailbox.
 var ErrFrom = errors.New("e-mail sender: want a mailbox such as Pizza <orders@pizza.example>")
 
-// fromAddress is who e-mails are from.
+// fromAddress is the sender of the e-mails.
 func fromAddress(from, publicURL string) (string, error) {
 	if from == "" {
 		return "Pizzaflow <orders@" + publicDomain(publicURL) + ">", nil
@@ -99,8 +98,8 @@ func fromAddress(from, publicURL string) (string, error) {
 	return from, nil
 }
 
-// publicDomain is the host of the shop's URL if mail can come from there, and
-// a reserved domain otherwise.
+// publicDomain is the host of the shop's URL if mail can be from there, and else a
+// reserved domain.
 func publicDomain(publicURL string) string {
 	u, err := url.Parse(publicURL)
 	if err == nil {

@@ -23,7 +23,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A Config is what the service is made of.
+// Config is what a Service is made of.
 type Config struct {
 	Outbox  *outbox.Outbox // over the service's own database
 	Log     *slog.Logger
@@ -40,12 +40,12 @@ type Config struct {
 	From string
 	// Templates is a folder whose files replace those embedded; nil replaces none.
 	Templates fs.FS
-	// Alone says that no other process uses the database: then what a killed
-	// one had in hand is sent at the start, and not only when its leases have
+	// Exclusive says that no other process uses the database: then the deliveries
+	// of a killed process are sent at the start, and not only when their leases have
 	// run out.
-	Alone bool
+	Exclusive bool
 
-	lease, patience time.Duration
+	lease, jobTimeout time.Duration
 }
 
 // A Service makes and sends the notifications of orders.
@@ -55,10 +55,10 @@ type Service struct {
 	metrics   *metrics
 	templates *templates
 	from      string
-	channels  map[Channel]*lane
+	channels  map[Channel]*channelSender
 
-	loads   *sqldb.Group[job.Job, found]
-	settles *sqldb.Group[settlement, error]
+	reads   *sqldb.Group[job.Job, leasedDelivery]
+	updates *sqldb.Group[update, error]
 }
 
 // New makes the service and registers its metrics. It fails when a template or
@@ -77,15 +77,17 @@ func New(cfg Config) (*Service, error) {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
 	s := &Service{db: cfg.Outbox.DB(), log: cfg.Log, metrics: m, templates: texts, from: from}
-	s.loads = sqldb.NewGroup(s.db, func(ctx context.Context, claims []job.Job) ([]found, error) {
-		return loadDeliveries(ctx, s.db, claims)
+	s.reads = sqldb.NewGroup(s.db, func(ctx context.Context, jobs []job.Job) ([]leasedDelivery, error) {
+		return selectLeased(ctx, s.db, jobs)
 	})
-	s.settles = sqldb.NewGroup(s.db, func(ctx context.Context, all []settlement) ([]error, error) { return settleDeliveries(ctx, s.db, all) })
-	s.channels = map[Channel]*lane{Email: s.newLane(cfg, Email, cfg.Email), SMS: s.newLane(cfg, SMS, cfg.SMS)}
+	s.updates = sqldb.NewGroup(s.db, func(ctx context.Context, all []update) ([]error, error) { return updateDeliveries(ctx, s.db, all) })
+	s.channels = map[Channel]*channelSender{
+		Email: s.newChannelSender(cfg, Email, cfg.Email), SMS: s.newChannelSender(cfg, SMS, cfg.SMS),
+	}
 	return s, nil
 }
 
-// Subscribe has the service handle its events.
+// Subscribe subscribes the service to its events.
 func (s *Service) Subscribe(c *inbox.Consumer) {
 	inbox.OnBatch(c, s.onOrderCreated)
 	inbox.OnBatch(c, s.onPaymentCompleted)
@@ -95,16 +97,16 @@ func (s *Service) Subscribe(c *inbox.Consumer) {
 // Routes adds the public routes, of which the service has none.
 func (s *Service) Routes(*http.ServeMux) {}
 
-// Run sends what is due until ctx ends. Then it waits for the messages on
-// their way, so that a clean stop leaves none in doubt.
+// Run sends deliveries that are due until ctx ends. Then it waits for the results of
+// the messages in flight, so that a clean stop leaves none in doubt.
 func (s *Service) Run(ctx context.Context) error {
 	defer s.metrics.waiting.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
-	for _, l := range s.channels {
+	for _, c := range s.channels {
 		g.Go(func() error {
-			err := l.work.Run(ctx)
-			if c, ok := l.sender.(io.Closer); ok {
-				err = errors.Join(err, c.Close())
+			err := c.worker.Run(ctx)
+			if sender, ok := c.sender.(io.Closer); ok {
+				err = errors.Join(err, sender.Close())
 			}
 			return err
 		})
@@ -112,29 +114,29 @@ func (s *Service) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// onOrderCreated keeps the contacts, confirms the orders, and releases what has
-// waited for the contacts.
+// onOrderCreated stores the contacts, makes the confirmations of the orders, and
+// releases the notifications that have waited for the contacts.
 func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.OrderCreated]) error {
 	now := sqldb.Now()
 	all := make([]order, len(ds))
 	known := map[string]order{}
-	told := make([]notification, len(ds))
+	confirmations := make([]notification, len(ds))
 	for i, d := range ds {
 		all[i] = orderOf(d.Event)
 		known[all[i].ID] = all[i]
-		told[i] = notification{orderID: all[i].ID, typ: OrderConfirmation}
+		confirmations[i] = notification{orderID: all[i].ID, typ: OrderConfirmation}
 	}
 	if err := saveContacts(ctx, tx.Tx, s.db, all, now); err != nil {
 		return err
 	}
-	waited, err := releaseNotifications(ctx, tx.Tx, s.db, all)
+	released, err := releaseNotifications(ctx, tx.Tx, s.db, all)
 	if err != nil {
 		return err
 	}
-	return s.notify(ctx, tx, told, waited, known, now)
+	return s.notify(ctx, tx, confirmations, released, known, now)
 }
 
-// orderOf is what the service keeps of an order.
+// orderOf is the part of an order that the service keeps.
 func orderOf(e event.OrderCreated) order {
 	return order{
 		ID: e.OrderID, Number: e.OrderNumber, Name: e.CustomerName, Email: e.CustomerEmail, Phone: e.CustomerPhone,
@@ -143,80 +145,82 @@ func orderOf(e event.OrderCreated) order {
 }
 
 func (s *Service) onPaymentCompleted(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.PaymentCompleted]) error {
-	told := make([]notification, len(ds))
+	all := make([]notification, len(ds))
 	for i, d := range ds {
 		e := d.Event
-		told[i] = notification{orderID: e.OrderID, typ: PaymentConfirmation, payment: payment{ID: e.PaymentID, Amount: e.Amount, Currency: e.Currency}}
+		all[i] = notification{orderID: e.OrderID, typ: PaymentConfirmation, payment: payment{ID: e.PaymentID, Amount: e.Amount, Currency: e.Currency}}
 	}
-	return s.notifyPayments(ctx, tx, told)
+	return s.notifyPayments(ctx, tx, all)
 }
 
 func (s *Service) onPaymentFailed(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.PaymentFailed]) error {
-	told := make([]notification, len(ds))
+	all := make([]notification, len(ds))
 	for i, d := range ds {
 		e := d.Event
-		told[i] = notification{
+		all[i] = notification{
 			orderID: e.OrderID, typ: PaymentFailed,
 			payment: payment{ID: e.PaymentID, Amount: e.Amount, Currency: e.Currency, ErrorCode: e.ErrorCode},
 		}
 	}
-	return s.notifyPayments(ctx, tx, told)
+	return s.notifyPayments(ctx, tx, all)
 }
 
-func (s *Service) notifyPayments(ctx context.Context, tx *outbox.Tx, told []notification) error {
+// notifyPayments makes the notifications of payments. Those of orders without
+// contacts wait for the contacts.
+func (s *Service) notifyPayments(ctx context.Context, tx *outbox.Tx, all []notification) error {
 	now := sqldb.Now()
-	orderIDs := make([]string, len(told))
-	for i, n := range told {
+	orderIDs := make([]string, len(all))
+	for i, n := range all {
 		orderIDs[i] = n.orderID
 	}
 	known, err := contacts(ctx, tx.Tx, s.db, orderIDs, now)
 	if err != nil {
 		return err
 	}
-	for i := range told {
-		_, ok := known[told[i].orderID]
-		told[i].waiting = !ok
+	for i := range all {
+		_, ok := known[all[i].orderID]
+		all[i].waiting = !ok
 	}
-	return s.notify(ctx, tx, told, nil, known, now)
+	return s.notify(ctx, tx, all, nil, known, now)
 }
 
-// notify makes the notifications. Of those that are new and do not wait, and of
-// those that have waited, it makes the deliveries, one for each channel; the
-// workers have them in hand with the commit, if they are not too busy.
-func (s *Service) notify(ctx context.Context, tx *outbox.Tx, told, waited []notification, known map[string]order, now time.Time) error {
-	for i := range told {
+// notify stores notifications, unless they are there already, and makes a delivery
+// for each channel of every new notification that does not wait and of every released
+// one. Workers that are not too busy begin the deliveries with the commit.
+func (s *Service) notify(ctx context.Context, tx *outbox.Tx, all, released []notification, known map[string]order, now time.Time) error {
+	for i := range all {
 		id, err := uuid.NewV7()
 		if err != nil {
 			return fmt.Errorf("insert notifications: %w", err)
 		}
-		told[i].id = id.String()
+		all[i].id = id.String()
 	}
-	ready, err := insertNotifications(ctx, tx.Tx, s.db, told, now)
+	ready, err := insertNotifications(ctx, tx.Tx, s.db, all, now)
 	if err != nil {
 		return err
 	}
-	ready = append(slices.DeleteFunc(ready, func(n notification) bool { return n.waiting }), waited...)
+	ready = append(slices.DeleteFunc(ready, func(n notification) bool { return n.waiting }), released...)
 	if len(ready) == 0 {
 		return nil
 	}
 	leases := map[Channel]job.Lease{}
-	var all []delivery
-	for channel, l := range s.channels {
-		leases[channel] = l.work.Lease(len(ready))
+	var deliveries []delivery
+	for channel, c := range s.channels {
+		leases[channel] = c.worker.Lease(len(ready))
 		for _, n := range ready {
 			id, err := uuid.NewV7()
 			if err != nil {
 				return fmt.Errorf("insert deliveries: %w", err)
 			}
-			all = append(all, delivery{
+			deliveries = append(deliveries, delivery{
 				ID: id.String(), Type: n.typ, Channel: channel, CreatedAt: now, Order: known[n.orderID], Payment: n.payment, notification: n.id,
 			})
 		}
 	}
-	if err := insertDeliveries(ctx, tx.Tx, s.db, all, leases); err != nil {
+	if err := insertDeliveries(ctx, tx.Tx, s.db, deliveries, leases); err != nil {
 		return err
 	}
-	for _, d := range all {
+	for _, d := range deliveries {
 		leases[d.Channel].Begin(tx, d.ID, d)
 	}
 	return nil

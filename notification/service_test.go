@@ -41,7 +41,7 @@ type world struct {
 	sms  *gate // and this before its SMS gateway
 	web  string
 	http *http.Client
-	edit func(*Config) // what is not as usual about the next service
+	edit func(*Config) // changes the config of the next service
 }
 
 func newWorld(t *testing.T, db *sqldb.DB) *world {
@@ -67,7 +67,7 @@ func newWorld(t *testing.T, db *sqldb.DB) *world {
 	return w
 }
 
-// briefly has services wait a second only for what the dead had in hand.
+// briefly has services take over after a second from a process that died.
 func briefly(c *Config) { c.lease = time.Second }
 
 // service makes a service that sends to the sandbox.
@@ -115,7 +115,7 @@ func (w *world) run(s *Service) (stop func()) {
 	return stop
 }
 
-// An anOrder is an order as the events tell of it.
+// An anOrder is the order of some events.
 type anOrder struct{ id, email, phone, number string }
 
 var orders struct {
@@ -247,10 +247,10 @@ func (w *world) exec(query string, args ...any) {
 	}
 }
 
-// settled waits until no delivery is pending.
-func (w *world) settled() {
+// awaitFinal waits until no delivery is pending.
+func (w *world) awaitFinal() {
 	w.t.Helper()
-	w.eventually("all deliveries are settled", func() bool { return w.count(Pending) == 0 })
+	w.eventually("all deliveries are final", func() bool { return w.count(Pending) == 0 })
 }
 
 // counted waits until so many attempts were counted: that comes after they are
@@ -307,9 +307,9 @@ func TestPaidOrder(t *testing.T) {
 				all := events(o)
 				w.handle(s, all...)
 				w.handle(s, all...) // the same facts again make nothing new
-				w.settled()
+				w.awaitFinal()
 				w.handle(s, all...)
-				w.settled()
+				w.awaitFinal()
 				w.want(o, map[string]string{
 					"order_confirmation email": "sent 1", "order_confirmation sms": "sent 1",
 					"payment_confirmation email": "sent 1", "payment_confirmation sms": "sent 1",
@@ -343,7 +343,7 @@ func TestFailedPaymentIsTold(t *testing.T) {
 		first, second := newOrder(""), newOrder("")
 		w.handle(s, first.created(), first.unpaid())
 		w.handle(s, second.unpaid(), second.created())
-		w.settled()
+		w.awaitFinal()
 		for _, o := range []anOrder{first, second} {
 			w.wantMessages(o, 2, 2)
 			told := 0
@@ -430,7 +430,7 @@ func TestConcurrentTransactionsOfOneOrder(t *testing.T) {
 	})
 }
 
-// blockedBy tells whether somebody waits for the transaction to end.
+// blockedBy returns a function that reports whether another transaction waits for tx.
 func (w *world) blockedBy(tx *outbox.Tx) func() bool {
 	w.t.Helper()
 	if w.db.Engine == sqldb.SQLite { // one writer: everybody waits for the connection

@@ -25,8 +25,8 @@ const smsTimeout = 10 * time.Second
 // reference is the message's ID. The gateway answers 202 and {id}.
 //
 // A 4xx that is about the SMS is Permanent; any other refusal is Temporary, and
-// a request without an answer Unknown. The gateway is reached by dial, nil means
-// the net package.
+// a request without an answer Unknown. The gateway is connected to by dial; nil is the
+// net package's.
 func NewSMS(rawURL string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Sender, error) {
 	u, err := url.Parse(rawURL)
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
@@ -37,13 +37,13 @@ func NewSMS(rawURL string, dial func(ctx context.Context, network, address strin
 	}
 	return &smsSender{url: rawURL, client: &http.Client{
 		Timeout: smsTimeout,
-		// whoever answers with another address does not get the customer's number
+		// a redirect does not get the customer's number to another address
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Transport: &http.Transport{
 			DialContext:           dial,
 			TLSHandshakeTimeout:   5 * time.Second,
 			ResponseHeaderTimeout: smsTimeout,
-			MaxIdleConnsPerHost:   laneLimit,
+			MaxIdleConnsPerHost:   inFlightLimit,
 			IdleConnTimeout:       idleLimit,
 		},
 	}}, nil
@@ -54,14 +54,14 @@ type smsSender struct {
 	client *http.Client
 }
 
-// Send hands one SMS to the gateway.
+// Send sends one SMS to the gateway.
 func (s *smsSender) Send(ctx context.Context, m Message) Result {
 	body, err := json.Marshal(map[string]string{"to": m.To, "text": m.Text, "reference": m.ID})
 	if err != nil {
 		return Result{Outcome: Permanent, Err: fmt.Errorf("compose SMS: %w", err)}
 	}
-	var handed atomic.Bool // the request may have reached the gateway
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { handed.Store(true) }})
+	var written atomic.Bool // the request may have reached the gateway
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaders: func() { written.Store(true) }})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url, bytes.NewReader(body))
 	if err != nil {
 		return Result{Outcome: Permanent, Err: fmt.Errorf("compose SMS: %w", err)}
@@ -73,7 +73,7 @@ func (s *smsSender) Send(ctx context.Context, m Message) Result {
 			err = wrapped.Err
 		}
 		r := Result{Outcome: Temporary, Err: fmt.Errorf("SMS gateway: %w", err)}
-		if handed.Load() {
+		if written.Load() {
 			r.Outcome = Unknown
 		}
 		return r
@@ -83,22 +83,22 @@ func (s *smsSender) Send(ctx context.Context, m Message) Result {
 	return smsResult(res.StatusCode, answer, err)
 }
 
-// Close ends the kept connections.
+// Close closes the idle connections.
 func (s *smsSender) Close() error {
 	s.client.CloseIdleConnections()
 	return nil
 }
 
-// aboutUs are the refusals that are not about the SMS but about our account,
-// our URL or our pace, so that the same SMS may be taken later.
-var aboutUs = map[int]bool{
+// aboutAccount are the refusals that are about our account, our URL or our rate
+// rather than the SMS, so that the same SMS may be accepted later.
+var aboutAccount = map[int]bool{
 	http.StatusUnauthorized: true, http.StatusPaymentRequired: true, http.StatusForbidden: true,
 	http.StatusNotFound: true, http.StatusMethodNotAllowed: true,
 	http.StatusRequestTimeout: true, http.StatusTooManyRequests: true,
 }
 
-// smsResult reads the gateway's answer. The status alone decides; an answer
-// that breaks off behind a 202 was still a 202.
+// smsResult is the result of the gateway's answer. The status alone decides: a 202
+// whose body broke off is a 202.
 func smsResult(status int, body []byte, readErr error) Result {
 	r := Result{Outcome: Temporary, Code: status}
 	switch {
@@ -111,7 +111,7 @@ func smsResult(status int, body []byte, readErr error) Result {
 			r.ProviderID = answer.ID
 		}
 		return r
-	case aboutUs[status]:
+	case aboutAccount[status]:
 	case status >= 400 && status < 500:
 		r.Outcome = Permanent
 	}

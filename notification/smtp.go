@@ -14,30 +14,30 @@ import (
 
 const (
 	dialTimeout  = 10 * time.Second // connecting, greeting, TLS and login, each
-	checkTimeout = 5 * time.Second  // asking a kept connection whether it lives
-	askAfter     = time.Second
+	resetTimeout = 5 * time.Second  // asking an idle connection whether it works
+	resetAfter   = time.Second      // idle for less, a connection is not asked
 	quitTimeout  = 2 * time.Second
 	idleLimit    = 30 * time.Second // servers hang up on silent clients after minutes
 	mailsPerConn = 100              // many servers allow no more
-	mostFor      = time.Minute      // how long it is minded that a server wants no more connections
+	limitFor     = time.Minute      // how long a server's limit of connections is kept to
 )
 
-// An smtpPool keeps connections to one mail server for the next mail. There
-// are as many as are in use at once, or as the server allows: where it refuses
-// one more (Postfix has 50 for a client unless told otherwise), mails wait for
-// those that are open, and nothing is counted as a failure.
+// An smtpPool keeps connections to one mail server for the next mails. It opens as
+// many as are in use at once, or as the server allows: when the server refuses one
+// more (Postfix allows a client 50 by default), mails wait for the open ones, and the
+// refusal is no failure of a mail.
 type smtpPool struct {
 	host    string
 	options []mail.Option
 	connect mail.DialContextFunc
 
-	mu     sync.Mutex
-	idle   []*smtpConn // the last one given back is taken first
-	closed bool
-	open   int           // connections, those that are being made as well
-	most   int           // that the server has allowed, until
-	until  time.Time     // then
-	freed  chan struct{} // closed when one is given back or ends; nil when nobody waits
+	mu         sync.Mutex
+	idle       []*smtpConn // the one released last is reserved first
+	closed     bool
+	open       int           // connections, with those being made
+	limit      int           // of open connections, as the server has it
+	limitUntil time.Time     // when the limit is not kept to any more
+	freed      chan struct{} // closed when a connection is released or ends; nil when no mail waits
 }
 
 // An smtpConn is a connection that is greeted, encrypted and logged in.
@@ -47,16 +47,16 @@ type smtpConn struct {
 	client *smtp.Client
 	raw    net.Conn
 	mails  int         // begun on it
-	since  time.Time   // when it was given back
+	since  time.Time   // when it became idle
 	expiry *time.Timer // while idle
 
-	unfinished bool // the last transaction did not come to its end
+	unfinished bool // the last transaction did not end
 }
 
-// take is a kept connection that still answers, or a new one.
-func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
+// acquire returns an idle connection that still works, or a new one.
+func (p *smtpPool) acquire(ctx context.Context) (*smtpConn, error) {
 	for {
-		c, freed := p.pop()
+		c, freed := p.reserve()
 		if freed != nil {
 			select {
 			case <-freed:
@@ -67,26 +67,26 @@ func (p *smtpPool) take(ctx context.Context) (*smtpConn, error) {
 		}
 		if c == nil {
 			c, err := p.dial(ctx)
-			if err != nil && p.refused(err) {
+			if err != nil && p.keepToLimit(err) {
 				continue
 			}
 			return c, err
 		}
-		// one that was used a moment ago is only asked when something must be forgotten
-		if !c.unfinished && time.Since(c.since) < askAfter || c.alive(ctx) {
+		if !c.unfinished && time.Since(c.since) < resetAfter || c.reset(ctx) {
 			c.mails++
 			return c, nil
 		}
 	}
 }
 
-// pop is a kept connection, or nothing: then one may be made, or freed is to be
-// waited for.
-func (p *smtpPool) pop() (c *smtpConn, freed <-chan struct{}) {
+// reserve takes an idle connection out of the pool. Without one it counts a new
+// connection as open, which the caller has to make, or returns what to wait for when
+// the server allows no more.
+func (p *smtpPool) reserve() (c *smtpConn, freed <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.idle) == 0 {
-		if p.open >= p.most && time.Now().Before(p.until) {
+		if p.open >= p.limit && time.Now().Before(p.limitUntil) {
 			if p.freed == nil {
 				p.freed = make(chan struct{})
 			}
@@ -101,45 +101,47 @@ func (p *smtpPool) pop() (c *smtpConn, freed <-chan struct{}) {
 	return c, nil
 }
 
-// refused notes that the server wants no more connections than are open. It
-// reports false when there is none that could be waited for, or err is another.
-func (p *smtpPool) refused(err error) bool {
+// keepToLimit limits the connections to those that are open, when the server refused
+// one more with err. It returns false for other errors, and when none is open that
+// could be waited for.
+func (p *smtpPool) keepToLimit(err error) bool {
 	if replyCode(err) != 421 {
 		return false
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.open == 0 {
-		return false // it serves nobody just now: how many it would take is not known
+		return false // the server serves nobody just now: its limit is not known
 	}
-	p.most, p.until = p.open, time.Now().Add(mostFor)
+	p.limit, p.limitUntil = p.open, time.Now().Add(limitFor)
 	return true
 }
 
-// free wakes those who wait for a connection; the caller has locked mu.
-func (p *smtpPool) free() {
+// wakeWaiting wakes the mails that wait for a connection; the caller has locked mu.
+func (p *smtpPool) wakeWaiting() {
 	if p.freed != nil {
 		close(p.freed)
 		p.freed = nil
 	}
 }
 
-func (p *smtpPool) ended() {
+// connEnded counts a connection as no longer open.
+func (p *smtpPool) connEnded() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.open--
-	p.free()
+	p.wakeWaiting()
 }
 
-// give keeps a connection for the next mail.
-func (p *smtpPool) give(c *smtpConn) {
+// release keeps a connection for the next mail, or ends it after mailsPerConn.
+func (p *smtpPool) release(c *smtpConn) {
 	p.mu.Lock()
 	keep := !p.closed && c.mails < mailsPerConn
 	if keep {
 		c.since = time.Now()
 		c.expiry = time.AfterFunc(idleLimit, func() { p.expire(c) })
 		p.idle = append(p.idle, c)
-		p.free()
+		p.wakeWaiting()
 	}
 	p.mu.Unlock()
 	if !keep {
@@ -147,10 +149,11 @@ func (p *smtpPool) give(c *smtpConn) {
 	}
 }
 
+// expire ends a connection that has been idle for idleLimit.
 func (p *smtpPool) expire(c *smtpConn) {
 	p.mu.Lock()
 	i := slices.Index(p.idle, c)
-	if i >= 0 { // else it was taken at the last moment
+	if i >= 0 { // else it was acquired at the last moment
 		p.idle = slices.Delete(p.idle, i, i+1)
 	}
 	p.mu.Unlock()
@@ -172,10 +175,9 @@ func (p *smtpPool) close() {
 	quitting.Wait()
 }
 
-// dial makes a new connection. The library minds ctx only until it is
-// connected, and leaves the socket open when the server refuses it later, so
-// the socket is kept here as well. Unless a connection comes of it, its place is
-// free again, also when the library panics.
+// dial makes a new connection, or counts it as no longer open when that fails or the
+// library panics. The library heeds ctx only until the socket is connected, and
+// leaves the socket open when the server refuses it later, so dial closes it itself.
 func (p *smtpPool) dial(ctx context.Context) (made *smtpConn, err error) {
 	c := &smtpConn{pool: p, mails: 1}
 	defer func() {
@@ -205,9 +207,9 @@ func (p *smtpPool) dial(ctx context.Context) (made *smtpConn, err error) {
 	return c, nil
 }
 
-// use ties the connection to ctx: when that ends, so does the connection. The
-// function it returns unties it and reports whether it can be used on.
-func (c *smtpConn) use(ctx context.Context) (release func() bool) {
+// bind ends the connection when ctx ends. The function it returns undoes that, and
+// reports whether the connection can still be used.
+func (c *smtpConn) bind(ctx context.Context) (unbind func() bool) {
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		deadline = time.Now().Add(sendTimeout)
@@ -217,22 +219,22 @@ func (c *smtpConn) use(ctx context.Context) (release func() bool) {
 	return func() bool { return stop() && err == nil }
 }
 
-// alive reports whether the server still listens; it forgets any unfinished
-// transaction. A connection that is not alive is dropped.
-func (c *smtpConn) alive(ctx context.Context) (alive bool) {
+// reset ends an unfinished transaction (RSET), and reports whether the server
+// answered. A connection without an answer is dropped.
+func (c *smtpConn) reset(ctx context.Context) (works bool) {
 	defer func() {
-		if !alive {
+		if !works {
 			c.drop()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	ctx, cancel := context.WithTimeout(ctx, resetTimeout)
 	defer cancel()
-	release := c.use(ctx)
+	unbind := c.bind(ctx)
 	err := c.client.Reset()
-	return release() && err == nil
+	return unbind() && err == nil
 }
 
-// quit says good-bye and hangs up.
+// quit ends the connection with QUIT.
 func (c *smtpConn) quit() {
 	if c.raw.SetDeadline(time.Now().Add(quitTimeout)) == nil {
 		_ = c.client.Quit() // a polite end is all that may be missing
@@ -240,10 +242,10 @@ func (c *smtpConn) quit() {
 	c.drop()
 }
 
-// drop hangs up.
+// drop closes the connection.
 func (c *smtpConn) drop() {
 	if c.raw != nil {
-		_ = c.raw.Close() // nothing was entrusted to it that a failing close could lose
+		_ = c.raw.Close() // no mail depends on it
 	}
-	c.ended.Do(c.pool.ended)
+	c.ended.Do(c.pool.connEnded)
 }

@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"embed"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -35,7 +34,7 @@ var (
 		Columns: `oid UUID`,
 		SQL:     `SELECT ` + contactColumns + ` FROM {rows} JOIN order_contacts c ON c.order_id = v.oid`,
 	}
-	// makes the row without contacts, or locks the one that is there
+	// inserts a row without contacts, or locks the row that is there
 	lockContacts = sqldb.Insert{
 		Into:  `INSERT INTO order_contacts (order_id, created_at)`,
 		Types: `UUID, TIMESTAMPTZ`,
@@ -54,7 +53,7 @@ var (
 		Into:  `INSERT INTO notification_deliveries (id, notification_id, order_id, type, channel, status, created_at, due_at, lease_token, attempts)`,
 		Types: `UUID, UUID, UUID, TEXT, TEXT, TEXT, TIMESTAMPTZ, CLOCK, TEXT, INTEGER`,
 	}
-	readClaimed = sqldb.Batch{
+	readLeased = sqldb.Batch{
 		Columns: `did UUID, token TEXT`,
 		SQL: `SELECT ` + contactColumns + `, d.id, d.type, d.channel, d.created_at, n.data
 			FROM {rows}
@@ -62,7 +61,7 @@ var (
 			JOIN notifications n ON n.id = d.notification_id
 			JOIN order_contacts c ON c.order_id = d.order_id`,
 	}
-	updateSettled = sqldb.Batch{
+	updateAttempted = sqldb.Batch{
 		Columns: `did UUID, token TEXT, new_status TEXT, due CLOCK, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
 		SQL: `UPDATE notification_deliveries SET status = v.new_status, due_at = v.due, lease_token = NULL,
 				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent
@@ -73,7 +72,7 @@ var (
 const contactColumns = `c.order_id, COALESCE(c.order_number, ''), COALESCE(c.name, ''), COALESCE(c.email, ''), COALESCE(c.phone, ''),
 	COALESCE(c.locale, ''), COALESCE(c.total, 0), COALESCE(c.currency, ''), COALESCE(CAST(c.items AS TEXT), '[]'), COALESCE(c.delivery_address, '')`
 
-// saveContacts keeps whom to tell, and locks the orders' rows.
+// saveContacts stores the contacts of orders, and locks the orders' rows.
 func saveContacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []order, now time.Time) error {
 	rows := make([][]any, len(all))
 	for i, o := range all {
@@ -89,11 +88,10 @@ func saveContacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []order, no
 	return nil
 }
 
-// contacts returns the orders of which OrderCreated has arrived. The row of an
-// order of which it has not is locked, and made if need be: of two transactions
-// of one order the second waits here for the first and then sees what it did.
-// Without the lock each could miss the other, and the notification would wait
-// for ever.
+// contacts returns the orders whose OrderCreated has arrived. It locks the rows of the
+// other orders, and inserts those that are missing: of two transactions of one order
+// the second waits here for the first, and then sees its rows. Without the lock
+// neither would see the other's, and the notification would wait for ever.
 func contacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orderIDs []string, now time.Time) (map[string]order, error) {
 	known := map[string]order{}
 	got := func(rows *sql.Rows) error {
@@ -124,7 +122,7 @@ func contacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orderIDs []string, 
 	return known, nil
 }
 
-// scan reads contactColumns, and whatever else a row has after them.
+// scan scans contactColumns, and the columns after them into more.
 func (o *order) scan(rows *sql.Rows, more ...any) error {
 	var items string
 	var total int64
@@ -136,8 +134,8 @@ func (o *order) scan(rows *sql.Rows, more ...any) error {
 	return json.Unmarshal([]byte(items), &o.Items)
 }
 
-// insertNotifications makes the notifications, and returns those that were not
-// there yet.
+// insertNotifications stores the notifications that are not there yet, and returns
+// them.
 func insertNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []notification, now time.Time) (fresh []notification, err error) {
 	rows := make([][]any, len(all))
 	for i, n := range all {
@@ -151,8 +149,8 @@ func insertNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []no
 		}
 		rows[i] = []any{n.id, n.orderID, string(n.typ), status, string(data), now}
 	}
-	stored := ids{}
-	if err := intoNotifications.Query(ctx, db, tx, rows, stored.add); err != nil {
+	stored := sqldb.IDs{}
+	if err := intoNotifications.Query(ctx, db, tx, rows, stored.Add); err != nil {
 		return nil, fmt.Errorf("insert notifications: %w", err)
 	}
 	for _, n := range all {
@@ -163,17 +161,8 @@ func insertNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []no
 	return fresh, nil
 }
 
-// ids collects the only column of a result.
-type ids map[string]bool
-
-func (all ids) add(rows *sql.Rows) error {
-	var id string
-	err := rows.Scan(&id)
-	all[id] = true
-	return err
-}
-
-// releaseNotifications makes ready what has waited for the orders' contacts.
+// releaseNotifications makes the notifications ready that have waited for the orders'
+// contacts, and returns them.
 func releaseNotifications(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orders []order) (released []notification, err error) {
 	rows := make([][]any, len(orders))
 	for i, o := range orders {
@@ -209,9 +198,9 @@ func insertDeliveries(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []deliv
 	return nil
 }
 
-// countWaiting counts the deliveries that are not sent yet, by channel: a bounded
-// number of those that are due first. What the last attempt came to is how its
-// reason begins.
+// countWaiting counts the deliveries that are not sent yet, by channel, up to one more
+// than measure.Limit of those that are due first. The stored reason begins with the
+// outcome of the last attempt.
 func countWaiting(ctx context.Context, db *sql.DB) (map[Channel]tally, error) {
 	tallies := map[Channel]tally{}
 	for _, channel := range []Channel{Email, SMS} {
@@ -230,23 +219,20 @@ func countWaiting(ctx context.Context, db *sql.DB) (map[Channel]tally, error) {
 	return tallies, nil
 }
 
-// errLeaseLost says that a claimed row is another's by now, or settled.
-var errLeaseLost = errors.New("lease lost")
-
-// A found is a claimed delivery, or errLeaseLost when it is not the claim's.
-type found struct {
+// A leasedDelivery is the delivery of a job, or job.ErrLeaseLost.
+type leasedDelivery struct {
 	delivery delivery
 	err      error
 }
 
-// loadDeliveries reads what claims are to send.
-func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []job.Job) ([]found, error) {
-	rows := make([][]any, len(claims))
-	for i, c := range claims {
-		rows[i] = []any{c.ID, c.Token}
+// selectLeased reads the deliveries of jobs, in their order.
+func selectLeased(ctx context.Context, db *sqldb.DB, jobs []job.Job) ([]leasedDelivery, error) {
+	rows := make([][]any, len(jobs))
+	for i, j := range jobs {
+		rows[i] = []any{j.ID, j.Token}
 	}
 	byID := map[string]delivery{}
-	err := readClaimed.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
+	err := readLeased.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
 		var d delivery
 		var data string
 		if err := d.Order.scan(rows, &d.ID, &d.Type, &d.Channel, sqldb.Time(&d.CreatedAt), &data); err != nil {
@@ -257,55 +243,58 @@ func loadDeliveries(ctx context.Context, db *sqldb.DB, claims []job.Job) ([]foun
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("load deliveries: %w", err)
+		return nil, fmt.Errorf("read deliveries: %w", err)
 	}
-	all := make([]found, len(claims))
-	for i, c := range claims {
-		d, ok := byID[c.ID]
+	all := make([]leasedDelivery, len(jobs))
+	for i, j := range jobs {
+		d, ok := byID[j.ID]
 		if all[i].delivery = d; !ok {
-			all[i].err = errLeaseLost
+			all[i].err = job.ErrLeaseLost
 		}
 	}
 	return all, nil
 }
 
-// A settlement is what an attempt made of a claimed delivery.
-type settlement struct {
-	claim      job.Job
+// An update is what the result of an attempt makes of the delivery of a job.
+type update struct {
+	job        job.Job
+	at         time.Time // of the result
 	status     Status
-	pause      time.Duration // before the next attempt, while pending; else never
-	sentAt     time.Time
-	providerID string // the receiver's name for the message, "" if it gave none
-	reason     string // why it was not sent, "" if it was
+	pause      time.Duration // before the next attempt while pending, else never
+	providerID string        // the receiver's id of the message, "" if it gave none
+	reason     string        // why the message was not sent, "" if it was
 }
 
-// settleDeliveries records attempts, each provided that its claim still holds:
-// the result of one whose claim does not is errLeaseLost.
-func settleDeliveries(ctx context.Context, db *sqldb.DB, all []settlement) ([]error, error) {
+// updateDeliveries stores updates and ends their leases. The result of each is nil,
+// or job.ErrLeaseLost when the delivery was not leased to the job any more: then
+// nothing is done.
+func updateDeliveries(ctx context.Context, db *sqldb.DB, all []update) ([]error, error) {
 	rows := make([][]any, len(all))
-	for i, t := range all {
-		rows[i] = []any{
-			t.claim.ID, t.claim.Token, string(t.status), sqldb.NullPause(t.pause), t.providerID, t.reason, sqldb.NullTime(t.sentAt),
+	for i, u := range all {
+		var sentAt time.Time
+		if u.status == Sent {
+			sentAt = u.at
 		}
+		rows[i] = []any{u.job.ID, u.job.Token, string(u.status), sqldb.NullPause(u.pause), u.providerID, u.reason, sqldb.NullTime(sentAt)}
 	}
-	var won ids
-	update := func(q sqldb.Querier) error {
-		won = ids{}
-		return updateSettled.Query(ctx, db, q, rows, won.add)
+	var held sqldb.IDs
+	run := func(q sqldb.Querier) error {
+		held = sqldb.IDs{}
+		return updateAttempted.Query(ctx, db, q, rows, held.Add)
 	}
 	var err error
 	if db.Engine == sqldb.Postgres { // one statement is a transaction of its own, and saves two round trips
-		err = update(db)
+		err = run(db)
 	} else {
-		err = db.Tx(ctx, func(tx *sql.Tx) error { return update(tx) })
+		err = db.Tx(ctx, func(tx *sql.Tx) error { return run(tx) })
 	}
 	if err != nil {
-		return nil, fmt.Errorf("settle deliveries: %w", err)
+		return nil, fmt.Errorf("update deliveries: %w", err)
 	}
 	results := make([]error, len(all))
-	for i, t := range all {
-		if !won[t.claim.ID] {
-			results[i] = errLeaseLost
+	for i, u := range all {
+		if !held[u.job.ID] {
+			results[i] = job.ErrLeaseLost
 		}
 	}
 	return results, nil

@@ -22,13 +22,13 @@ import (
 //go:embed templates
 var embedded embed.FS
 
-// A Page is what the templates see. Texts of the customer and of the menu are
+// A Page is the data of the templates. Texts of the customer and of the menu are
 // single lines.
 type Page struct {
 	Locale      string // ru or en
 	Name        string // the customer's
 	OrderNumber string
-	URL         string // the order's page; "" in an SMS that would be too long with it
+	URL         string // of the order's page; "" in an SMS that would be too long with it
 	ShopURL     string
 	Items       []Line
 	Count       int    // of pizzas
@@ -49,7 +49,7 @@ type Line struct {
 	Sum      string // price times quantity, like Page.Total
 }
 
-// The most an SMS may be: one message of the GSM alphabet, or two of UCS-2.
+// The most characters of an SMS: one message of the GSM alphabet, or two of UCS-2.
 const (
 	smsASCII   = 160
 	smsUnicode = 134
@@ -70,7 +70,7 @@ type texts struct {
 	sms  *texttemplate.Template
 }
 
-// newTemplates reads the templates, those of override first, and tries each,
+// newTemplates parses the templates, the files of override first, and executes each,
 // so that a mistake stops the start and not the first customer's mail.
 func newTemplates(override fs.FS, publicURL string) (*templates, error) {
 	t := &templates{publicURL: publicURL, sets: map[string]*texts{}}
@@ -139,8 +139,8 @@ func readTemplate(override fs.FS, path string) (string, error) {
 	return string(b), nil
 }
 
-// pluralForm picks the form of a word for a number: of two, one and other; of
-// three, one, few and many.
+// pluralForm picks the form of a word for a number, of two forms (one, other) or three
+// (one, few, many).
 func pluralForm(tag language.Tag, n int, forms []string) (string, error) {
 	if len(forms) != 2 && len(forms) != 3 {
 		return "", fmt.Errorf("plural: want two forms or three, got %d", len(forms))
@@ -199,7 +199,7 @@ func (t *texts) writeSMS(p Page) (string, error) {
 	return text, nil
 }
 
-// A template is one of either package.
+// A template is one of html/template or text/template.
 type template interface {
 	ExecuteTemplate(w io.Writer, name string, data any) error
 }
@@ -212,7 +212,7 @@ func execute(t template, name string, p Page) (string, error) {
 	return strings.TrimSpace(b.String()), nil
 }
 
-// page is what the templates see of a delivery.
+// page is the data of a delivery's templates.
 func (t *templates) page(d delivery) Page {
 	o := d.Order
 	p := Page{
@@ -236,7 +236,7 @@ func (t *templates) page(d delivery) Page {
 	return p
 }
 
-// localeOf is the locale to write in: the customer's if there are texts for it.
+// localeOf is the locale of a message: the order's if there are texts in it, else en.
 func localeOf(locale string) string {
 	if _, ok := locales[locale]; ok {
 		return locale
@@ -244,7 +244,7 @@ func localeOf(locale string) string {
 	return "en"
 }
 
-// sample is a delivery to try the templates with.
+// sample is a delivery to execute the templates with.
 func sample(locale string, typ Type, channel Channel) delivery {
 	o := order{
 		ID: "0192f0c1-2b3c-7d4e-8f50-6a7b8c9d0e1f", Number: "482-913", Name: "Sample", Email: "sample@example.com",

@@ -13,9 +13,9 @@ import (
 	"pizzaflow/event"
 )
 
-var update = flag.Bool("update", false, "write the golden files under testdata anew")
+var updateGoldens = flag.Bool("update", false, "write the golden files under testdata anew")
 
-// goldenDelivery is an order by a customer who tries what can be tried.
+// goldenDelivery is an order with markup, template actions and line breaks in every text.
 func goldenDelivery(locale string, typ Type, channel Channel) delivery {
 	d := delivery{
 		ID: "0192f0c1-2b3c-7d4e-8f50-6a7b8c9d0e1f", Type: typ, Channel: channel,
@@ -59,7 +59,7 @@ func mustMessage(t *testing.T, texts *templates, d delivery) Message {
 func golden(t *testing.T, path, got string) {
 	t.Helper()
 	path = filepath.Join("testdata", path)
-	if *update {
+	if *updateGoldens {
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			t.Fatal(err)
 		}

@@ -75,7 +75,7 @@ func TestOpenAPIShapes(t *testing.T) {
 		order.check("final", f.do("GET", "/api/v1/orders/"+id, "").body)
 	}
 
-	// the schemas are worth something: they refuse what is not so
+	// the schemas refuse bodies of other shapes
 	if schemaOf(t, "PlacedOrder").err(bytes.Replace(r.body, []byte(`"items"`), []byte(`"lines"`), 1)) == nil {
 		t.Error("an order with another field is taken")
 	}

@@ -208,7 +208,7 @@ func TestIdempotency(t *testing.T) {
 		}
 		f.wantRows(1, 1, 1, 1, 1)
 
-		// what was accepted then is answered the same even if it were refused now
+		// a repeated request gets the same answer even if a new one would be refused now
 		f.menu = newMenu()
 		if _, again := f.place(sample, "Idempotency-Key", key); string(again.body) != string(first.body) {
 			t.Errorf("replay after a change of the menu\n%s", again.body)
@@ -268,7 +268,7 @@ func TestConcurrentKey(t *testing.T) {
 	}
 }
 
-// TestKeysExpire removes what is older than a day.
+// TestKeysExpire removes the keys that are older than a day.
 func TestKeysExpire(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})

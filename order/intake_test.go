@@ -38,13 +38,13 @@ func (f *fixture) wantWhole(n int) {
 	}
 }
 
-// wantStored wants what a 201 said to be in the database.
+// wantStored wants the order of a 201 in the database.
 func (f *fixture) wantStored(r reply) {
 	f.t.Helper()
 	var v createdView
 	decode(f.t, r.body, &v)
 	if n := f.count(`SELECT COUNT(*) FROM orders WHERE id = $1 AND order_number = $2`, v.OrderID, v.OrderNumber); n != 1 {
-		f.t.Errorf("told 201, and not there as told: %s", r.body)
+		f.t.Errorf("answered 201, and not in the database like that: %s", r.body)
 	}
 }
 
@@ -188,9 +188,9 @@ var validDraft = Draft{
 	Locale: "ru", Lines: []Line{{PizzaID: margherita, Quantity: 2, Size: "large"}},
 }
 
-// TestPlaceWhileTheDatabaseFails repeats requests while the database fails: what was
-// answered 201 is there, what was answered otherwise was answered 503, and in
-// the end each key stands for one order.
+// TestPlaceWhileTheDatabaseFails repeats requests while the database fails: they are
+// answered 201 and the order is there, or 503, and in the end each key stands for one
+// order.
 func TestPlaceWhileTheDatabaseFails(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
@@ -254,8 +254,8 @@ func (f *fixture) tryExec(query string) {
 	}
 }
 
-// TestAnswerOfTheCommitIsLost cuts the connection around the commit. The
-// order is stored once and the customer is told so, or told that nobody knows.
+// TestAnswerOfTheCommitIsLost cuts the connection around the commit. The order is
+// stored once, and the answer is 201, or 503 when the database cannot be asked.
 func TestAnswerOfTheCommitIsLost(t *testing.T) {
 	target := sqltest.URL(t, sqldb.Postgres)
 	for _, tc := range []struct {

@@ -220,7 +220,7 @@ func (f *fixture) testFailed(b *bank) {
 	}
 }
 
-// testAbsorbed delivers what must not move a final order: the same event again,
+// testAbsorbed delivers events that must not change a final order: the same event again,
 // the same news in another event, and the opposite news.
 func (f *fixture) testAbsorbed(b *bank) {
 	paid, _ := f.place(sample)
@@ -291,7 +291,7 @@ func (f *fixture) testUnknownOrder(b *bank) {
 	}
 }
 
-// TestDeadline marks what stays pending, counts it, and lets a final status
+// TestDeadline marks an order that stays pending, counts it, and lets a final status
 // take the mark away.
 func TestDeadline(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
@@ -402,7 +402,7 @@ func TestPaymentRace(t *testing.T) {
 	}, schemas...)
 }
 
-// TestOverdueRace pays an order while the deadline job is about to mark it.
+// TestOverdueRace pays an order while it is about to be marked as overdue.
 func TestOverdueRace(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})
@@ -431,8 +431,8 @@ func TestOverdueRace(t *testing.T) {
 	}, schemas...)
 }
 
-// TestPaymentsTogether pays orders in one call: those that are pending change,
-// those that are final stay, and if one of the payments is wrong none counts.
+// TestPaymentsTogether pays orders in one call: pending orders change, final orders
+// stay, and if one of the payments is wrong none is applied.
 func TestPaymentsTogether(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{})

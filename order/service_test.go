@@ -127,7 +127,7 @@ func (f *fixture) count(query string, args ...any) int {
 	return n
 }
 
-// tables are those a placement writes to.
+// tables are the tables that a placement writes to.
 var tables = []string{"orders", "order_items", "order_history", "idempotency_keys", "outbox_events"}
 
 // wantRows compares the sizes of the tables.
@@ -255,7 +255,7 @@ func TestPlace(t *testing.T) {
 	}, schemas...)
 }
 
-// TestPlaceKeepsText stores what the customer wrote, brought into one form.
+// TestPlaceKeepsText stores the customer's texts in their normal form.
 func TestPlaceKeepsText(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		f := newFixture(t, db, Config{Currency: "EUR"})
@@ -355,7 +355,7 @@ func TestPlaceIsAtomic(t *testing.T) {
 		}
 		f.exec(`ALTER TABLE elsewhere RENAME TO outbox_events`)
 		f.wantRows(0, 0, 0, 0, 0)
-		f.place(sample, "Idempotency-Key", "k") // a failure is not what the key stands for
+		f.place(sample, "Idempotency-Key", "k") // a failure does not use the key up
 		f.wantRows(1, 1, 1, 1, 1)
 	}, schemas...)
 }

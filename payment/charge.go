@@ -32,26 +32,26 @@ var interrupted = Answer{Outcome: Unanswered, Detail: "interrupted"}
 // charge makes the next attempt for the payment of a job.
 func (s *Service) charge(ctx context.Context, j job.Job) error {
 	p, begun := j.Data.(Payment) // onOrderCreated has recorded the first attempt
-	moment, call := sqldb.NewReading(sqldb.Now()), CallCharge
+	clock, call := sqldb.NewReading(sqldb.Now()), CallCharge
 	if !begun {
 		r, err := s.reads.Do(ctx, j)
 		if err = errors.Join(err, r.err); err != nil {
 			return err
 		}
-		p, moment = r.payment, r.moment
-		call = p.Next(moment.Now(), s.cfg.TTL)
+		p, clock = r.payment, r.clock
+		call = p.Next(clock.Now(), s.cfg.TTL)
 	}
 	if !s.circuit.tryAcquire() {
 		return postpone(ctx, s.db, "payments", j, s.circuitPause(j))
 	}
-	return s.makeAttempts(ctx, j, p, call, begun, moment)
+	return s.makeAttempts(ctx, j, p, call, begun, clock)
 }
 
 // makeAttempts records the attempt unless it is begun, calls the provider with no
 // transaction open, and records what the answer led to. The caller has taken a
 // permit for the call. When a lookup finds no charge, it charges at once: the
 // older the answer to a lookup, the less it is worth.
-func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call Call, begun bool, moment sqldb.Reading) error {
+func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call Call, begun bool, clock sqldb.Reading) error {
 	before, permitted := interrupted, true
 	defer func() {
 		if permitted { // and not used
@@ -61,16 +61,16 @@ func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call C
 	for {
 		if !begun {
 			var err error
-			if p, err = s.recordAttempt(ctx, j, p, call, before, moment.Now()); err != nil {
+			if p, err = s.recordAttempt(ctx, j, p, call, before, clock.Now()); err != nil {
 				return err
 			}
 		}
 		begun, permitted = false, false
 		a := s.callProvider(ctx, p, call)
-		next, step := p.Apply(a, moment.Now(), s.cfg.TTL)
+		next, step := p.Apply(a, clock.Now(), s.cfg.TTL)
 		if permitted = step == StepCharge && s.circuit.tryAcquire(); !permitted {
 			j.CallDone()
-			return s.recordAnswer(ctx, update{job: j, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, moment.Now())})
+			return s.recordAnswer(ctx, update{job: j, from: p, next: next, step: step, answer: a, pause: s.pause(next, step, clock.Now())})
 		}
 		call, before = CallCharge, a
 	}
@@ -78,17 +78,17 @@ func (s *Service) makeAttempts(ctx context.Context, j job.Job, p Payment, call C
 
 // readPayments reads the payments of many jobs. Where the database's clock was seen to
 // be set forward, the payments get the age they would have without that.
-func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]reading, error) {
+func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]leasedPayment, error) {
 	asked := time.Now()
 	all, err := selectLeased(ctx, s.db, jobs)
 	for i := range all {
 		if all[i].err != nil {
 			continue
 		}
-		clock, p := s.observeClock(all[i].moment.Now(), asked), &all[i].payment
-		p.CreatedAt = p.CreatedAt.Add(clock.SetForwardSince(p.CreatedAt))
+		watch, p := s.observeClock(all[i].clock.Now(), asked), &all[i].payment
+		p.CreatedAt = p.CreatedAt.Add(watch.SetForwardSince(p.CreatedAt))
 		if !p.ChargedAt.IsZero() {
-			p.ChargedAt = p.ChargedAt.Add(clock.SetForwardSince(p.ChargedAt))
+			p.ChargedAt = p.ChargedAt.Add(watch.SetForwardSince(p.ChargedAt))
 		}
 	}
 	return all, err
@@ -99,8 +99,8 @@ func (s *Service) readPayments(ctx context.Context, jobs []job.Job) ([]reading, 
 func (s *Service) observeClock(read, asked time.Time) sqldb.ClockWatch {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clock.Observe(read, asked, time.Second)
-	return s.clock
+	s.watch.Observe(read, asked, time.Second)
+	return s.watch
 }
 
 // recordAttempt commits, with others, that the call is about to be made.
@@ -110,14 +110,14 @@ func (s *Service) recordAttempt(ctx context.Context, j job.Job, p Payment, call 
 	return next, errors.Join(err, lost)
 }
 
-// storeAttempts stores many attempts. The result of each is errLeaseLost or nil.
+// storeAttempts stores many attempts. The result of each is job.ErrLeaseLost or nil.
 func (s *Service) storeAttempts(ctx context.Context, all []attempt) (results []error, err error) {
 	err = s.db.Tx(ctx, func(tx *sql.Tx) error {
 		held, err := beginAttempts(ctx, tx, s.db, all)
 		results = make([]error, len(all))
 		for i, a := range all {
 			if !held[a.next.ID] {
-				results[i] = errLeaseLost
+				results[i] = job.ErrLeaseLost
 			}
 		}
 		return err
@@ -154,7 +154,7 @@ func (s *Service) recordAnswer(ctx context.Context, u update) error {
 	return nil
 }
 
-// storeUpdates stores many updates. The result of each is errLeaseLost or nil.
+// storeUpdates stores many updates. The result of each is job.ErrLeaseLost or nil.
 func (s *Service) storeUpdates(ctx context.Context, all []update) (results []error, err error) {
 	err = s.outbox.Tx(ctx, func(tx *outbox.Tx) error {
 		held, err := updatePayments(ctx, tx.Tx, s.db, all)
@@ -165,7 +165,7 @@ func (s *Service) storeUpdates(ctx context.Context, all []update) (results []err
 		ends := make([]attemptEnd, 0, len(all))
 		for i, u := range all {
 			if !held[u.next.ID] {
-				results[i] = errLeaseLost
+				results[i] = job.ErrLeaseLost
 				continue
 			}
 			ends = append(ends, attemptEnd{u.next.ID, u.answer})

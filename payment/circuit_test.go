@@ -17,8 +17,8 @@ import (
 	"pizzaflow/sqldb/sqltest"
 )
 
-// A circuit that is half-open has three permits. Whatever a provider does with
-// them (it panics, or never comes back), they are there again.
+// A circuit that is half-open has three permits. They come back when the provider
+// panics, and when it never returns.
 func TestPermitsComeBack(t *testing.T) {
 	for name, provider := range map[string]func(ctx context.Context, over <-chan struct{}) Answer{
 		"panics": func(context.Context, <-chan struct{}) Answer { panic("oops") },
@@ -137,8 +137,8 @@ func (p panicky) Refund(ctx context.Context, r Refund) Answer {
 	return p.Provider.Refund(ctx, r)
 }
 
-// A provider that panics for every permit of a half-open circuit, whatever it is
-// asked for, is asked again, and the circuit's state is told.
+// A provider that panics for every permit of a half-open circuit is called again, for
+// charges and refunds, and the gauge has the circuit's state.
 func TestCircuitSurvivesPanics(t *testing.T) {
 	t.Parallel()
 	db := sqltest.Open(t, sqldb.SQLite, schemas...)
@@ -161,7 +161,7 @@ func TestCircuitSurvivesPanics(t *testing.T) {
 	left.Store(3)
 	s.circuit.policy.HalfOpen()
 	if closed() {
-		t.Error("a half-open circuit is told as closed")
+		t.Error("the gauge calls a half-open circuit closed")
 	}
 	err := s.outbox.Tx(t.Context(), func(tx *outbox.Tx) error {
 		tx.AfterCommit(s.refunds.Wake)

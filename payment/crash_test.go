@@ -52,8 +52,8 @@ func (f *frozen) Charge(ctx context.Context, c Charge) Answer {
 }
 
 // TestCrashAroundTheCharge stops a process around its call. Another one takes
-// the payment over when the lease has run out, and the first wakes up again
-// when everything is settled: it changes nothing any more.
+// the payment over when the lease has run out, and the first wakes up again when the
+// payment is final: it changes nothing any more.
 func TestCrashAroundTheCharge(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -71,7 +71,7 @@ func TestCrashAroundTheCharge(t *testing.T) {
 				b := openBank(t)
 				f := freeze(b.provider(), c.after)
 				// like a dead process it renews no lease
-				first := newService(t, db, f, func(c *Config) { c.Limit, c.Timeout, c.patience = 1, 10*time.Second, 2*time.Second })
+				first := newService(t, db, f, func(c *Config) { c.Limit, c.Timeout, c.jobTimeout = 1, 10*time.Second, 2*time.Second })
 				stopFirst := run(t, first)
 				thaw := sync.OnceFunc(func() { close(f.thaw) })
 				t.Cleanup(thaw)
@@ -81,7 +81,7 @@ func TestCrashAroundTheCharge(t *testing.T) {
 				if r := readRow(t, db, o.OrderID); r.Status != Processing || history(t, db, r.ID) != "charge open" {
 					t.Errorf("while it is charged the payment is %s after %s", r.Status, history(t, db, r.ID))
 				}
-				go stopFirst() // it takes nothing more, as the dead do not
+				go stopFirst() // like a dead process it takes no further row
 				run(t, newService(t, db, b.provider(), func(c *Config) { c.Timeout = 20 * time.Second }))
 				awaitFinal(t, db, o)
 				before := audit(t, db, b, o)
@@ -116,8 +116,8 @@ func (i interloper) Refund(ctx context.Context, r Refund) Answer {
 	return i.Provider.Refund(ctx, r)
 }
 
-// TestLostLeaseChangesNothing: whoever lost the row in the middle of a call
-// settles nothing and tells nothing.
+// TestLostLeaseChangesNothing: a worker that lost its lease in the middle of a call
+// changes no row and emits nothing.
 func TestLostLeaseChangesNothing(t *testing.T) {
 	t.Parallel()
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
@@ -133,24 +133,24 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 		accept(t, s, o)
 		r := readRow(t, db, o.OrderID)
 		lost := job.Job{ID: r.ID, Token: "ours", Attempt: 1}
-		if err := s.charge(t.Context(), lost); !errors.Is(err, errLeaseLost) {
+		if err := s.charge(t.Context(), lost); !errors.Is(err, job.ErrLeaseLost) {
 			t.Errorf("charge without a lease: %v", err)
 		}
 		if len(b.ledger(o.OrderID)) != 0 {
 			t.Error("charged without a lease")
 		}
 		exec(`UPDATE payments SET lease_token = 'ours'`)
-		if err := s.charge(t.Context(), lost); !errors.Is(err, errLeaseLost) {
+		if err := s.charge(t.Context(), lost); !errors.Is(err, job.ErrLeaseLost) {
 			t.Errorf("settle without the lease: %v", err)
 		}
 		r = readRow(t, db, o.OrderID)
-		if _, err := s.recordAttempt(t.Context(), lost, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, errLeaseLost) {
+		if _, err := s.recordAttempt(t.Context(), lost, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, job.ErrLeaseLost) {
 			t.Errorf("begin without the lease: %v", err)
 		}
 		if r := readRow(t, db, o.OrderID); r.Status != Processing || !r.leased || history(t, db, r.ID) != "charge open" || countRows(t, db, "outbox_events") != 0 {
 			t.Errorf("%s after %s, %d events", r.Status, history(t, db, r.ID), countRows(t, db, "outbox_events"))
 		}
-		if err := postpone(t.Context(), db, "payments", lost, time.Second); !errors.Is(err, errLeaseLost) {
+		if err := postpone(t.Context(), db, "payments", lost, time.Second); !errors.Is(err, job.ErrLeaseLost) {
 			t.Errorf("postpone without the lease: %v", err)
 		}
 
@@ -164,7 +164,7 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		exec(`UPDATE refunds SET lease_token = 'ours'`)
-		if err := s.refund(t.Context(), job.Job{ID: o.OrderID, Token: "ours", Attempt: 1}); !errors.Is(err, errLeaseLost) {
+		if err := s.refund(t.Context(), job.Job{ID: o.OrderID, Token: "ours", Attempt: 1}); !errors.Is(err, job.ErrLeaseLost) {
 			t.Errorf("settle a refund without the lease: %v", err)
 		}
 		if n := countRows(t, db, "refunds WHERE status = 'pending' AND lease_token = 'theirs'"); n != 1 {
@@ -215,7 +215,7 @@ func TestTwoServicesOnOneDatabase(t *testing.T) {
 }
 
 // TestCleanStop ends the service in the middle of a call: Run returns when the
-// call is settled, and what was not begun waits for the next start.
+// call is recorded, and a payment that was not begun waits for the next start.
 func TestCleanStop(t *testing.T) {
 	t.Parallel()
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
@@ -433,8 +433,9 @@ func (p *slowPost) deliver(t *testing.T, box http.Handler) {
 	}
 }
 
-// TestLateCaptureIsRefunded: the money arrives after the failure was told. It
-// goes back in full, once, whatever happens to the refund.
+// TestLateCaptureIsRefunded: the money is taken after the failure was emitted. It is
+// refunded in full, once, even if answers to the refund are lost or an operator has
+// refunded it.
 func TestLateCaptureIsRefunded(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -492,7 +493,7 @@ func TestLateCaptureIsRefunded(t *testing.T) {
 					c.LateChecks = []time.Duration{time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second, 10 * time.Second, 20 * time.Second}
 				})
 				run(t, s)
-				awaitOpen(t, s) // what it is handed is charged, however old it grows meanwhile
+				awaitOpen(t, s) // a payment that is handed over is charged, however old it grows meanwhile
 				o := order("")
 				accept(t, s, o)
 				<-post.got

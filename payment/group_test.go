@@ -112,7 +112,7 @@ func TestLeasesLostInAGroup(t *testing.T) {
 }
 
 // TestDatabaseCutOffUnderLoad cuts every connection to the database again and
-// again while payments begin and settle: each order still ends with one charge
+// again while attempts begin and end: each order still ends with one charge
 // and one event.
 func TestDatabaseCutOffUnderLoad(t *testing.T) {
 	t.Parallel()

@@ -163,7 +163,7 @@ func TestMessagesAreForPeople(t *testing.T) {
 	}
 }
 
-// world is a provider with one key: what it holds and what it answers are the
+// world is a provider with one key: the money it holds and its answers are the
 // test's to draw. Money moves only here.
 type world struct {
 	declined  bool
@@ -242,7 +242,7 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 					a = w.state(t, p)
 				}
 				if rapid.IntRange(0, 4).Draw(t, "crash") == 0 {
-					break // after the call, before anything was settled
+					break // after the call, before the answer was recorded
 				}
 				a = p.Believe(call, a)
 				next, step := p.Apply(a, now, ttl)

@@ -45,13 +45,15 @@ type Config struct {
 	Timeout time.Duration // of one call to the provider; 10 seconds when zero
 	Limit   int           // charges and lookups at once; 64 when zero
 	Lease   time.Duration // how long the payments of a process that crashed wait; 5 seconds when zero
-	Alone   bool          // no other process uses the database, so that no payment has to wait after a crash
+	// Exclusive says that no other process uses the database: then the payments of a
+	// process that crashed wait for nothing.
+	Exclusive bool
 	// LateChecks are when a payment that failed as provider_unavailable is
 	// looked up, counted from its failure; 1 minute, 5 and 30 minutes, 2 hours
 	// and a day when nil.
 	LateChecks []time.Duration
 
-	patience time.Duration // how long a worker may hold a payment
+	jobTimeout time.Duration // how long one job may take
 }
 
 // A Service charges orders.
@@ -66,9 +68,9 @@ type Service struct {
 	metrics
 
 	mu    sync.Mutex
-	clock sqldb.ClockWatch // over the database's clock
+	watch sqldb.ClockWatch // over the database's clock
 
-	reads    *sqldb.Group[job.Job, reading]
+	reads    *sqldb.Group[job.Job, leasedPayment]
 	attempts *sqldb.Group[attempt, error]
 	updates  *sqldb.Group[update, error]
 }
@@ -87,10 +89,10 @@ func New(cfg Config) (*Service, error) {
 	s.reads = sqldb.NewGroup(s.db, s.readPayments)
 	s.attempts = sqldb.NewGroup(s.db, s.storeAttempts)
 	s.updates = sqldb.NewGroup(s.db, s.storeUpdates)
-	work := job.Config{DB: s.db, Lease: cfg.Lease, Timeout: cfg.patience, Exclusive: cfg.Alone, Log: cfg.Log}
-	work.Table, work.Limit, work.Do, work.LongestPause = "payments", cfg.Limit, ignoreLost(s.charge), longestPause(cfg.LateChecks)
+	work := job.Config{DB: s.db, Lease: cfg.Lease, Timeout: cfg.jobTimeout, Exclusive: cfg.Exclusive, Log: cfg.Log}
+	work.Table, work.Limit, work.Do, work.LongestPause = "payments", cfg.Limit, s.charge, longestPause(cfg.LateChecks)
 	s.charges = job.New(work)
-	work.Table, work.Limit, work.Do, work.LongestPause = "refunds", 4, ignoreLost(s.refund), job.LongestBackoff(firstRetry, lastRefundRetry)
+	work.Table, work.Limit, work.Do, work.LongestPause = "refunds", 4, s.refund, job.LongestBackoff(firstRetry, lastRefundRetry)
 	s.refunds = job.New(work)
 	return s, nil
 }
@@ -111,8 +113,8 @@ func (cfg Config) withDefaults() Config {
 	if cfg.Lease == 0 {
 		cfg.Lease = 5 * time.Second
 	}
-	if cfg.patience == 0 {
-		cfg.patience = 2*cfg.Timeout + time.Minute
+	if cfg.jobTimeout == 0 {
+		cfg.jobTimeout = 2*cfg.Timeout + time.Minute
 	}
 	if cfg.LateChecks == nil {
 		cfg.LateChecks = []time.Duration{time.Minute, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour, 24 * time.Hour}
@@ -197,15 +199,4 @@ func checkKnown(ctx context.Context, tx *sql.Tx, p Payment) error {
 		return inbox.Permanent(fmt.Errorf("%w: %s %s, now %s %s", ErrAmountChanged, known.Amount, known.Currency, p.Amount, p.Currency))
 	}
 	return nil
-}
-
-// unlessLost makes a worker of do: a lost lease is no failure, the row is in
-// other hands.
-func ignoreLost(do func(context.Context, job.Job) error) func(context.Context, job.Job) error {
-	return func(ctx context.Context, j job.Job) error {
-		if err := do(ctx, j); !errors.Is(err, errLeaseLost) {
-			return err
-		}
-		return nil
-	}
 }

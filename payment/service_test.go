@@ -143,7 +143,7 @@ func newService(t *testing.T, db *sqldb.DB, p Provider, edit func(*Config)) *Ser
 // patient has limits that no slow machine reaches.
 func patient(c *Config) { c.Timeout, c.Lease = 20*time.Second, time.Minute }
 
-// unhurried waits for every answer, and takes over soon from the dead.
+// unhurried waits for every answer, and soon takes over from a process that died.
 func unhurried(c *Config) { c.Timeout = 20 * time.Second }
 
 // run runs the service until the test ends or stop is called, which waits.
@@ -182,7 +182,7 @@ func deliver(ctx context.Context, s *Service, o event.OrderCreated) error {
 	})
 }
 
-// awaitOpen waits until what is accepted is handed over and charged at once.
+// awaitOpen waits until a worker accepts payments that are handed over.
 func awaitOpen(t *testing.T, s *Service) {
 	t.Helper()
 	eventually(t, func() string {
@@ -200,9 +200,8 @@ func accept(t *testing.T, s *Service, o event.OrderCreated) {
 	}
 }
 
-// eventually waits until check returns "", or fails with what it said last.
-// awaitResults waits until a result was counted so often: it is counted after
-// it is stored.
+// awaitResults waits until a result was counted so often: it is counted after it is
+// stored.
 func awaitResults(t *testing.T, s *Service, result string, want float64) {
 	t.Helper()
 	eventually(t, func() string {
@@ -213,6 +212,7 @@ func awaitResults(t *testing.T, s *Service, result string, want float64) {
 	})
 }
 
+// eventually waits until check returns "", or fails with the last text it returned.
 func eventually(t *testing.T, check func() string) {
 	t.Helper()
 	deadline, tick := time.After(45*time.Second), time.NewTicker(10*time.Millisecond)
@@ -297,8 +297,8 @@ func awaitFinal(t *testing.T, db *sqldb.DB, orders ...event.OrderCreated) {
 	}
 }
 
-// audit compares what the database says of an order's payment, what it told
-// the others, and what the provider's ledger and request log hold.
+// audit compares an order's payment in the database, its event, and the provider's
+// ledger and request log.
 func audit(t *testing.T, db *sqldb.DB, b *bank, o event.OrderCreated) row {
 	t.Helper()
 	r := readRow(t, db, o.OrderID)
@@ -406,7 +406,7 @@ func TestEveryTagEndsRight(t *testing.T) {
 	}
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		t.Parallel()
-		// what answers at all does so in time, even where the disk is busy
+		// every answer that comes is in time, even where the disk is busy
 		s := endAll(t, db, 5*time.Second, cases)
 		for result, want := range map[string]float64{"completed": 7, "declined": 3, "unknown": 6, "provider_unavailable": 0, "refunded": 0} {
 			awaitResults(t, s, result, want)

@@ -13,10 +13,6 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// errLeaseLost says that the row is not leased to the job any more: another worker
-// took it over when the lease had run out.
-var errLeaseLost = errors.New("the lease was lost")
-
 // The statements over many rows; see sqldb.Insert and sqldb.Batch.
 var (
 	intoPayments = sqldb.Insert{
@@ -82,7 +78,7 @@ const selectPayment = `
 		(SELECT MAX(a.started_at) FROM payment_attempts a WHERE a.payment_id = payments.id AND a.kind = 'charge'), ` + sqldb.Clock + `
 	FROM payments `
 
-// scanPayment scans a row of selectPayment. The moment is that of the database.
+// scanPayment scans a row of selectPayment, and the clock of the database.
 func scanPayment(row interface{ Scan(dst ...any) error }) (Payment, sqldb.Reading, error) {
 	var p Payment
 	var now time.Time
@@ -125,34 +121,34 @@ func countUnanswered(ctx context.Context, db *sql.DB) (map[Status]tally, error) 
 	return tallies, nil
 }
 
-// A reading is the payment of a job as it stood in the table at a moment, or
-// errLeaseLost.
-type reading struct {
+// A leasedPayment is the payment of a job as it stood in the table at a time, or
+// job.ErrLeaseLost.
+type leasedPayment struct {
 	payment Payment
-	moment  sqldb.Reading
+	clock   sqldb.Reading
 	err     error
 }
 
 // selectLeased reads the payments of jobs, in their order.
-func selectLeased(ctx context.Context, db *sqldb.DB, jobs []job.Job) ([]reading, error) {
+func selectLeased(ctx context.Context, db *sqldb.DB, jobs []job.Job) ([]leasedPayment, error) {
 	rows := make([][]any, len(jobs))
 	for i, j := range jobs {
 		rows[i] = []any{j.ID, j.Token}
 	}
-	byID := map[string]reading{}
+	byID := map[string]leasedPayment{}
 	err := readLeased.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
-		p, moment, err := scanPayment(rows)
-		byID[p.ID] = reading{payment: p, moment: moment}
+		p, clock, err := scanPayment(rows)
+		byID[p.ID] = leasedPayment{payment: p, clock: clock}
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read payments: %w", err)
 	}
-	all := make([]reading, len(jobs))
+	all := make([]leasedPayment, len(jobs))
 	for i, j := range jobs {
 		r, ok := byID[j.ID]
 		if all[i] = r; !ok {
-			all[i].err = errLeaseLost
+			all[i].err = job.ErrLeaseLost
 		}
 	}
 	return all, nil
@@ -282,14 +278,14 @@ func insertRefund(ctx context.Context, tx *sql.Tx, r refund) error {
 	return nil
 }
 
-// selectLeasedRefund reads the refund of a job, or returns errLeaseLost.
+// selectLeasedRefund reads the refund of a job, or returns job.ErrLeaseLost.
 func selectLeasedRefund(ctx context.Context, db *sql.DB, j job.Job) (refund, error) {
 	var r refund
 	err := db.QueryRowContext(ctx, `
 		SELECT id, payment_id, transaction_id, amount, currency FROM refunds WHERE id = $1 AND lease_token = $2`, j.ID, j.Token).
 		Scan(&r.ID, &r.PaymentID, &r.TransactionID, &r.Amount, &r.Currency)
 	if errors.Is(err, sql.ErrNoRows) {
-		return refund{}, errLeaseLost
+		return refund{}, job.ErrLeaseLost
 	}
 	if err != nil {
 		return refund{}, fmt.Errorf("read refund: %w", err)
@@ -315,11 +311,11 @@ func updateRefund(ctx context.Context, tx *sql.Tx, db *sqldb.DB, j job.Job, deta
 	return nil
 }
 
-// changedOne returns errLeaseLost when the update of a leased row changed none.
+// changedOne returns job.ErrLeaseLost when the update of a leased row changed none.
 func changedOne(res sql.Result, err error) error {
 	n, err := sqldb.Affected(res, err)
 	if err == nil && n != 1 {
-		return errLeaseLost
+		return job.ErrLeaseLost
 	}
 	return err
 }
