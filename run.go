@@ -240,7 +240,7 @@ func countRepublished(broker *embedded.Broker, log *slog.Logger) func() {
 		if left.Add(-1) > 0 {
 			return
 		}
-		if err := broker.MadeUp(); err != nil {
+		if err := broker.MarkRecovered(); err != nil {
 			log.Warn("events will be published again once more after the next unclean stop", "error", err)
 		}
 	}

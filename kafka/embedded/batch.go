@@ -15,7 +15,7 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// What a batch of records begins with, and where it has what.
+// The header of a batch of records: its length, the places of its fields, the bits of its attributes.
 const (
 	batchHead       = 61
 	batchMagic      = 16
@@ -29,23 +29,23 @@ const (
 	batchIsControl = 0x20
 	batchCodec     = 0x07
 
-	lastEpoch = 1<<15 - 3 // of a producer: at the one behind it the broker gives a producer another id
+	lastEpoch = 1<<15 - 3 // of a producer: after the next one the broker gives the producer another id
 )
 
 var (
-	errBatch    = errors.New("a batch that is not whole")
+	errBatch    = errors.New("a batch of records that is not valid")
 	errUnpacked = fmt.Errorf("more than %d bytes in a batch, or %d in those of a request", kafka.MaxBatch, maxUnpacked)
 )
 
-// checkBatch reports whether a batch of records is one that can be read again. The broker stores what it is given as it
-// is, and takes its word for what is in it when it looks for a time, and so do the readers: what is wrong inside would
-// end it then. The batch may unpack to room bytes, and to kafka.MaxBatch at most; left is what remains of them.
+// checkBatch returns an error unless a batch of records can be read again. The broker stores a batch without checking it,
+// and trusts its contents when it searches for a time: an error inside would make it panic then, and would stop
+// consumers. The batch may unpack to room bytes, and to kafka.MaxBatch at most; left is the rest of room.
 func checkBatch(b []byte, room int) (left int, err error) {
 	if len(b) < batchHead {
 		return room, errBatch
 	}
 	if b[batchMagic] != 2 {
-		return room, nil // of an older time: the broker refuses it
+		return room, nil // an older format, which the broker refuses
 	}
 	attributes := binary.BigEndian.Uint16(b[batchAttributes:])
 	producer := int64(binary.BigEndian.Uint64(b[batchProducer:]))
@@ -69,7 +69,7 @@ func checkBatch(b []byte, room int) (left int, err error) {
 	return room - (most - unpacked.left), err
 }
 
-// unpack returns what is in a batch, decompressed while it is read.
+// unpack returns a reader that decompresses the records of a batch.
 func unpack(codec uint16, b []byte) (io.Reader, error) {
 	in := bytes.NewReader(b)
 	switch codec {
@@ -92,12 +92,12 @@ func unpack(codec uint16, b []byte) (io.Reader, error) {
 	}
 }
 
-// javaSnappy is what Java's streams of blocks begin with, and how long it is with two versions behind it.
+// javaSnappy is the magic number of snappy blocks as Java writes them; two versions follow it.
 var javaSnappy = []byte{130, 83, 78, 65, 80, 80, 89, 0}
 
 const javaSnappyHead = 16
 
-// unpackSnappy decompresses one block, or Java's stream of them.
+// unpackSnappy decompresses one block, or the blocks of Java's format.
 func unpackSnappy(b []byte) (io.Reader, error) {
 	if !bytes.HasPrefix(b, javaSnappy) {
 		out, err := snappyBlock(b, kafka.MaxBatch)
@@ -131,7 +131,7 @@ func snappyBlock(b []byte, room int) ([]byte, error) {
 	return s2.Decode(nil, b)
 }
 
-// limited fails where io.LimitedReader would end.
+// A limited reader returns an error at its limit, where io.LimitedReader ends.
 type limited struct {
 	r    io.Reader
 	left int
@@ -145,7 +145,7 @@ func (l *limited) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// checkRecords reads n records and the end.
+// checkRecords reads n records, and checks that they are all.
 func checkRecords(r *bufio.Reader, n int32) error {
 	for i := range n {
 		size, err := binary.ReadVarint(r)
@@ -163,7 +163,7 @@ func checkRecords(r *bufio.Reader, n int32) error {
 	return nil
 }
 
-// recordReader reads one record, of a known length.
+// A recordReader reads one record of a known length.
 type recordReader struct {
 	*bufio.Reader
 	left int
@@ -176,15 +176,15 @@ func (r *recordReader) ReadByte() (byte, error) {
 	return r.Reader.ReadByte()
 }
 
-// check reads attributes, time, place, key, value and headers, and finds no byte left.
-func (r *recordReader) check(place int32) error {
+// check reads attributes, time, offset delta, key, value and headers, and checks that no byte is left.
+func (r *recordReader) check(offsetDelta int32) error {
 	if _, err := r.ReadByte(); err != nil {
 		return errBatch
 	}
 	if _, err := binary.ReadVarint(r); err != nil {
 		return errBatch
 	}
-	if at, err := binary.ReadVarint(r); err != nil || at != int64(place) {
+	if delta, err := binary.ReadVarint(r); err != nil || delta != int64(offsetDelta) {
 		return errBatch
 	}
 	for range 2 { // key and value, which may be null
@@ -207,7 +207,7 @@ func (r *recordReader) check(place int32) error {
 	return nil
 }
 
-// skip passes a length, which is at least least, and as many bytes.
+// skip reads a length, which must be at least least, and skips as many bytes.
 func (r *recordReader) skip(least int64) error {
 	n, err := binary.ReadVarint(r)
 	if err != nil || n < least || n > int64(r.left) {

@@ -3,16 +3,17 @@ package embedded
 import (
 	"bytes"
 	"encoding/binary"
-	"pizzaflow/kafka"
 	"slices"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/kafka"
 )
 
-// batchOf is a batch of records as they are on the wire, without the sums, which are the broker's to check.
+// batchOf is a batch of records as on the wire, without the checksums, which the broker checks.
 func batchOf(records []byte, n int32, change func(*kmsg.RecordBatch)) []byte {
 	b := kmsg.RecordBatch{
 		Magic: 2, NumRecords: n, LastOffsetDelta: n - 1, ProducerID: -1, ProducerEpoch: -1, FirstSequence: -1, Records: records,
@@ -32,7 +33,7 @@ func recordOf(change func(*kmsg.Record)) []byte {
 	return r.AppendTo(nil)
 }
 
-func TestWholeBatchesAreTaken(t *testing.T) {
+func TestValidBatchesAreAccepted(t *testing.T) {
 	second := recordOf(func(r *kmsg.Record) { r.OffsetDelta, r.Key, r.Length = 1, nil, r.Length-3 })
 	records := append(recordOf(nil), second...)
 	if _, err := checkBatch(batchOf(records, 2, nil), maxUnpacked); err != nil {
@@ -63,9 +64,8 @@ func compressed(t *testing.T, codec kgo.CompressionCodec, b []byte) []byte {
 	return slices.Clone(out)
 }
 
-// A batch that says one thing and holds another would end the broker when somebody asks for a time in it, or a reader
-// when it comes to it.
-func TestLyingBatchesAreRefused(t *testing.T) {
+// A batch whose header and records differ would make the broker panic at a search for a time, or stop a consumer.
+func TestInvalidBatchesAreRefused(t *testing.T) {
 	good := recordOf(nil)
 	bomb := func() []byte {
 		z, err := zstd.NewWriter(nil)
@@ -75,7 +75,7 @@ func TestLyingBatchesAreRefused(t *testing.T) {
 		return z.EncodeAll(make([]byte, kafka.MaxBatch+1), nil)
 	}()
 	if _, err := checkBatch(batchOf(good, 1, nil), len(good)-1); err == nil {
-		t.Error("taken, though there was no room for it")
+		t.Error("accepted although it exceeds the room")
 	}
 	for name, batch := range map[string][]byte{
 		"nothing":                    nil,
@@ -103,29 +103,30 @@ func TestLyingBatchesAreRefused(t *testing.T) {
 		"the last epoch":             batchOf(good, 1, func(b *kmsg.RecordBatch) { b.ProducerID, b.ProducerEpoch, b.FirstSequence = 5, 1<<15-1, 0 }),
 	} {
 		if _, err := checkBatch(batch, maxUnpacked); err == nil {
-			t.Errorf("%s: taken", name)
+			t.Errorf("%s: accepted", name)
 		}
 	}
 }
 
-// Many who ask for records and take none get a small answer each; one of our own, and who is alone, gets a whole one.
-func TestStrangersShareWhatFetchesBring(t *testing.T) {
+// Many untrusted clients that fetch and read no answer get a small one each; a trusted client, and an untrusted one that
+// is alone, get a whole one.
+func TestUntrustedClientsShareFetchMemory(t *testing.T) {
 	fetch := kmsg.NewPtrFetchRequest()
 	fetch.SetVersion(11)
 	fetch.MaxBytes = 1 << 30
 	frame := kmsg.NewRequestFormatter().AppendRequest(nil, fetch, 1)
 	for _, c := range []struct {
-		strangers int32
+		untrusted int32
 		trusted   bool
 		want      int32
-	}{{1, false, fetchBytes}, {maxConnections, false, maxHeld / maxConnections}, {maxConnections, true, fetchBytes}} {
-		var d door
-		d.strangers.Store(c.strangers)
-		p, err := d.admit(slices.Clone(frame), c.trusted)
+	}{{1, false, fetchBytes}, {maxConnections, false, maxUntrustedBytes / maxConnections}, {maxConnections, true, fetchBytes}} {
+		var f filter
+		f.untrusted.Store(c.untrusted)
+		d, err := f.decide(slices.Clone(frame), c.trusted)
 		if err != nil {
 			t.Fatal(err)
 		}
-		r, _, err := parse(p.requests[0])
+		r, _, err := parse(d.requests[0])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -16,42 +16,40 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// DefaultListen is where the embedded broker listens when nothing else is said.
+// DefaultListen is the address of a broker without Config.Listen.
 const DefaultListen = "127.0.0.1:9092"
 
 const (
-	// segmentBytes is the size at which a partition begins a new file. Only whole files are deleted and all
-	// are read at start, so this bounds both what stays beyond a topic's retention and what a start reads.
+	// segmentBytes is the size at which a partition begins a new file. Only whole files are deleted, and all are read at
+	// the start, so it limits how much stays beyond a topic's retention, and how much a start reads.
 	segmentBytes = 16 << 20
 
-	// cleanInterval is how often records past their retention are dropped.
+	// cleanInterval is how often records past their retention are deleted.
 	cleanInterval = time.Minute
 
-	// markInterval is how often it is noted that what was synced settleTime ago is whole.
-	markInterval = 20 * time.Second
-	settleTime   = 5 * time.Second
+	// checkpointInterval is how often the checkpoint advances, to a time checkpointLag ago: what was synced before is
+	// on the disk even if the machine dies.
+	checkpointInterval = 20 * time.Second
+	checkpointLag      = 5 * time.Second
 )
 
-// Config says where the embedded broker keeps its data and where it listens.
+// A Config says where the embedded broker keeps its data and where it listens.
 type Config struct {
-	Dir    string // created with mode 0700, its missing parents too; an existing one is narrowed to 0700
-	Listen string // host:port, DefaultListen when empty; port 0 means any free one
+	Dir    string // created with mode 0700, as are missing parents; the mode of one that exists is changed
+	Listen string // host:port, DefaultListen when empty; port 0 means any free port
 
 	Log *slog.Logger // nil discards
 
-	// Groups are kept for members of the classic protocol, which is what franz-go speaks: nobody else can take
-	// them while they are empty.
+	// Groups are reserved for members of the classic protocol, which franz-go has: members of the other protocol cannot
+	// take them while they are empty.
 	Groups []string
 
 	// ListenFn opens the listener, nil means net.Listen. Tests pass a virtual network.
 	ListenFn func(network, address string) (net.Listener, error)
-
-	cleanEvery time.Duration // cleanInterval when 0; tests clean more often
-	markEvery  time.Duration // the same of markInterval
 }
 
-// Broker is the embedded broker: one node that speaks Kafka's protocol, syncs every batch and every committed
-// offset to its directory before it acknowledges them, and creates no topic that it was not asked to create.
+// A Broker is a running embedded broker: one node with Kafka's protocol, which syncs every batch and every committed
+// offset to its directory before it acknowledges them, and creates topics only by request.
 type Broker struct {
 	dir     string
 	log     *brokerLog
@@ -63,11 +61,9 @@ type Broker struct {
 	opened   time.Time
 	unclean  time.Time // see UncleanSince
 
-	marking sync.Mutex
-	whole   bool      // nothing from before the start is in doubt
-	marked  time.Time // up to when the data are noted to be whole
-
-	markEvery time.Duration
+	checkpointMu sync.Mutex
+	recovered    bool      // the data from before the start are complete
+	checkpoint   time.Time // up to when the data are complete
 
 	stop      chan struct{}  // closed to end the cleaner
 	cleaner   sync.WaitGroup // and this waits for its end
@@ -75,9 +71,8 @@ type Broker struct {
 	closeErr  error
 }
 
-// Start opens the directory, mends what a crash or a full disk left broken in it, and serves until
-// Close. The error matches [ErrDirectoryInUse] when another process has the directory, and
-// syscall.EADDRINUSE when the port is taken.
+// Start opens the directory, repairs the damage of a crash or a full disk, and serves until Close. The error wraps
+// [ErrDirectoryInUse] when another process has the directory, and syscall.EADDRINUSE when the port is in use.
 func Start(cfg Config) (*Broker, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -98,17 +93,17 @@ func (b *Broker) start(cfg Config) (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = b.lock.Close() // the first error is the one to tell
+			_ = b.lock.Close() // only the first error is returned
 		}
 	}()
 	b.opened = time.Now()
-	if b.unclean, err = markRunning(b.dir, b.opened); err != nil {
+	if b.unclean, err = openCheckpoint(b.dir, b.opened); err != nil {
 		return err
 	}
-	if b.whole = b.unclean.IsZero(); b.whole {
-		b.marked = b.opened
+	if b.recovered = b.unclean.IsZero(); b.recovered {
+		b.checkpoint = b.opened
 	}
-	if err := mend(b.dir, b.log.log); err != nil {
+	if err := repair(b.dir, b.log.log); err != nil {
 		return err
 	}
 	for {
@@ -125,30 +120,23 @@ func (b *Broker) start(cfg Config) (err error) {
 		if err != nil {
 			return err
 		}
-		// A commit can be taken back in the file alone, which is the cluster's while it is open.
+		// A commit can be removed only from the file, which the cluster must not have open.
 		if err := dropCommits(b.dir, stale, b.log.log); err != nil {
 			return err
 		}
 	}
-	interval := cfg.cleanEvery
-	if interval == 0 {
-		interval = cleanInterval
-	}
-	if b.markEvery = cfg.markEvery; b.markEvery == 0 {
-		b.markEvery = markInterval
-	}
-	b.cleaner.Go(func() { b.clean(interval) })
+	b.cleaner.Go(b.clean)
 	return nil
 }
 
-// open listens and loads the directory. No connection is served before serve is called.
+// open listens and loads the directory. Connections are served once serve is called.
 func (b *Broker) open(cfg Config) (serve func(), err error) {
 	groups, err := readGroups(b.dir)
 	if err != nil {
 		return nil, err
 	}
-	book := &groupBook{groups: groups, kept: cfg.Groups, exists: func(group string) bool { return b.cluster.GroupInfo(group) != nil }}
-	ln, err := listen(cfg, &door{groups: book, partitions: b.partitions}, b.log.log)
+	registry := &groupRegistry{groups: groups, reserved: cfg.Groups, exists: func(group string) bool { return b.cluster.GroupInfo(group) != nil }}
+	ln, err := listen(cfg, &filter{groups: registry, partitions: b.partitions}, b.log.log)
 	if err != nil {
 		return nil, err
 	}
@@ -163,22 +151,22 @@ func (b *Broker) open(cfg Config) (serve func(), err error) {
 		kfake.WithLogger(b.log),
 	)
 	if err != nil {
-		_ = ln.Close() // the first error is the one to tell
+		_ = ln.Close() // only the first error is returned
 		return nil, fmt.Errorf("open %s: %w; restore it from a backup, or move it away to begin with an empty one", b.dir, err)
 	}
 	b.cluster, b.listener, b.address = cluster, ln, ln.Addr().String()
 	return ln.serve, nil
 }
 
-// newClusterID names a new directory, so that clients can tell it from one that was wiped.
+// newClusterID is the id of a new directory, by which clients tell it from one that was deleted.
 func newClusterID() string {
 	var id [16]byte
 	_, _ = rand.Read(id[:]) // never fails
 	return base64.RawURLEncoding.EncodeToString(id[:])
 }
 
-// staleCommits returns the committed offsets that lie past the end of their log. An expired or damaged log
-// begins again at a lower offset; a group would then skip everything up to its old commit.
+// staleCommits returns the committed offsets past the end of their partition. An expired or damaged partition begins
+// again at a lower offset, and the group would skip all records up to its old commit.
 func (b *Broker) staleCommits() (map[commit]bool, error) {
 	commits, err := readCommits(b.dir)
 	if err != nil {
@@ -194,64 +182,63 @@ func (b *Broker) staleCommits() (map[commit]bool, error) {
 	return stale, nil
 }
 
-// clean drops what is past its retention, and moves the mark up to which the data are whole. The broker's own cleaner would begin only when a topic is created,
-// and so never in a process that found all of them.
-func (b *Broker) clean(interval time.Duration) {
-	tick, mark := time.NewTicker(interval), time.NewTicker(b.markEvery)
+// clean deletes records past their retention, and advances the checkpoint. kfake's own cleaner would begin only when a
+// topic is created, and so never in a process that finds all topics.
+func (b *Broker) clean() {
+	tick, checkpoint := time.NewTicker(cleanInterval), time.NewTicker(checkpointInterval)
 	defer tick.Stop()
-	defer mark.Stop()
+	defer checkpoint.Stop()
 	for {
 		select {
 		case <-b.stop:
 			return
 		case <-tick.C:
 			b.cluster.ApplyRetention()
-		case <-mark.C:
-			if err := b.moveMark(time.Now().Add(-min(settleTime, b.markEvery)), false); err != nil {
-				b.log.log.Warn("the embedded broker cannot note that its data are whole", "error", err)
+		case <-checkpoint.C:
+			if err := b.advanceCheckpoint(time.Now().Add(-checkpointLag), false); err != nil {
+				b.log.log.Warn("embedded broker: cannot write its checkpoint", "error", err)
 			}
 		}
 	}
 }
 
-// Addrs returns the host:port by which clients reach the broker.
+// Addrs returns the host:port at which clients reach the broker.
 func (b *Broker) Addrs() []string { return []string{b.address} }
 
-// Dialer returns how clients of this process reach the broker: as by dial, nil for TCP, and never turned away for
-// strangers.
+// Dialer returns a dial function for clients of this process, whose connections are never closed for those of other
+// processes. It dials by dial, or by TCP when that is nil.
 func (b *Broker) Dialer(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return b.listener.dialer(dial)
 }
 
-// partitions counts those of all topics, as they are on disk.
+// partitions is the number of partitions of all topics on disk.
 func (b *Broker) partitions() (int, error) {
 	owned, err := ownedPartitions(b.dir)
 	return len(owned), err
 }
 
-// UncleanSince returns when the data were last known to be whole, if the broker was not closed cleanly since, and
-// the zero time otherwise. A kill loses nothing, but a machine that dies may lie about what it has written:
-// whatever was produced since then should be produced again.
+// UncleanSince returns the last checkpoint if the broker was not closed cleanly since, and the zero time otherwise. A kill
+// loses no record, but a machine that dies may not have written what it has synced: every record that was produced
+// since the checkpoint should be produced again.
 func (b *Broker) UncleanSince() time.Time { return b.unclean }
 
-// MadeUp notes that whatever was produced before this start, since UncleanSince, is sure to be produced again, even if
-// everybody dies now. From now on only the last seconds are in doubt: else a process that is always killed would
-// produce more again at each start.
-func (b *Broker) MadeUp() error { return b.moveMark(b.opened, true) }
+// MarkRecovered says that the records since UncleanSince will be produced again, even if every process dies now. From now
+// on the checkpoint advances: else a process that is always killed would have more to produce again at each start.
+func (b *Broker) MarkRecovered() error { return b.advanceCheckpoint(b.opened, true) }
 
-// moveMark notes that the data are whole up to a time; madeUp, that nothing from before the start is in doubt.
-func (b *Broker) moveMark(at time.Time, madeUp bool) error {
-	b.marking.Lock()
-	defer b.marking.Unlock()
-	if b.whole = b.whole || madeUp; !b.whole || !at.After(b.marked) {
+// advanceCheckpoint records that the data are complete up to a time, once the data from before the start are (recovered).
+func (b *Broker) advanceCheckpoint(at time.Time, recovered bool) error {
+	b.checkpointMu.Lock()
+	defer b.checkpointMu.Unlock()
+	if b.recovered = b.recovered || recovered; !b.recovered || !at.After(b.checkpoint) {
 		return nil
 	}
-	b.marked = at
-	return moveMark(b.dir, at)
+	b.checkpoint = at
+	return writeCheckpoint(b.dir, at)
 }
 
-// Close stops serving, writes what only memory knew and releases the directory. Consumers should have left
-// their groups before. Only the first call does something; the others wait for it and return its result.
+// Close stops serving, writes the state in memory to the disk and releases the directory. Consumers should have left
+// their groups before. Later calls wait for the first one and return its result.
 func (b *Broker) Close() error {
 	b.closeOnce.Do(func() {
 		close(b.stop)
@@ -260,7 +247,7 @@ func (b *Broker) Close() error {
 		b.cluster.Close()
 		failures := b.log.failures()
 		if failures == nil {
-			failures = markClosed(b.dir)
+			failures = removeCheckpoint(b.dir)
 		}
 		if err := errors.Join(failures, b.lock.Close()); err != nil {
 			b.closeErr = fmt.Errorf("stop the embedded broker: %w", err)
@@ -269,7 +256,7 @@ func (b *Broker) Close() error {
 	return b.closeErr
 }
 
-// brokerLog takes the broker's messages. It reports no error but in messages, so those of a stop are collected.
+// A brokerLog is the log of kfake, which reports errors only there: those of Close are collected.
 type brokerLog struct {
 	log *slog.Logger
 
@@ -286,7 +273,7 @@ func (l *brokerLog) Logf(level kfake.LogLevel, format string, args ...any) {
 		to = slog.LevelError
 	case kfake.LogLevelWarn:
 		to = slog.LevelWarn
-	case kfake.LogLevelInfo: // every request that it does not understand
+	case kfake.LogLevelInfo: // about every unknown request
 		to = slog.LevelDebug
 	default:
 		return
@@ -304,12 +291,14 @@ func (l *brokerLog) Logf(level kfake.LogLevel, format string, args ...any) {
 	}
 }
 
+// collect makes the log keep errors instead of writing them.
 func (l *brokerLog) collect() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.collecting = true
 }
 
+// failures are the errors that were collected.
 func (l *brokerLog) failures() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

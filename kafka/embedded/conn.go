@@ -15,37 +15,37 @@ import (
 const (
 	maxControl = 1 << 20 // bytes of a request that holds no records
 
-	smallRequest = 16 << 10         // bytes; above it a stranger's request counts towards what all of them may hold
-	idleLimit    = 10 * time.Minute // between two requests, as Apache Kafka's connections.max.idle.ms, and for an answer
+	smallRequest = 16 << 10         // bytes; a larger one of an untrusted client counts towards maxUntrustedBytes
+	idleLimit    = 10 * time.Minute // between two requests, as Apache Kafka's connections.max.idle.ms, and for the broker's answer
 	requestLimit = 30 * time.Second // for a request to arrive whole
-	answerLimit  = 60 * time.Second // for an answer to be taken
+	answerLimit  = 60 * time.Second // for a client to read an answer
 )
 
 var (
 	errNoAnswer = errors.New("the broker does not answer")
-	errNoRoom   = errors.New("too much is being asked at once")
+	errNoRoom   = errors.New("too many large requests at once")
 )
 
-// requestConn is a connection of a client. It lets the broker see whole requests, one at a time, as far as the door
-// admits them.
+// A requestConn is a connection of a client. The broker reads whole requests from it, one at a time, as the filter
+// decides.
 type requestConn struct {
 	net.Conn
-	l       *listener
-	trusted bool          // the client is in this process
-	turn    atomic.Uint64 // when it was used last, in turns of the listener
+	l           *listener
+	trusted     bool          // the client is in this process
+	lastRequest atomic.Uint64 // the number of its last request among those of all untrusted clients
 
-	buffer  []byte       // of the current request
-	pending []byte       // what of it the broker has not read yet
-	held    atomic.Int64 // bytes of what all strangers together may hold
+	buffer   []byte       // has the current request
+	pending  []byte       // the part of it that the broker has not read yet
+	reserved atomic.Int64 // bytes of the listener's memory
 
-	queue   [][]byte // requests for the broker that have one answer together with the pending one
-	answers [][]byte // to those before
+	queue   [][]byte // the next requests for the broker, whose answers are joined with that to the pending one
+	answers [][]byte // to the requests before the pending one
 
-	waiting  atomic.Bool // the broker has a request that it has not answered
-	silent   bool        // it will not answer the current one
-	answered chan struct{}
-	closed   context.Context
-	close    context.CancelFunc
+	waiting    atomic.Bool // for the broker's answer
+	noResponse bool        // the broker sends none to the current request
+	answered   chan struct{}
+	closed     context.Context
+	close      context.CancelFunc
 }
 
 func newRequestConn(l *listener, conn net.Conn) *requestConn {
@@ -54,10 +54,10 @@ func newRequestConn(l *listener, conn net.Conn) *requestConn {
 	return c
 }
 
-// Read returns bytes of the current request, and waits for the next when that is done.
+// Read returns bytes of the current request, and waits for the next request after its end.
 func (c *requestConn) Read(p []byte) (int, error) {
 	if len(c.pending) == 0 {
-		if err := c.next(); err != nil {
+		if err := c.nextRequest(); err != nil {
 			return 0, err
 		}
 	}
@@ -66,45 +66,47 @@ func (c *requestConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next waits for the answer to one request and then for the next one that the broker is to see. So the end of a client
-// is kept from the broker until it has answered. A member of a group whose connection the broker knows to be gone when
-// it answers the join gets no session: it would never be missed, and what it is to read would be read by nobody for ever.
-func (c *requestConn) next() error {
+// nextRequest waits for the answer to the last request, and then for the next request that the filter lets through. So
+// the broker does not learn that a client has closed its connection before it has answered: a member of a group whose
+// connection is closed when the broker answers its join would get no session, so that it would stay in the group for
+// ever, with partitions that no consumer reads.
+func (c *requestConn) nextRequest() error {
 	for {
 		if err := c.awaitAnswer(); err != nil {
 			return err
 		}
 		if len(c.queue) > 0 {
-			c.hand(c.queue)
+			c.forward(c.queue)
 			return nil
 		}
-		c.giveBack()
-		frame, err := c.receive()
+		c.release()
+		frame, err := c.readRequest()
 		if err != nil {
 			return err
 		}
-		passage, err := c.l.door.admit(frame, c.trusted)
+		decision, err := c.l.filter.decide(frame, c.trusted)
 		if err != nil {
-			c.l.log.Debug("the embedded broker refuses a client", "client", c.RemoteAddr().String(), "error", err)
+			c.l.log.Debug("embedded broker: refused a request", "client", c.RemoteAddr().String(), "error", err)
 			return err
 		}
-		if passage.answer == nil {
-			c.silent = passage.silent
-			c.hand(passage.requests)
+		if decision.answer == nil {
+			c.noResponse = decision.noResponse
+			c.forward(decision.requests)
 			return nil
 		}
-		if err := c.send(passage.answer); err != nil {
+		if err := c.send(decision.answer); err != nil {
 			return err
 		}
 	}
 }
 
-// hand gives the broker the first of the requests to read, and keeps the others for later.
-func (c *requestConn) hand(requests [][]byte) {
+// forward lets the broker read the first of the requests, and queues the others.
+func (c *requestConn) forward(requests [][]byte) {
 	c.pending, c.queue = requests[0], requests[1:]
-	c.waiting.Store(!c.silent)
+	c.waiting.Store(!c.noResponse)
 }
 
+// awaitAnswer waits until the broker has answered.
 func (c *requestConn) awaitAnswer() error {
 	if !c.waiting.Load() {
 		return nil
@@ -123,7 +125,7 @@ func (c *requestConn) awaitAnswer() error {
 	return nil
 }
 
-// Write sends an answer: the broker writes each at once.
+// Write sends an answer, which the broker writes with one call.
 func (c *requestConn) Write(p []byte) (int, error) {
 	err := c.answer(p)
 	c.waiting.Store(false)
@@ -137,7 +139,8 @@ func (c *requestConn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// answer sends an answer, or keeps it until those to the requests behind it are there, too. The reader waits meanwhile.
+// answer sends an answer, or keeps it until it can be joined with those to the queued requests. The reader waits
+// meanwhile.
 func (c *requestConn) answer(p []byte) error {
 	if len(c.queue) == 0 && len(c.answers) == 0 {
 		return c.send(p)
@@ -161,10 +164,10 @@ func (c *requestConn) send(p []byte) error {
 	return err
 }
 
-// receive returns the next request, which is valid until it is called again. What a request claims to be costs nothing
-// until it has arrived.
-func (c *requestConn) receive() ([]byte, error) {
-	size, err := c.head()
+// readRequest returns the next request, which is valid until it is called again. It allocates memory only for bytes that
+// have arrived.
+func (c *requestConn) readRequest() ([]byte, error) {
+	size, err := c.readHead()
 	if err != nil {
 		return nil, err
 	}
@@ -177,15 +180,15 @@ func (c *requestConn) receive() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := c.hold(size); err != nil {
+		if err := c.reserve(size); err != nil {
 			return nil, err
 		}
 	}
 	return c.buffer, nil
 }
 
-// head waits for a request and reads how it begins; it returns the size of all of it.
-func (c *requestConn) head() (int, error) {
+// readHead waits for a request and reads its first bytes; it returns the size of the whole request.
+func (c *requestConn) readHead() (int, error) {
 	if cap(c.buffer) > smallRequest {
 		c.buffer = nil
 	}
@@ -207,7 +210,7 @@ func (c *requestConn) head() (int, error) {
 		if err := c.readPassword(); err != nil {
 			return 0, err
 		}
-		return c.head()
+		return c.readHead()
 	}
 	size := binary.BigEndian.Uint32(c.buffer)
 	kind, _ := kindOf(c.buffer)
@@ -218,59 +221,61 @@ func (c *requestConn) head() (int, error) {
 	if size < requestHead-4 || size > uint32(rule.limit) {
 		return 0, errNotKafka
 	}
-	c.l.used(c)
+	c.l.countRequest(c)
 	return int(size) + 4, nil
 }
 
-// readPassword reads the rest of what a client of this process says first.
+// readPassword reads the rest of the password, and makes the connection a trusted one.
 func (c *requestConn) readPassword() error {
-	said := make([]byte, passwordBytes)
-	if _, err := io.ReadFull(c.Conn, said[copy(said, c.buffer):]); err != nil {
+	password := make([]byte, passwordBytes)
+	if _, err := io.ReadFull(c.Conn, password[copy(password, c.buffer):]); err != nil {
 		return err
 	}
-	if subtle.ConstantTimeCompare(said, c.l.password[:]) != 1 {
+	if subtle.ConstantTimeCompare(password, c.l.password[:]) != 1 {
 		return errNotKafka
 	}
 	c.trusted = true
-	c.l.leave(c)
+	c.l.remove(c)
 	return nil
 }
 
-// hold counts a large request of a stranger as soon as enough of it has arrived, and waits while they hold too much.
-func (c *requestConn) hold(size int) error {
-	if c.trusted || c.held.Load() > 0 || len(c.buffer) <= smallRequest {
+// reserve takes memory for a large request of an untrusted client, once more than smallRequest has arrived. It waits while
+// others have all memory.
+func (c *requestConn) reserve(size int) error {
+	if c.trusted || c.reserved.Load() > 0 || len(c.buffer) <= smallRequest {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(c.closed, requestLimit)
 	defer cancel()
-	if err := c.l.held.Acquire(ctx, int64(size)); err != nil {
+	if err := c.l.memory.Acquire(ctx, int64(size)); err != nil {
 		return errNoRoom
 	}
-	c.held.Store(int64(size))
-	if c.closed.Err() != nil { // and so nobody gives it back any more
-		c.giveBack()
+	c.reserved.Store(int64(size))
+	if c.closed.Err() != nil { // after Close, which would have released it
+		c.release()
 	}
 	return c.SetReadDeadline(time.Now().Add(requestLimit))
 }
 
-func (c *requestConn) giveBack() {
-	if n := c.held.Swap(0); n > 0 {
-		c.l.held.Release(n)
+// release gives reserved memory back.
+func (c *requestConn) release() {
+	if n := c.reserved.Swap(0); n > 0 {
+		c.l.memory.Release(n)
 	}
 }
 
-// rank orders connections by who has to go first.
-func (c *requestConn) rank() uint64 {
+// evictionRank orders connections by which is closed first.
+func (c *requestConn) evictionRank() uint64 {
 	if c.waiting.Load() {
-		return c.turn.Load() | 1<<63
+		return c.lastRequest.Load() | 1<<63
 	}
-	return c.turn.Load()
+	return c.lastRequest.Load()
 }
 
-// Close ends the connection and makes room for another.
+// Close closes the connection and makes room for another.
 func (c *requestConn) Close() error {
 	c.close()
-	c.giveBack()
-	c.l.leave(c)
+	c.release()
+	c.l.remove(c)
 	return c.Conn.Close()
 }

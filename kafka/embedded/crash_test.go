@@ -24,7 +24,7 @@ import (
 	"pizzaflow/kafka/kafkatest"
 )
 
-// brokerDirectory, when set in the environment, makes the test binary a broker and nothing else.
+// brokerDirectory, when set in the environment, makes the test binary run a broker in that directory.
 const brokerDirectory = "PIZZA_TEST_BROKER_DIRECTORY"
 
 func TestMain(m *testing.M) {
@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serve runs a broker, says where on stdout, and ends when the parent does.
+// serve runs a broker, prints its address, and ends when the parent does.
 func serve(dir string) int {
 	b, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0", Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
 	if err != nil {
@@ -69,14 +69,24 @@ func spawn(t *testing.T, dir string) (config kafka.Config, kill func()) {
 		_ = stdin.Close()
 	})
 	t.Cleanup(kill)
-	address, err := bufio.NewReader(stdout).ReadString('\n')
-	if err != nil {
-		t.Fatalf("the broker said nothing: %v", err)
+	address := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(stdout).ReadString('\n') // "" when the process ended
+		address <- strings.TrimSpace(line)
+	}()
+	select {
+	case a := <-address:
+		if a == "" {
+			t.Fatal("the broker's process ended before it printed its address")
+		}
+		return kafka.Config{Brokers: []string{a}}, kill
+	case <-time.After(30 * time.Second):
+		t.Fatal("the broker's process did not print its address within 30 s")
 	}
-	return kafka.Config{Brokers: []string{strings.TrimSpace(address)}}, kill
+	return kafka.Config{}, kill
 }
 
-func TestWhatWasAcknowledgedSurvivesSIGKILL(t *testing.T) {
+func TestAcknowledgedRecordsSurviveSIGKILL(t *testing.T) {
 	dir := t.TempDir()
 	acked := make(map[string]bool)
 	var lastCommit int64
@@ -101,8 +111,8 @@ func TestWhatWasAcknowledgedSurvivesSIGKILL(t *testing.T) {
 	t.Logf("%d acknowledged, %d different ones stored, committed offset %d", len(acked), len(stored), lastCommit)
 }
 
-// produceUntilKilled produces and commits without pause, kills the broker in the midst of it, and returns what
-// was acknowledged.
+// produceUntilKilled produces and commits without pause, kills the broker meanwhile, and returns the records that were
+// acknowledged.
 func produceUntilKilled(t *testing.T, config kafka.Config, round int, kill func(), lastCommit *int64) map[string]bool {
 	t.Helper()
 	const enough = 400
@@ -114,12 +124,12 @@ func produceUntilKilled(t *testing.T, config kafka.Config, round int, kill func(
 		mu      sync.Mutex
 		acked   = make(map[string]bool)
 		reached = make(chan struct{})
-		ends    = make(chan int64, 1) // of partition 0, as far as acknowledged
+		ends    = make(chan int64, 1) // the acknowledged end of partition 0
 		all     sync.WaitGroup
 	)
 	acknowledge := func(r *kgo.Record, err error) {
 		if err != nil {
-			return // by the kill: nothing was promised
+			return // by the kill: not acknowledged
 		}
 		mu.Lock()
 		defer mu.Unlock()
@@ -155,7 +165,7 @@ func produceUntilKilled(t *testing.T, config kafka.Config, round int, kill func(
 	select {
 	case <-reached:
 	case <-time.After(30 * time.Second):
-		t.Error("the broker is too slow to be killed")
+		t.Errorf("fewer than %d records were acknowledged within 30 s", enough)
 	}
 	kill()
 	cancel()
@@ -166,7 +176,7 @@ func produceUntilKilled(t *testing.T, config kafka.Config, round int, kill func(
 	return maps.Clone(acked)
 }
 
-// crash returns a copy of the directory of a running broker: what a kill at this moment would leave.
+// crash returns a copy of the directory of a running broker, as a kill at this moment would leave it.
 func crash(t *testing.T, dir string) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "broker")
@@ -184,7 +194,7 @@ func TestATornEntryHidesNoLaterCommit(t *testing.T) {
 	kafkatest.Produce(t, c, "order-events", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 	commitOffset(t, c, 5)
 
-	// A kill in the midst of an entry.
+	// A kill while an entry is written.
 	first := crash(t, dir)
 	log := readLog(t, first)
 	writeLog(t, first, append(log, log[len(log)-40:len(log)-7]...))
@@ -194,7 +204,7 @@ func TestATornEntryHidesNoLaterCommit(t *testing.T) {
 	}
 	commitOffset(t, kafkatest.Client(t, config), 9)
 
-	// And one right after the commit was acknowledged.
+	// A kill right after the commit was acknowledged.
 	second := crash(t, first)
 	config, _ = open(t, embedded.Config{Dir: second})
 	if got := committed(t, config); got != 9 {
@@ -212,7 +222,7 @@ func TestATornEntryInTheMiddleHidesNothing(t *testing.T) {
 	before := readLog(t, crash(t, dir))
 	commitOffset(t, c, 9)
 
-	// As a disk leaves it that was full for a while.
+	// As after a disk that was full for a while.
 	image := crash(t, dir)
 	whole := readLog(t, image)
 	torn := slices.Concat(before, whole[len(before):len(before)+15], whole[len(before):])
@@ -230,7 +240,7 @@ func readLog(t *testing.T, dir string) []byte {
 		t.Fatal(err)
 	}
 	if len(raw) < 60 {
-		t.Fatalf("groups.log has %d bytes: is it still where commits go?", len(raw))
+		t.Fatalf("groups.log has %d bytes: does the broker keep commits in another file now?", len(raw))
 	}
 	return raw
 }
@@ -307,6 +317,6 @@ func TestADamagedDirectoryIsNamed(t *testing.T) {
 	}
 	_, err := embedded.Start(embedded.Config{Dir: dir, Listen: "127.0.0.1:0"})
 	if err == nil || !strings.Contains(err.Error(), filepath.Join(dir, "topics.json")) || !strings.Contains(err.Error(), "restore") {
-		t.Fatalf("%v, want which file, and what to do", err)
+		t.Fatalf("%v, want the name of the file, and what to do", err)
 	}
 }

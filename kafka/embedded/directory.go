@@ -16,12 +16,12 @@ import (
 	"pizzaflow/internal/filelock"
 )
 
-// ErrDirectoryInUse says that another process has the embedded broker's directory open.
+// ErrDirectoryInUse is wrapped by the error of Start when another process has the directory open.
 var ErrDirectoryInUse = filelock.ErrHeld
 
 // lockDirectory takes dir for this process, until the lock is closed or the process ends.
 func lockDirectory(dir string) (io.Closer, error) {
-	if runtime.GOOS == "windows" { // there a folder cannot be synced, as mend does
+	if runtime.GOOS == "windows" { // where writeFrames cannot sync a folder
 		return nil, errors.New("the embedded broker does not run on this operating system: use Apache Kafka")
 	}
 	lock, err := filelock.Acquire(filepath.Join(dir, "lock"))
@@ -31,8 +31,8 @@ func lockDirectory(dir string) (io.Closer, error) {
 	return lock, err
 }
 
-// makePrivate makes dir with mode 0700, whatever the umask, and narrows one that is there. The broker writes
-// files that everybody may read, and they hold names and addresses; the directory keeps others out.
+// makePrivate creates dir with mode 0700, whatever the umask, and changes the mode of one that exists. The broker writes
+// files that every user may read, and they hold names and addresses of customers; the directory keeps other users out.
 func makePrivate(dir string) error {
 	if dir == "" {
 		return errors.New("no directory given")
@@ -56,8 +56,8 @@ func makePrivate(dir string) error {
 	return nil
 }
 
-// makeParents makes dir and what is missing above it. Unlike os.MkdirAll it sets the mode afterwards, since
-// an odd umask would lock us out half-way.
+// makeParents creates dir and its missing parents. Unlike os.MkdirAll it sets the mode of each before it goes on, since
+// with an odd umask a parent could not be entered.
 func makeParents(dir string) error {
 	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -71,19 +71,18 @@ func makeParents(dir string) error {
 	return os.Chmod(dir, 0o700)
 }
 
-// mend prepares dir for being opened: it is what stands between a crash and a broker that reads its own files
-// less carefully than it writes them.
-func mend(dir string, log *slog.Logger) error {
+// repair prepares dir for the broker, which does not check the files that it reads: after a crash they may be torn.
+func repair(dir string, log *slog.Logger) error {
 	for _, name := range []string{"groups.log", "pids.log"} {
-		if err := mendLog(filepath.Join(dir, name), log); err != nil {
-			return fmt.Errorf("mend %s: %w", name, err)
+		if err := repairLog(filepath.Join(dir, name), log); err != nil {
+			return fmt.Errorf("repair %s: %w", name, err)
 		}
 	}
 	if err := setAside(dir, log); err != nil {
 		return err
 	}
-	// Members of groups that were there at the last clean stop. They are gone with their connections, as
-	// after a crash, and a group that is waiting for them assigns nothing until their session times out.
+	// The file has the members of groups at the last clean stop. Their connections are gone, as after a crash, and a
+	// group that waits for them assigns no partitions until their sessions time out.
 	err := os.Remove(filepath.Join(dir, "session_state.json"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -91,9 +90,9 @@ func mend(dir string, log *slog.Logger) error {
 	return nil
 }
 
-// setAside moves away the files of partitions that no topic owns, as they are left by a topics.json that was
-// lost or never written. A topic of that name, once created, would append to them and then serve bytes from
-// the wrong place.
+// setAside moves the files of partitions that no topic owns to another folder, as they are left when topics.json was
+// lost or never written. A topic of that name, once created, would append to these files and then serve bytes from the
+// wrong place.
 func setAside(dir string, log *slog.Logger) error {
 	entries, err := os.ReadDir(filepath.Join(dir, "partitions"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -117,16 +116,16 @@ func setAside(dir string, log *slog.Logger) error {
 		if err := os.Rename(filepath.Join(dir, "partitions", e.Name()), filepath.Join(aside, e.Name())); err != nil {
 			return fmt.Errorf("set aside: %w", err)
 		}
-		log.Error("set aside the records of a partition whose topic is unknown", "partition", e.Name(), "directory", aside)
+		log.Error("embedded broker: set aside the files of a partition without a topic", "partition", e.Name(), "directory", aside)
 	}
 	return nil
 }
 
-// ownedPartitions returns the names of the directories under partitions/ that the broker will open.
+// ownedPartitions returns the names of the folders under partitions/ that belong to topics.
 func ownedPartitions(dir string) (map[string]bool, error) {
 	owned := make(map[string]bool)
 	if _, err := os.Stat(filepath.Join(dir, "meta.json")); errors.Is(err, fs.ErrNotExist) {
-		return owned, nil // without it the broker takes the directory for an empty one
+		return owned, nil // without this file the broker takes the directory for an empty one
 	}
 	raw, err := os.ReadFile(filepath.Join(dir, "topics.json"))
 	if errors.Is(err, fs.ErrNotExist) {

@@ -12,23 +12,23 @@ import (
 	"path/filepath"
 )
 
-// The broker appends committed offsets and producer ids to logs of frames:
+// The broker appends committed offsets and producer ids to logs that consist of frames:
 //
 //	length  4 bytes, little endian, of version and data
 //	sum     4 bytes, little endian, CRC-32C of version and data
 //	version 2 bytes
 //	data    JSON
 //
-// It reads such a log up to the first frame that is not whole and then appends behind it, so that one frame
+// It reads a log up to the first frame that is not whole and then appends after it, so that one frame that was
 // torn by a crash or a full disk hides all later ones for ever.
 const (
 	frameHead = 10
-	maxFrame  = 1 << 20 // far above any entry
+	maxFrame  = 1 << 20 // far more than any entry has
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// frameAt returns the frame at the beginning of raw, nil when there is no whole one.
+// frameAt returns the frame at the beginning of raw, or nil without a whole one.
 func frameAt(raw []byte) []byte {
 	if len(raw) < frameHead {
 		return nil
@@ -44,7 +44,7 @@ func frameAt(raw []byte) []byte {
 	return frame
 }
 
-// wholeFrames returns every whole frame of raw, those behind a torn one too, and how many bytes belong to none.
+// wholeFrames returns every whole frame of raw, also after a torn one, and how many bytes belong to no whole frame.
 func wholeFrames(raw []byte) (frames [][]byte, torn int) {
 	for len(raw) > 0 {
 		if f := frameAt(raw); f != nil {
@@ -58,8 +58,8 @@ func wholeFrames(raw []byte) (frames [][]byte, torn int) {
 	return frames, torn
 }
 
-// mendLog rewrites the log at path with its whole frames, if something else is in it.
-func mendLog(path string, log *slog.Logger) error {
+// repairLog rewrites the log at path with its whole frames, if there are other bytes in it.
+func repairLog(path string, log *slog.Logger) error {
 	raw, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -74,11 +74,11 @@ func mendLog(path string, log *slog.Logger) error {
 	if err := writeFrames(path, frames); err != nil {
 		return err
 	}
-	log.Warn("took torn entries out of a log of the embedded broker", "file", path, "bytes", torn, "entries_kept", len(frames))
+	log.Warn("embedded broker: removed torn entries from a log", "file", path, "bytes", torn, "entries_kept", len(frames))
 	return nil
 }
 
-// writeFrames replaces the log at path: after a crash it is the old or the new one.
+// writeFrames replaces the log at path; after a crash there is the old log or the new one.
 func writeFrames(path string, frames [][]byte) error {
 	f, err := os.OpenFile(path+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -102,14 +102,14 @@ func writeFrames(path string, frames [][]byte) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// commit is what a committed offset is for.
+// A commit identifies a committed offset.
 type commit struct {
 	Group     string `json:"g"`
 	Topic     string `json:"t"`
 	Partition int32  `json:"p"`
 }
 
-// commitIn returns the committed offset that a frame of groups.log holds; ok is false when it holds none.
+// commitIn returns the committed offset in a frame of groups.log; ok is false for a frame of another kind.
 func commitIn(frame []byte) (c commit, offset int64, ok bool) {
 	var entry struct {
 		Type string `json:"type"`
@@ -122,7 +122,7 @@ func commitIn(frame []byte) (c commit, offset int64, ok bool) {
 	return entry.commit, entry.Offset, true
 }
 
-// readCommits returns the offsets in groups.log, the last one of each.
+// readCommits returns the last committed offsets in groups.log.
 func readCommits(dir string) (map[commit]int64, error) {
 	raw, err := os.ReadFile(filepath.Join(dir, "groups.log"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -138,7 +138,7 @@ func readCommits(dir string) (map[commit]int64, error) {
 	return commits, nil
 }
 
-// dropCommits takes the given ones out of groups.log; their groups begin again at the start of the log.
+// dropCommits removes committed offsets from groups.log; their groups begin again at the start of the partition.
 func dropCommits(dir string, drop map[commit]bool, log *slog.Logger) error {
 	path := filepath.Join(dir, "groups.log")
 	raw, err := os.ReadFile(path)
@@ -156,7 +156,7 @@ func dropCommits(dir string, drop map[commit]bool, log *slog.Logger) error {
 		return fmt.Errorf("drop stale offsets: %w", err)
 	}
 	for c := range drop {
-		log.Warn("dropped a committed offset past the end of its log",
+		log.Warn("embedded broker: dropped a committed offset past the end of its partition",
 			"consumer_group", c.Group, "topic", c.Topic, "partition", c.Partition)
 	}
 	return nil

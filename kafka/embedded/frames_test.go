@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// frame is built by the description, not by the code under test.
+// frame builds a frame by the description in frames.go, not by its code.
 func frame(data string) []byte {
 	body := append([]byte{1, 0}, data...)
 	f := binary.LittleEndian.AppendUint32(nil, uint32(len(body)))
@@ -15,7 +15,7 @@ func frame(data string) []byte {
 	return append(f, body...)
 }
 
-func TestWholeFramesFindsAllAroundATear(t *testing.T) {
+func TestWholeFramesFindsAllAroundATornOne(t *testing.T) {
 	a, b, c := frame(`{"type":"commit","g":"a"}`), frame(`{"type":"commit","g":"b"}`), frame(`{"type":"commit","g":"c"}`)
 	for cut := range b {
 		raw := bytes.Join([][]byte{a, b[:cut], c}, nil)

@@ -27,12 +27,12 @@ import (
 
 const (
 	fuzzWorkers = 4
-	fuzzAnswer  = 150 * time.Millisecond // some requests have none
+	fuzzAnswer  = 150 * time.Millisecond // the wait for an answer, which some requests do not have
 )
 
-// Odd requests of every kind and version that the broker offers: it lives, and takes a record after each batch of them.
-// It runs in a process of its own, so that the one that ends it can be told. PIZZA_TEST_FUZZ is how many of each,
-// PIZZA_TEST_SEED another row of them.
+// TestNoRequestEndsTheBroker sends odd requests of every kind and version that the broker offers, which must live and take
+// a record after each batch of them. The broker runs in a process of its own, so that the test can name the request
+// that ended it. PIZZA_TEST_FUZZ is the number of requests of each version, PIZZA_TEST_SEED chooses others.
 func TestNoRequestEndsTheBroker(t *testing.T) {
 	count, seed := fuzzNumber(t, "PIZZA_TEST_FUZZ", 200), fuzzNumber(t, "PIZZA_TEST_SEED", 1)
 	config, kill := spawn(t, t.TempDir())
@@ -83,12 +83,12 @@ type fuzzing struct {
 	seed     uint64
 
 	mu    sync.Mutex
-	known map[string][]reflect.Value // what the broker has told, by field: ids of members, producers and topics
+	known map[string][]reflect.Value // ids of members, producers and topics in answers, by field
 	last  [fuzzWorkers * 8]string    // the latest requests
 	sent  int
 }
 
-// offered asks the broker for the kinds and versions it has.
+// offered asks the broker for the kinds and versions that it offers.
 func (f *fuzzing) offered() []kmsg.ApiVersionsResponseApiKey {
 	f.t.Helper()
 	resp, err := kmsg.NewPtrApiVersionsRequest().RequestWith(f.t.Context(), f.producer)
@@ -114,7 +114,7 @@ func (f *fuzzing) batch(kind, version int16) {
 			}
 		}
 		if !f.try(conn, f.make(rng, kind, version)) {
-			_ = conn.Close() // what it may report was caused by the request
+			_ = conn.Close() // the request may have closed it
 			conn = nil
 		}
 	}
@@ -138,7 +138,7 @@ func (f *fuzzing) dead(kind, version int16, err error) {
 	f.t.Errorf("after requests of %s, version %d: %v\nthe last ones:\n%s", kmsg.NameForKey(kind), version, err, strings.Join(f.last[:], "\n"))
 }
 
-// try sends a request and reads its answer; false means that the connection is of no use any more.
+// try sends a request and reads its answer; it returns false when the connection cannot be used any more.
 func (f *fuzzing) try(conn net.Conn, frame []byte) bool {
 	f.mu.Lock()
 	f.last[f.sent%len(f.last)] = hex.EncodeToString(frame[:min(len(frame), 4096)])
@@ -164,7 +164,7 @@ func (f *fuzzing) try(conn net.Conn, frame []byte) bool {
 	return true
 }
 
-// make returns a request: of the right shape with odd values, and sometimes with odd bytes.
+// make returns a request with the right layout and odd values, and sometimes with odd bytes.
 func (f *fuzzing) make(rng *rand.Rand, kind, version int16) []byte {
 	r := kmsg.RequestForKey(kind)
 	r.SetVersion(version)
@@ -174,7 +174,7 @@ func (f *fuzzing) make(rng *rand.Rand, kind, version int16) []byte {
 	r.SetVersion(version)
 	var frame []byte
 	func() {
-		defer func() { _ = recover() }() // some values cannot be written
+		defer func() { _ = recover() }() // some values cannot be encoded
 		frame = kmsg.NewRequestFormatter(kmsg.FormatterClientID("fuzz")).AppendRequest(nil, r, rng.Int32())
 	}()
 	if len(frame) < 12 || rng.IntN(3) == 0 {
@@ -183,7 +183,7 @@ func (f *fuzzing) make(rng *rand.Rand, kind, version int16) []byte {
 	return frame
 }
 
-// mutate changes bytes, mostly behind the head, and corrects the size, mostly.
+// mutate changes bytes, mostly those behind the header, and corrects the size, mostly.
 func mutate(rng *rand.Rand, b []byte) []byte {
 	from := 8
 	if rng.IntN(10) == 0 {
@@ -212,7 +212,7 @@ func mutate(rng *rand.Rand, b []byte) []byte {
 	return b
 }
 
-// words are those that mean something somewhere.
+// words are texts with a meaning in some request.
 var words = []string{
 	"fuzzed", "fuzzed2", "fuzzed-3", "group", "group2", "consumer", "range", "uniform", "", ".", "..", "/", "\x00", "ä", "cooperative-sticky",
 	"retention.ms", "max.message.bytes", "cleanup.policy", "segment.bytes", "compact", "delete", "-1", "0", "9223372036854775807", "0x", "Stable", "classic",
@@ -221,7 +221,7 @@ var words = []string{
 
 var numbers = []int64{0, 1, 2, -1, -2, -3, 3, 10, 100, 127, 128, 10_000, 45_000, 1 << 20, math.MaxInt8, math.MaxInt16, math.MaxInt16 - 1, math.MaxInt32, math.MinInt32, math.MaxInt64, math.MinInt64}
 
-// fill gives v odd values; name is that of its field.
+// fill gives v odd values; name is the name of its field.
 func (f *fuzzing) fill(rng *rand.Rand, name string, v reflect.Value) {
 	if known := f.known[name]; len(known) > 0 && rng.IntN(3) > 0 {
 		if k := known[rng.IntN(len(known))]; k.Type().AssignableTo(v.Type()) {
@@ -264,11 +264,11 @@ func (f *fuzzing) fill(rng *rand.Rand, name string, v reflect.Value) {
 	}
 }
 
-// usual are the values without which a request gets nowhere.
+// usual are valid values, without which a request is refused at once.
 var usual = map[string]int64{
 	"Acks": -1, "SessionTimeoutMillis": 10_000, "RebalanceTimeoutMillis": 10_000, "ReplicaID": -1, "MaxBytes": 1 << 20, "PartitionMaxBytes": 1 << 20,
 	"CurrentLeaderEpoch": -1, "NumPartitions": 1, "ReplicationFactor": 1, "ResourceType": 2, "TransactionTimeoutMillis": 1000, "Count": 3, "Generation": 1,
-	"Timestamp": 1_700_000_000_000, // before what is produced
+	"Timestamp": 1_700_000_000_000, // before the records
 }
 
 var usualWords = map[string]string{"Topic": "fuzzed", "Topics": "fuzzed", "Group": "group", "Groups": "group", "ProtocolType": "consumer", "ResourceName": "fuzzed"}
@@ -278,7 +278,7 @@ func (f *fuzzing) fillSlice(rng *rand.Rand, name string, v reflect.Value) {
 	case v.Type().Elem().Kind() == reflect.Uint8:
 		v.SetBytes(fuzzBytes(rng, name))
 	case n == 0: // null
-	case n <= 2: // the same twice, but for one field
+	case n <= 2: // two elements that are equal but for one field
 		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
 		f.fill(rng, name, v.Index(0))
 		v.Index(1).Set(v.Index(0))
@@ -298,7 +298,7 @@ func (f *fuzzing) fillSlice(rng *rand.Rand, name string, v reflect.Value) {
 	}
 }
 
-// fuzzBytes are a batch of records where one belongs, with lies in it, or anything.
+// fuzzBytes are a batch of records for the field of one, with wrong values in it, or any bytes.
 func fuzzBytes(rng *rand.Rand, name string) []byte {
 	if name != "Records" || rng.IntN(10) == 0 {
 		out := make([]byte, rng.IntN(40))
@@ -335,7 +335,7 @@ func fuzzBytes(rng *rand.Rand, name string) []byte {
 	return b
 }
 
-// learn notes the ids in an answer, so that later requests are about what is there.
+// learn collects the ids in an answer, so that later requests name what exists.
 func (f *fuzzing) learn(kind, version int16, answer []byte) {
 	r := kmsg.ResponseForKey(kind)
 	if r == nil {
@@ -350,21 +350,21 @@ func (f *fuzzing) learn(kind, version int16, answer []byte) {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.note("", reflect.ValueOf(r).Elem())
+	f.collect("", reflect.ValueOf(r).Elem())
 }
 
-func (f *fuzzing) note(name string, v reflect.Value) {
+func (f *fuzzing) collect(name string, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
 			if v.Type().Field(i).Name != "UnknownTags" {
-				f.note(v.Type().Field(i).Name, v.Field(i))
+				f.collect(v.Type().Field(i).Name, v.Field(i))
 			}
 		}
 		return
 	case reflect.Slice:
 		for i := range min(v.Len(), 3) {
-			f.note(name, v.Index(i))
+			f.collect(name, v.Index(i))
 		}
 		return
 	}

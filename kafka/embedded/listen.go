@@ -16,32 +16,34 @@ import (
 )
 
 const (
-	maxConnections = 512      // of strangers
-	maxHeld        = 64 << 20 // bytes of their large requests together, and of the answers to their fetches
-	acceptPause    = 50 * time.Millisecond
-	lookupTimeout  = 10 * time.Second // for this machine's own name
+	maxConnections    = 512      // of untrusted clients
+	maxUntrustedBytes = 64 << 20 // of their large requests together, and of the answers to their fetches
+	acceptPause       = 50 * time.Millisecond
+	lookupTimeout     = 10 * time.Second // for this machine's own name
 )
 
-// listener stands in front of the embedded broker, which trusts its peers: it would set aside whatever size a
-// request claims and die of one it does not expect. Anybody on the machine can connect, so what the door does not admit
-// ends here, and what strangers can hold is bounded. Clients of this process are known by a password, and not counted.
+// A listener protects the embedded broker, which trusts its clients: it would allocate any size that a request claims, and
+// panic at a request that it does not expect. Any process on the machine can connect, so connections whose requests the
+// filter refuses are closed, and connections and memory of untrusted clients are limited. Clients of this process
+// authenticate by a password and are not limited.
 type listener struct {
 	net.Listener
 	log      *slog.Logger
-	address  net.Addr // how clients reach it; the protocol tells them
-	door     *door
+	address  net.Addr // that the protocol tells clients
+	filter   *filter
 	password [passwordBytes]byte
-	held     *semaphore.Weighted // bytes of large requests
+	memory   *semaphore.Weighted // maxUntrustedBytes, for large requests
 	ready    chan struct{}       // closed by serve
 	closed   chan struct{}
 	once     sync.Once
 
 	mu        sync.Mutex
-	strangers map[*requestConn]struct{}
-	turns     uint64
+	untrusted map[*requestConn]struct{}
+	requests  uint64 // of untrusted clients
 }
 
-func listen(cfg Config, door *door, log *slog.Logger) (*listener, error) {
+// listen opens the listener, from which nothing is accepted before serve.
+func listen(cfg Config, filter *filter, log *slog.Logger) (*listener, error) {
 	address, open := cfg.Listen, cfg.ListenFn
 	if address == "" {
 		address = DefaultListen
@@ -58,30 +60,30 @@ func listen(cfg Config, door *door, log *slog.Logger) (*listener, error) {
 	}
 	advertised, err := advertise(ln.Addr())
 	if err != nil {
-		_ = ln.Close() // the first error is the one to tell
+		_ = ln.Close() // only the first error is returned
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
 	if tcp, ok := ln.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
-		log.Warn("the embedded broker asks nobody for a password, and is open to the network",
+		log.Warn("embedded broker: open to the network without authentication",
 			"listen", ln.Addr().String(), "advertised", advertised.String())
 	}
 	l := &listener{
-		Listener: ln, log: log, address: advertised, door: door, held: semaphore.NewWeighted(maxHeld),
-		ready: make(chan struct{}), closed: make(chan struct{}), strangers: make(map[*requestConn]struct{}),
+		Listener: ln, log: log, address: advertised, filter: filter, memory: semaphore.NewWeighted(maxUntrustedBytes),
+		ready: make(chan struct{}), closed: make(chan struct{}), untrusted: make(map[*requestConn]struct{}),
 	}
 	_, _ = rand.Read(l.password[:]) // never fails
-	l.password[0] |= 0x80           // no request is that large
+	l.password[0] |= 0x80           // so that it is not the size of a request
 	return l, nil
 }
 
-// advertised is an address given by name.
+// An advertised address has the name of a host.
 type advertised string
 
 func (advertised) Network() string  { return "tcp" }
 func (a advertised) String() string { return string(a) }
 
-// advertise returns the address that clients are told to connect to: the one listened on, but "all interfaces"
-// is none, so there it is the name of the machine.
+// advertise returns the address that clients are told to connect to: that of the listener, or for "all interfaces" the
+// name of the machine.
 func advertise(addr net.Addr) (net.Addr, error) {
 	tcp, ok := addr.(*net.TCPAddr)
 	if !ok || !tcp.IP.IsUnspecified() {
@@ -89,7 +91,7 @@ func advertise(addr net.Addr) (net.Addr, error) {
 	}
 	name, err := os.Hostname()
 	if err != nil {
-		return nil, fmt.Errorf("clients need a name to connect to, and this machine has none: listen on one address: %w", err)
+		return nil, fmt.Errorf("clients need a host name to connect to, and this machine has none: listen on one address: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), lookupTimeout)
 	defer cancel()
@@ -99,13 +101,14 @@ func advertise(addr net.Addr) (net.Addr, error) {
 	return advertised(net.JoinHostPort(name, fmt.Sprint(tcp.Port))), nil
 }
 
+// serve lets Accept return connections.
 func (l *listener) serve() { close(l.ready) }
 
 // Addr returns the address that clients are told.
 func (l *listener) Addr() net.Addr { return l.address }
 
-// Accept returns the next connection; it waits for serve. What fails for a moment (no file descriptor left) is tried
-// again, for the broker stops for good at the first error.
+// Accept returns the next connection; it waits for serve. It tries again after a temporary error (no file descriptor
+// left), because the broker would stop for good.
 func (l *listener) Accept() (net.Conn, error) {
 	select {
 	case <-l.ready:
@@ -116,57 +119,57 @@ func (l *listener) Accept() (net.Conn, error) {
 		conn, err := l.Listener.Accept()
 		if err == nil {
 			c := newRequestConn(l, conn)
-			l.enter(c)
+			l.add(c)
 			return c, nil
 		}
 		select {
 		case <-l.closed:
 			return nil, err
 		case <-time.After(acceptPause):
-			l.log.Warn("accept a connection", "error", err)
+			l.log.Warn("embedded broker: cannot accept a connection", "error", err)
 		}
 	}
 }
 
-// enter counts a connection, a stranger's until it says otherwise. When there are too many strangers, one of them has to
-// go: of those who wait for no answer the one that has been silent for longest, or else of them all.
-func (l *listener) enter(c *requestConn) {
+// add counts a connection, which is untrusted until it sends the password. If there are too many untrusted connections it
+// closes the least recently used one: of those that wait for no answer, or else of all.
+func (l *listener) add(c *requestConn) {
 	l.mu.Lock()
-	var out *requestConn
-	if len(l.strangers) >= maxConnections {
-		for s := range l.strangers {
-			if out == nil || s.rank() < out.rank() {
-				out = s
+	var evicted *requestConn
+	if len(l.untrusted) >= maxConnections {
+		for other := range l.untrusted {
+			if evicted == nil || other.evictionRank() < evicted.evictionRank() {
+				evicted = other
 			}
 		}
-		delete(l.strangers, out)
+		delete(l.untrusted, evicted)
 	}
-	l.turns++
-	c.turn.Store(l.turns)
-	l.strangers[c] = struct{}{}
-	l.door.strangers.Store(int32(len(l.strangers)))
+	l.requests++
+	c.lastRequest.Store(l.requests)
+	l.untrusted[c] = struct{}{}
+	l.filter.untrusted.Store(int32(len(l.untrusted)))
 	l.mu.Unlock()
-	if out != nil {
-		_ = out.Conn.Close() // the broker is told when it has answered, see next
+	if evicted != nil {
+		_ = evicted.Conn.Close() // the broker learns it when it has answered, see nextRequest
 	}
 }
 
-// used notes that a connection has sent a request.
-func (l *listener) used(c *requestConn) {
+// countRequest makes c the most recently used connection.
+func (l *listener) countRequest(c *requestConn) {
 	if !c.trusted {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.turns++
-		c.turn.Store(l.turns)
+		l.requests++
+		c.lastRequest.Store(l.requests)
 	}
 }
 
-// leave counts c no longer among the strangers.
-func (l *listener) leave(c *requestConn) {
+// remove stops counting c among the untrusted connections.
+func (l *listener) remove(c *requestConn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	delete(l.strangers, c)
-	l.door.strangers.Store(int32(len(l.strangers)))
+	delete(l.untrusted, c)
+	l.filter.untrusted.Store(int32(len(l.untrusted)))
 }
 
 // Close stops accepting; open connections stay.
@@ -175,11 +178,10 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-// passwordBytes is the length of the password. It stands where a request would have its size, and is none.
+// passwordBytes is the length of the password, which a client sends before its first request.
 const passwordBytes = 32
 
-// dialer returns a dial function for clients of this process: it lets the broker know them, so that no number of
-// strangers keeps them out.
+// dialer returns a dial function for clients of this process: it sends the password.
 func (l *listener) dialer(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
@@ -190,7 +192,7 @@ func (l *listener) dialer(dial func(context.Context, string, string) (net.Conn, 
 			return conn, err
 		}
 		if _, err := conn.Write(l.password[:]); err != nil {
-			_ = conn.Close() // the first error is the one to tell
+			_ = conn.Close() // only the first error is returned
 			return nil, err
 		}
 		return conn, nil

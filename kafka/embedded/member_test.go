@@ -17,9 +17,9 @@ import (
 	"pizzaflow/kafka/kafkatest"
 )
 
-// A process dies while the group waits for its other member before it answers
-// the join. It must be missed when its session ends, or what it was to read is
-// read by nobody for ever. It does not always happen, so it is tried often.
+// A member dies while the group waits for the other member before it answers the
+// join. The broker must remove it when its session ends, or no consumer would ever
+// read its partitions. That does not happen each time, so the test runs it often.
 func TestMemberThatDiesWhileItJoins(t *testing.T) {
 	for range 12 {
 		kafkatest.Bubble(t, memberDies)
@@ -33,27 +33,25 @@ func memberDies(t *testing.T) {
 	defer stop()
 	config.Dial = network.Dial
 	topic := kafka.Topic{Name: "events", Partitions: 4, Replicas: 1}
-	if err := kafka.EnsureTopics(t.Context(), config, nil, topic); err != nil {
-		t.Fatal(err)
-	}
+	kafkatest.Ensure(t, config, topic)
 	survivor := joining(t, config, kgo.RecordPartitioner(kgo.ManualPartitioner()))
 	defer survivor.Close()
-	survivor.PollFetches(timeout(t, 5*time.Second)) // it has the group for itself
+	survivor.PollFetches(timeout(t, 5*time.Second)) // it is the only member
 
 	v := &victim{network: network}
 	config.Dial = v.dial
 	dying := joining(t, config, kgo.WithHooks(v))
 	dying.PollFetches(timeout(t, 2*time.Minute)) // sessions end after ten seconds
 	if v.joins < 2 {
-		t.Fatal("it died of something else")
+		t.Fatalf("the member died after %d joins, want 2", v.joins)
 	}
 	dying.Close()
 
 	seen := map[int32]bool{}
 	for p := range topic.Partitions {
 		record := &kgo.Record{Topic: "events", Partition: int32(p), Value: []byte("hello")}
-		if err := survivor.ProduceSync(t.Context(), record).FirstErr(); err != nil {
-			t.Fatal(err)
+		if err := survivor.ProduceSync(timeout(t, time.Minute), record).FirstErr(); err != nil {
+			t.Fatalf("produce to partition %d: %v", p, err)
 		}
 	}
 	for ctx := timeout(t, time.Minute); ctx.Err() == nil && len(seen) < topic.Partitions; {
@@ -85,8 +83,8 @@ func joining(t *testing.T, config kafka.Config, more ...kgo.Opt) *kgo.Client {
 	return c
 }
 
-// A victim loses its connections for good when it has asked to join with the
-// id that its first question brought.
+// A victim loses its connections for good when it sends the second join, with the
+// member id that the answer to the first one gave it.
 type victim struct {
 	network *kafkatest.Network
 	mu      sync.Mutex

@@ -9,34 +9,34 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// producedByID is the version from which on topics go by their ids. A topic that was created anew has another, so that
-// no record meant for the old one gets into it.
+// producedByID is the first version that names topics by their ids. A topic that was created anew has another id, so
+// that no record for the old topic gets into it.
 const producedByID = 13
 
-// maxUnpacked bounds what all batches of a request may unpack to, and so the time that it takes to look into them.
+// maxUnpacked limits the bytes that all batches of a request may unpack to, and so the time that it takes to check them.
 const maxUnpacked = 4 * kafka.MaxBatch
 
-// topicPlace is a partition, of a topic known by name or by id.
-type topicPlace struct {
+// A topicPartition is a partition of a topic, which is named or has an id.
+type topicPartition struct {
 	topic     string
 	id        [16]byte
 	partition int32
 }
 
-// checkProduce refuses what could not be read again, and two batches for one partition: the protocol has room for one
-// answer.
-func checkProduce(d *door, r kmsg.Request) (kmsg.Response, error) {
+// checkProduce refuses batches that could not be read again, and two batches for one partition: the response has room
+// for one result.
+func checkProduce(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.ProduceRequest)
-	seen, room := make(map[topicPlace]bool), maxUnpacked
+	seen, room := make(map[topicPartition]bool), maxUnpacked
 	for _, t := range req.Topics {
 		for _, p := range t.Partitions {
-			at := topicPlace{t.Topic, t.TopicID, p.Partition}
+			at := topicPartition{t.Topic, t.TopicID, p.Partition}
 			if seen[at] {
 				return nil, errors.New("two batches for one partition")
 			}
 			seen[at] = true
 			var err error
-			if room, err = d.checkBatch(p.Records, room); err != nil {
+			if room, err = f.checkBatch(p.Records, room); err != nil {
 				return refuseProduce(req, err)
 			}
 		}
@@ -44,17 +44,18 @@ func checkProduce(d *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-// checkBatch is checkBatch, of one batch at a time: two kilobytes may unpack to kafka.MaxBatch, and are sent as easily by
-// hundreds of connections at once.
-func (d *door) checkBatch(b []byte, room int) (left int, err error) {
-	d.unpacking.Lock()
-	defer d.unpacking.Unlock()
+// checkBatch calls checkBatch for one batch at a time: two kilobytes may unpack to kafka.MaxBatch, and hundreds of
+// connections may send such a batch at once.
+func (f *filter) checkBatch(b []byte, room int) (left int, err error) {
+	f.unpacking.Lock()
+	defer f.unpacking.Unlock()
 	return checkBatch(b, room)
 }
 
+// refuseProduce answers that no batch of the request was taken.
 func refuseProduce(req *kmsg.ProduceRequest, reason error) (kmsg.Response, error) {
 	if req.Acks == 0 {
-		return nil, reason // as Apache Kafka: who wants no answer is told by the end of the connection
+		return nil, reason // as Apache Kafka does: a client without responses learns it when the connection is closed
 	}
 	resp := req.ResponseKind().(*kmsg.ProduceResponse)
 	for _, t := range req.Topics {
@@ -70,8 +71,8 @@ func refuseProduce(req *kmsg.ProduceRequest, reason error) (kmsg.Response, error
 	return resp, nil
 }
 
-// splitProduce returns a request for each topic, where they go by id: in one request, ids that the broker does not know
-// are one topic to it, and it dies when it answers.
+// splitProduce returns a request for each topic, if topics have ids: the broker takes all unknown ids of a request for one
+// topic, and panics when it responds.
 func splitProduce(frame []byte, head int, req *kmsg.ProduceRequest) [][]byte {
 	if req.Version < producedByID || len(req.Topics) < 2 {
 		return [][]byte{frame}
@@ -85,9 +86,9 @@ func splitProduce(frame []byte, head int, req *kmsg.ProduceRequest) [][]byte {
 	return out
 }
 
-// joinProduce makes one answer of those to the requests of splitProduce.
+// joinProduce makes one response of the responses to the requests of splitProduce.
 func joinProduce(answers [][]byte) ([]byte, error) {
-	const head = 4 + 4 + 1 // size, number, and no optional fields
+	const head = 4 + 4 + 1 // size, correlation id, and no optional fields
 	whole := kmsg.NewPtrProduceResponse()
 	whole.SetVersion(producedByID)
 	for _, a := range answers {

@@ -11,16 +11,16 @@ import (
 )
 
 const (
-	longestFetch = 30 * time.Second // that a fetch waits for records
-	longestJoin  = 5 * time.Minute  // that a group waits for a member to join again
-	fetchBytes   = 8 << 20          // of records in one answer, and one batch more
+	longestFetch = 30 * time.Second // for how long a fetch waits for records
+	longestJoin  = 5 * time.Minute  // for how long a group waits for a member to join again
+	fetchBytes   = 8 << 20          // of records in one answer, which may have one batch more
 
 	offsetMetadata = 4 << 10 // bytes beside a committed offset, as Apache Kafka's offset.metadata.max.bytes
 )
 
-// checkFetch bounds how long a fetch waits and what it brings, and asks for no session: the broker remembers whatever
-// partitions a session was ever told of.
-func checkFetch(_ *door, r kmsg.Request) (kmsg.Response, error) {
+// checkFetch limits how long a fetch waits and how much it returns. It takes the session away, because the broker keeps
+// every partition that a session has ever named.
+func checkFetch(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.FetchRequest)
 	req.MaxWaitMillis = min(req.MaxWaitMillis, int32(longestFetch.Milliseconds()))
 	req.MaxBytes = min(req.MaxBytes, fetchBytes)
@@ -28,13 +28,14 @@ func checkFetch(_ *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-// share bounds what a stranger's fetch brings by its part of what all of them may hold: an answer that nobody takes
-// stays for as long as answerLimit.
-func (d *door) share(req *kmsg.FetchRequest) {
-	req.MaxBytes = min(req.MaxBytes, maxHeld/max(1, d.strangers.Load()))
+// limitFetch limits the answer to the fetch of an untrusted client to its share of maxUntrustedBytes: an answer that the
+// client does not read stays in memory for answerLimit.
+func (f *filter) limitFetch(req *kmsg.FetchRequest) {
+	req.MaxBytes = min(req.MaxBytes, maxUntrustedBytes/max(1, f.untrusted.Load()))
 }
 
-func checkOffsetCommit(d *door, r kmsg.Request) (kmsg.Response, error) {
+// checkOffsetCommit refuses to commit a partition twice, large metadata, and a group that cannot be registered.
+func checkOffsetCommit(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.OffsetCommitRequest)
 	refuse := func(e *kerr.Error) kmsg.Response {
 		resp := req.ResponseKind().(*kmsg.OffsetCommitResponse)
@@ -50,12 +51,12 @@ func checkOffsetCommit(d *door, r kmsg.Request) (kmsg.Response, error) {
 		}
 		return resp
 	}
-	seen := make(map[topicPlace]bool)
+	seen := make(map[topicPartition]bool)
 	for _, t := range req.Topics {
 		for _, p := range t.Partitions {
-			at := topicPlace{t.Topic, t.TopicID, p.Partition}
+			at := topicPartition{t.Topic, t.TopicID, p.Partition}
 			switch {
-			case seen[at]: // each is written to disk before the next is looked at
+			case seen[at]: // the broker syncs each commit to disk before the next
 				return refuse(kerr.InvalidRequest), nil
 			case p.Metadata != nil && len(*p.Metadata) > offsetMetadata:
 				return refuse(kerr.OffsetMetadataTooLarge), nil
@@ -63,14 +64,14 @@ func checkOffsetCommit(d *door, r kmsg.Request) (kmsg.Response, error) {
 			seen[at] = true
 		}
 	}
-	if !d.groups.claim(req.Group, anyProtocol) {
+	if !f.groups.register(req.Group, anyProtocol) {
 		return refuse(kerr.PolicyViolation), nil
 	}
 	return nil, nil
 }
 
-// checkFindCoordinator knows no share groups.
-func checkFindCoordinator(_ *door, r kmsg.Request) (kmsg.Response, error) {
+// checkFindCoordinator refuses share groups, which are not offered.
+func checkFindCoordinator(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.FindCoordinatorRequest)
 	if req.CoordinatorType != 0 && req.CoordinatorType != 1 {
 		return nil, errNotOffered
@@ -78,8 +79,8 @@ func checkFindCoordinator(_ *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-// checkJoinGroup wants each protocol once: the broker counts their names to find one that all members have.
-func checkJoinGroup(d *door, r kmsg.Request) (kmsg.Response, error) {
+// checkJoinGroup refuses a protocol that is named twice: the broker counts names to find a protocol of all members.
+func checkJoinGroup(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.JoinGroupRequest)
 	resp := req.ResponseKind().(*kmsg.JoinGroupResponse)
 	resp.MemberID, resp.Generation = req.MemberID, -1
@@ -91,7 +92,7 @@ func checkJoinGroup(d *door, r kmsg.Request) (kmsg.Response, error) {
 		resp.ErrorCode = kerr.InconsistentGroupProtocol.Code
 		return resp, nil
 	}
-	if req.Group != "" && !d.groups.claim(req.Group, classicProtocol) {
+	if req.Group != "" && !f.groups.register(req.Group, classicProtocol) {
 		resp.ErrorCode = kerr.InconsistentGroupProtocol.Code
 		return resp, nil
 	}
@@ -99,9 +100,10 @@ func checkJoinGroup(d *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-func checkConsumerGroupHeartbeat(d *door, r kmsg.Request) (kmsg.Response, error) {
+// checkConsumerGroupHeartbeat refuses members of the consumer protocol in a classic group.
+func checkConsumerGroupHeartbeat(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.ConsumerGroupHeartbeatRequest)
-	if req.Group != "" && !d.groups.claim(req.Group, consumerProtocol) {
+	if req.Group != "" && !f.groups.register(req.Group, consumerProtocol) {
 		resp := req.ResponseKind().(*kmsg.ConsumerGroupHeartbeatResponse)
 		resp.ErrorCode = kerr.GroupIDNotFound.Code
 		resp.ErrorMessage = new("the group is one of the classic protocol; delete it, or use another")
@@ -110,11 +112,11 @@ func checkConsumerGroupHeartbeat(d *door, r kmsg.Request) (kmsg.Response, error)
 	return nil, nil
 }
 
-// groupStates are the names by which the broker knows the states of a group.
+// groupStates are the broker's names for the states of a group.
 var groupStates = []string{"Empty", "Stable", "PreparingRebalance", "CompletingRebalance", "Dead", "Reconciling"}
 
-// checkListGroups writes what is asked for as the broker does: Apache Kafka does not mind the case.
-func checkListGroups(_ *door, r kmsg.Request) (kmsg.Response, error) {
+// checkListGroups spells types and states as the broker does: Apache Kafka ignores the case.
+func checkListGroups(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.ListGroupsRequest)
 	for i, name := range req.TypesFilter {
 		req.TypesFilter[i] = strings.ToLower(name)
@@ -127,16 +129,16 @@ func checkListGroups(_ *door, r kmsg.Request) (kmsg.Response, error) {
 	return nil, nil
 }
 
-// refuseSASL tells a client that is set to show a password that nobody wants one.
-func refuseSASL(_ *door, r kmsg.Request) (kmsg.Response, error) {
+// refuseSASL answers a client with SASL that the broker has no authentication.
+func refuseSASL(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	resp := r.ResponseKind().(*kmsg.SASLHandshakeResponse)
 	resp.ErrorCode = kerr.IllegalSaslState.Code
 	return resp, nil
 }
 
-// checkTransaction refuses an epoch at which a producer gets another id: the broker would end its transaction under that
-// one, and wait for ever for the end of the one there is.
-func checkTransaction(_ *door, r kmsg.Request) (kmsg.Response, error) {
+// checkTransaction refuses an epoch after which the broker gives a producer another id: it would end the transaction
+// under the new id, and wait for ever for the end of the transaction of the old one.
+func checkTransaction(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	var epoch int16
 	switch req := r.(type) {
 	case *kmsg.AddPartitionsToTxnRequest:

@@ -13,18 +13,17 @@ import (
 )
 
 const (
-	// MaxPartitions is the most that a topic of the embedded broker may have: each partition is a folder and two open
-	// files.
+	// MaxPartitions is how many partitions a topic of the embedded broker may have: each is a folder and two open files.
 	MaxPartitions = 128
 
 	maxAllPartitions = 4096 // of all topics together
 )
 
-// topicName is what a topic may be called, as with Apache Kafka; "." and ".." are none.
+// topicName matches the names that Apache Kafka allows, but for "." and "..", which it does not.
 var topicName = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,249}$`)
 
-// limits are the settings that a topic of the embedded broker may have, and those of a group, with the numbers allowed.
-// It takes whatever it is told, and what it cannot read is a zero to it: a retention of nothing.
+// The settings that a topic and a group of the embedded broker may have, with their allowed values. The broker itself
+// accepts any value and takes one that it cannot parse for zero, which would be a retention of nothing.
 var (
 	topicLimits = map[string]struct{ least, most int64 }{
 		"delete.retention.ms": {0, math.MaxInt64},
@@ -46,7 +45,7 @@ var (
 	}
 )
 
-// checkSetting reports why a resource may not have a setting; a nil value leaves it to the broker.
+// checkSetting returns an error if a resource may not have that value of a setting; nil means the broker's default.
 func checkSetting(resource kmsg.ConfigResourceType, name string, value *string) error {
 	limits := topicLimits
 	switch resource {
@@ -68,7 +67,7 @@ func checkSetting(resource kmsg.ConfigResourceType, name string, value *string) 
 		if slices.Contains(words, *value) {
 			return nil
 		}
-		return fmt.Errorf("%s: the embedded broker can only %v", name, words)
+		return fmt.Errorf("%s: the embedded broker allows only %v", name, words)
 	}
 	if n, err := strconv.ParseInt(*value, 10, 64); err != nil || n < limit.least || n > limit.most {
 		return fmt.Errorf("%s: %s is no number from %d to %d", name, *value, limit.least, limit.most)
@@ -76,15 +75,15 @@ func checkSetting(resource kmsg.ConfigResourceType, name string, value *string) 
 	return nil
 }
 
-// A refusal is why something is not done, as the protocol says it.
+// A refusal is an error of the protocol.
 type refusal struct {
 	code   *kerr.Error
 	reason string
 }
 
-// checkCreateTopics refuses names, numbers and settings that Apache Kafka would refuse, and more than there is room for.
-// When one of a request's topics is refused, none of them is made.
-func checkCreateTopics(d *door, r kmsg.Request) (kmsg.Response, error) {
+// checkCreateTopics refuses names, numbers and settings that Apache Kafka would refuse, and more partitions than there
+// may be. When one topic of a request is refused, none of them is created.
+func checkCreateTopics(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.CreateTopicsRequest)
 	wanted := 0
 	refused := make([]*refusal, len(req.Topics))
@@ -95,7 +94,7 @@ func checkCreateTopics(d *door, r kmsg.Request) (kmsg.Response, error) {
 		refused[i] = checkTopic(&req.Topics[i])
 		refusing = refusing || refused[i] != nil
 	}
-	if full := d.room(wanted); !refusing && full != nil && len(refused) > 0 {
+	if full := f.checkRoom(wanted); !refusing && full != nil && len(refused) > 0 {
 		refused[0], refusing = full, true
 	}
 	if !refusing {
@@ -103,7 +102,7 @@ func checkCreateTopics(d *door, r kmsg.Request) (kmsg.Response, error) {
 	}
 	resp := req.ResponseKind().(*kmsg.CreateTopicsResponse)
 	for i, t := range req.Topics {
-		why := orAside(refused[i])
+		why := orOtherRefused(refused[i])
 		st := kmsg.NewCreateTopicsResponseTopic()
 		st.Topic, st.ErrorCode, st.ErrorMessage = t.Topic, why.code.Code, &why.reason
 		st.NumPartitions, st.ReplicationFactor = -1, -1
@@ -112,7 +111,7 @@ func checkCreateTopics(d *door, r kmsg.Request) (kmsg.Response, error) {
 	return resp, nil
 }
 
-// defaultPartitions are those of a topic whose maker leaves the number to the broker.
+// defaultPartitions is the number of partitions of a topic that is created without one.
 const defaultPartitions = 10
 
 func checkTopic(t *kmsg.CreateTopicsRequestTopic) *refusal {
@@ -137,28 +136,28 @@ func checkTopic(t *kmsg.CreateTopicsRequestTopic) *refusal {
 	return nil
 }
 
-// room returns why so many more partitions cannot be made.
-func (d *door) room(wanted int) *refusal {
-	if n, err := d.partitions(); err != nil || n+wanted > maxAllPartitions {
+// checkRoom returns a refusal if there may not be that many more partitions.
+func (f *filter) checkRoom(wanted int) *refusal {
+	if n, err := f.partitions(); err != nil || n+wanted > maxAllPartitions {
 		return &refusal{kerr.PolicyViolation, fmt.Sprintf("all topics of the embedded broker have at most %d partitions together", maxAllPartitions)}
 	}
 	return nil
 }
 
-// orAside is what is told of one that could have been done, but for the others in the request.
-func orAside(r *refusal) *refusal {
+// orOtherRefused returns r, or the refusal of an item that is fine but for another one in the request.
+func orOtherRefused(r *refusal) *refusal {
 	if r != nil {
 		return r
 	}
 	return &refusal{kerr.InvalidRequest, "another in this request is refused"}
 }
 
-func checkCreatePartitions(d *door, r kmsg.Request) (kmsg.Response, error) {
+func checkCreatePartitions(f *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.CreatePartitionsRequest)
 	resp := req.ResponseKind().(*kmsg.CreatePartitionsResponse)
 	wanted, refusing := 0, false
 	for _, t := range req.Topics {
-		why := orAside(nil)
+		why := orOtherRefused(nil)
 		if wanted += max(int(t.Count), 0); t.Count > MaxPartitions {
 			why, refusing = &refusal{kerr.InvalidPartitions, fmt.Sprintf("a topic of the embedded broker has 1 to %d partitions", MaxPartitions)}, true
 		}
@@ -166,7 +165,7 @@ func checkCreatePartitions(d *door, r kmsg.Request) (kmsg.Response, error) {
 		st.Topic, st.ErrorCode, st.ErrorMessage = t.Topic, why.code.Code, &why.reason
 		resp.Topics = append(resp.Topics, st)
 	}
-	if full := d.room(wanted); !refusing && full != nil && len(req.Topics) > 0 {
+	if full := f.checkRoom(wanted); !refusing && full != nil && len(req.Topics) > 0 {
 		resp.Topics[0].ErrorCode, resp.Topics[0].ErrorMessage, refusing = full.code.Code, &full.reason, true
 	}
 	if !refusing {
@@ -175,7 +174,7 @@ func checkCreatePartitions(d *door, r kmsg.Request) (kmsg.Response, error) {
 	return resp, nil
 }
 
-func checkAlterConfigs(_ *door, r kmsg.Request) (kmsg.Response, error) {
+func checkAlterConfigs(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.AlterConfigsRequest)
 	resp := req.ResponseKind().(*kmsg.AlterConfigsResponse)
 	refusing := false
@@ -190,7 +189,7 @@ func checkAlterConfigs(_ *door, r kmsg.Request) (kmsg.Response, error) {
 			}
 		}
 		refusing = refusing || reason != nil
-		why := settingRefused(reason)
+		why := refusalOfSetting(reason)
 		st := kmsg.NewAlterConfigsResponseResource()
 		st.ResourceType, st.ResourceName, st.ErrorCode, st.ErrorMessage = res.ResourceType, res.ResourceName, why.code.Code, &why.reason
 		resp.Resources = append(resp.Resources, st)
@@ -201,7 +200,7 @@ func checkAlterConfigs(_ *door, r kmsg.Request) (kmsg.Response, error) {
 	return resp, nil
 }
 
-func checkIncrementalAlterConfigs(_ *door, r kmsg.Request) (kmsg.Response, error) {
+func checkIncrementalAlterConfigs(_ *filter, r kmsg.Request) (kmsg.Response, error) {
 	req := r.(*kmsg.IncrementalAlterConfigsRequest)
 	resp := req.ResponseKind().(*kmsg.IncrementalAlterConfigsResponse)
 	refusing := false
@@ -213,7 +212,7 @@ func checkIncrementalAlterConfigs(_ *door, r kmsg.Request) (kmsg.Response, error
 			}
 		}
 		refusing = refusing || reason != nil
-		why := settingRefused(reason)
+		why := refusalOfSetting(reason)
 		st := kmsg.NewIncrementalAlterConfigsResponseResource()
 		st.ResourceType, st.ResourceName, st.ErrorCode, st.ErrorMessage = res.ResourceType, res.ResourceName, why.code.Code, &why.reason
 		resp.Resources = append(resp.Resources, st)
@@ -231,12 +230,12 @@ func checkChange(resource kmsg.ConfigResourceType, c kmsg.IncrementalAlterConfig
 	case c.Op == kmsg.IncrementalAlterConfigOpSet && c.Value != nil:
 		return checkSetting(resource, c.Name, c.Value)
 	}
-	return fmt.Errorf("%s: the embedded broker has no lists, and a value is set or deleted", c.Name)
+	return fmt.Errorf("%s: the embedded broker has no lists: a value can only be set or deleted", c.Name)
 }
 
-func settingRefused(reason error) *refusal {
+func refusalOfSetting(reason error) *refusal {
 	if reason == nil {
-		return orAside(nil)
+		return orOtherRefused(nil)
 	}
 	return &refusal{kerr.InvalidConfig, reason.Error()}
 }

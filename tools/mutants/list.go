@@ -155,7 +155,7 @@ var engine = []mutant{
 		test: "./kafka/embedded -run ^TestMemberThatDiesWhileItJoins$",
 	},
 	{
-		name: "broker: topics that it may not know in one request",
+		name: "broker: several topics by id in one request",
 		old:  `req.Version < producedByID || len(req.Topics) < 2`,
 		new:  `len(req.Topics) < 1000`,
 		test: "./kafka/embedded -run ^TestRequestsThatEndedTheBroker$",
@@ -167,72 +167,72 @@ var engine = []mutant{
 		test: "./kafka/embedded -run ^(TestRequestsThatEndedTheBroker|TestNoRequestEndsTheBroker)$",
 	},
 	{
-		name: "broker: a batch is stored as it comes",
-		old:  `room, err = d.checkBatch(p.Records, room); err != nil`,
-		new:  `room, err = d.checkBatch(p.Records, room); false && err != nil`,
+		name: "broker: a batch is stored unchecked",
+		old:  `room, err = f.checkBatch(p.Records, room); err != nil`,
+		new:  `room, err = f.checkBatch(p.Records, room); false && err != nil`,
 		test: "./kafka/embedded -run ^TestRequestsThatEndedTheBroker$",
 	},
 	{
-		name: "broker: it was whole only at its first start",
-		old:  `if b.whole = b.whole || madeUp; !b.whole || `,
-		new:  `if b.whole = b.whole || madeUp; b.whole || `,
-		test: "./kafka/embedded -run ^TestTheMarkMoves$",
+		name: "broker: the checkpoint advances although records are in doubt",
+		old:  `if b.recovered = b.recovered || recovered; !b.recovered || `,
+		new:  `if b.recovered = b.recovered || recovered; b.recovered || `,
+		test: "./kafka/embedded -run ^TestTheCheckpointAdvances$",
 	},
 	{
 		name: "broker: any number of batches are unpacked at a time",
-		old: `	d.unpacking.Lock()
-	defer d.unpacking.Unlock()
+		old: `	f.unpacking.Lock()
+	defer f.unpacking.Unlock()
 	return checkBatch`,
 		new:  `	return checkBatch`,
-		test: "./kafka/embedded -run ^TestLittleThatUnpacksToMuch$",
+		test: "./kafka/embedded -run ^TestSmallBatchesThatUnpackToMuch$",
 	},
 	{
 		name: "broker: topics by pages are offered",
 		old:  `		kmsg.ListPartitionReassignments: nil, `,
 		new:  `		kmsg.ListPartitionReassignments: nil, kmsg.DescribeTopicPartitions: nil, `,
-		test: "./kafka/embedded -run ^TestWhatIsOfferedIsWhole$",
+		test: "./kafka/embedded -run ^TestOfferedRequestsWork$",
 	},
 	{
 		name: "broker: the types of groups are written in one way",
 		old:  `req.TypesFilter[i] = strings.ToLower(name)`,
 		new:  `req.TypesFilter[i] = name`,
-		test: "./kafka/embedded -run ^TestWhatIsOfferedIsWhole$",
+		test: "./kafka/embedded -run ^TestOfferedRequestsWork$",
 	},
 	{
 		name: "broker: any number of optional fields",
 		old:  `err != nil || n > maxTags || known && n > 0`,
 		new:  `err != nil`,
-		test: "./kafka/embedded -run ^TestShapesAreBounded$",
+		test: "./kafka/embedded -run ^TestLayoutsAreBounded$",
 	},
 	{
-		name: "broker: what a request claims is set aside at once",
+		name: "broker: memory for the size that a request claims is allocated at once",
 		old:  `min(size-len(c.buffer), max(len(c.buffer), smallRequest))`,
 		new:  `size-len(c.buffer)`,
 		test: "./kafka/embedded -run ^TestClaimsCostNothing$",
 	},
 	{
-		name: "broker: strangers stay for as long as they like",
-		old:  `	if len(l.strangers) >= maxConnections {`,
+		name: "broker: idle connections of untrusted clients stay for ever",
+		old:  `	if len(l.untrusted) >= maxConnections {`,
 		new:  `	if false {`,
-		test: "./kafka/embedded -run ^TestStrangersLockNobodyOut$",
+		test: "./kafka/embedded -run ^TestIdleConnectionsLockNobodyOut$",
 	},
 	{
-		name: "broker: our own go, too, when strangers come",
+		name: "broker: connections of trusted clients are closed for those of others",
 		old: `	c.trusted = true
-	c.l.leave(c)
+	c.l.remove(c)
 `,
 		new:  ``,
-		test: "./kafka/embedded -run ^TestStrangersLockNobodyOut$",
+		test: "./kafka/embedded -run ^TestIdleConnectionsLockNobodyOut$",
 	},
 	{
-		name: "broker: an answer to a record that wants none is waited for",
-		old:  `p.silent, p.requests = produce.Acks == 0, `,
-		new:  `p.silent, p.requests = false, `,
-		test: "./kafka/embedded -run ^TestWhoHangsUpLeavesNothing$",
+		name: "broker: an answer to a record that wants none is awaited",
+		old:  `d.noResponse, d.requests = produce.Acks == 0, `,
+		new:  `d.noResponse, d.requests = false, `,
+		test: "./kafka/embedded -run ^TestClosedConnectionsLeaveNothing$",
 	},
 	{
 		name: "broker: members of both protocols in one group",
-		old: `	case b.exists(group):
+		old: `	case r.exists(group):
 		return false
 `,
 		new:  ``,
@@ -745,10 +745,10 @@ var engine = []mutant{
 		env:  "DATABASE_URL",
 	},
 	{
-		name: "kafka: a group that is kept may be taken while it is empty",
-		old:  `	case kept && protocol == consumerProtocol, `,
+		name: "broker: a reserved group may be taken while it is empty",
+		old:  `	case reserved && protocol == consumerProtocol, `,
 		new:  `	case `,
-		test: "./kafka/embedded -run ^TestKeptGroups$",
+		test: "./kafka/embedded -run ^TestReservedGroups$",
 	},
 	{
 		name: "job: each look steps over all that was ever due",

@@ -8,9 +8,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// What the encoder writes has the shape that was learnt from it, for every kind and version that is offered, and has it
-// no longer when a byte is missing or added.
-func TestShapesAreThoseOfTheProtocol(t *testing.T) {
+// For every kind and version that is offered, a request that the encoder wrote has the layout that was derived, and has
+// not when a byte is missing or added.
+func TestLayoutsAreThoseOfTheProtocol(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for kind, rule := range rules {
 		for version := range rule.max + 1 {
@@ -19,22 +19,22 @@ func TestShapesAreThoseOfTheProtocol(t *testing.T) {
 				fillPlain(rng, reflect.ValueOf(r).Elem())
 				r.SetVersion(version)
 				body := r.AppendTo(nil)
-				s, flexible := shapeOf(kind, version), r.IsFlexible()
-				if err := s.fits(body, flexible); err != nil {
+				l, flexible := layoutOf(kind, version), r.IsFlexible()
+				if err := l.check(body, flexible); err != nil {
 					t.Fatalf("%s, version %d: %v\n%+v", kmsg.NameForKey(kind), version, err, r)
 				}
-				if s.fits(append(body, 0), flexible) == nil {
-					t.Fatalf("%s, version %d: a byte more fits", kmsg.NameForKey(kind), version)
+				if l.check(append(body, 0), flexible) == nil {
+					t.Fatalf("%s, version %d: a byte more is accepted", kmsg.NameForKey(kind), version)
 				}
-				if len(body) > 0 && s.fits(body[:len(body)-1], flexible) == nil {
-					t.Fatalf("%s, version %d: a byte less fits", kmsg.NameForKey(kind), version)
+				if len(body) > 0 && l.check(body[:len(body)-1], flexible) == nil {
+					t.Fatalf("%s, version %d: a byte less is accepted", kmsg.NameForKey(kind), version)
 				}
 			}
 		}
 	}
 }
 
-// fillPlain gives v what a client sends: nothing in the fields that only brokers use, which are structures by themselves.
+// fillPlain gives v values as a client sends them: the fields that only brokers use, which are structures, stay empty.
 func fillPlain(rng *rand.Rand, v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Bool:
@@ -71,8 +71,8 @@ func fillPlain(rng *rand.Rand, v reflect.Value) {
 	}
 }
 
-// What a few bytes claim costs nothing: numbers of elements and of optional fields, lengths, and arrays in arrays.
-func TestShapesAreBounded(t *testing.T) {
+// Claims of a few bytes are refused: numbers of elements and of optional fields, lengths, and arrays in arrays.
+func TestLayoutsAreBounded(t *testing.T) {
 	many := []byte{0xff, 0xff, 0xff, 0xff, 0x0f}
 	for name, c := range map[string]struct {
 		kind    kmsg.Key
@@ -90,8 +90,8 @@ func TestShapesAreBounded(t *testing.T) {
 	} {
 		r := kmsg.RequestForKey(int16(c.kind))
 		r.SetVersion(c.version)
-		if err := shapeOf(int16(c.kind), c.version).fits(c.body, r.IsFlexible()); err == nil {
-			t.Errorf("%s: taken", name)
+		if err := layoutOf(int16(c.kind), c.version).check(c.body, r.IsFlexible()); err == nil {
+			t.Errorf("%s: accepted", name)
 		}
 	}
 }
