@@ -177,7 +177,7 @@ func TestDispatcher(t *testing.T) {
 					d.assign(tp)
 				}
 			},
-			func() { // taken away, with some time to finish what is at work
+			func() { // revoked, with some time to finish the messages at work
 				tp := draw(t)
 				dropped := d.dropPartitions(map[string][]int32{tp.topic: {tp.partition}})
 				for range rapid.IntRange(0, 3).Draw(t, "finished in time") {
@@ -185,14 +185,14 @@ func TestDispatcher(t *testing.T) {
 				}
 				d.commit(dropped...)
 			},
-			func() { d.assign(draw(t)) }, // without having been taken away
+			func() { d.assign(draw(t)) }, // without having been revoked
 		}
 		odds := []int{0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5, 5, 5, 6, 7}
 		for range rapid.IntRange(20, 400).Draw(t, "steps") {
 			actions[odds[rapid.IntRange(0, len(odds)-1).Draw(t, "action")]]()
 			d.check(t)
 		}
-		for _, tp := range parts { // in the end all is read and done
+		for _, tp := range parts { // in the end every message is read and processed
 			if d.partitions[tp] == nil {
 				d.assign(tp)
 			}

@@ -81,10 +81,10 @@ func (c *Consumer) keyTable(msgs []*message) (table string, args []any) {
 // after findParkedKeys looked, so the transaction must run again.
 var errKeyOrder = classified{errors.New("another record of the key was parked or finished at the same time"), classConflict}
 
-// parkInKeyOrder inserts messages into parked_records in state s. Under the locks of
-// their keys it checks that those and only those that wait have a parked record
-// before them, and returns errKeyOrder otherwise: whoever finishes that record will
-// see the new ones.
+// parkInKeyOrder inserts messages into parked_records in state s. It locks their
+// keys and returns errKeyOrder unless each message that is to wait has an open parked
+// record before it, and each other one has none. Under the locks the transaction that
+// finishes the earlier record sees the new ones.
 func (c *Consumer) parkInKeyOrder(ctx context.Context, tx *outbox.Tx, msgs []*message, s parkedState) error {
 	var keys []store.ParkedKey
 	for _, msg := range msgs {
