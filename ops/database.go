@@ -16,8 +16,8 @@ import (
 // ErrUsage is wrapped by errors about what the operator gave: an argument, or the URL of a database.
 var ErrUsage = errors.New("usage")
 
-// errNothingHere is wrapped by the error about a service that has no tables yet.
-var errNothingHere = errors.New("nothing has run here yet")
+// errNoDatabase is wrapped by the error about a service without a database, or without tables in it.
+var errNoDatabase = errors.New("nothing has run here yet")
 
 // A Database is the database of one service.
 type Database struct {
@@ -48,7 +48,7 @@ func Open(ctx context.Context, databases []Database, service string) (opened Ope
 		known = true
 		o, err := d.open(ctx)
 		switch {
-		case errors.Is(err, errNothingHere):
+		case errors.Is(err, errNoDatabase):
 			missing = append(missing, err)
 		case err != nil:
 			return nil, errors.Join(err, opened.Close())
@@ -73,7 +73,7 @@ func (d Database) open(ctx context.Context) (Operator, error) {
 	if file, lite := strings.CutPrefix(d.URL, "sqlite:"); lite {
 		where = file
 		if _, err := os.Stat(file); errors.Is(err, fs.ErrNotExist) { // opening the file would create it
-			return Operator{}, fmt.Errorf("no database at %s: %w", where, errNothingHere)
+			return Operator{}, fmt.Errorf("no database at %s: %w", where, errNoDatabase)
 		}
 	}
 	db, err := sqldb.Open(ctx, d.URL)
@@ -88,7 +88,7 @@ func (d Database) open(ctx context.Context) (Operator, error) {
 	case err == nil:
 		return o, nil
 	case errors.Is(err, admin.ErrNoTables):
-		err = fmt.Errorf("no tables of the %s service in %s: %w", d.Service, where, errNothingHere)
+		err = fmt.Errorf("no tables of the %s service in %s: %w", d.Service, where, errNoDatabase)
 	case errors.Is(err, admin.ErrOldTables):
 		err = fmt.Errorf("%s: run `pizza migrate` first: %w", d.Service, err)
 	default:

@@ -32,19 +32,19 @@ func (f parkedFlags) filter() admin.ParkedFilter {
 	return admin.ParkedFilter{Key: f.Key, Topic: f.Topic, EventType: f.Type, ErrorClass: f.Class}
 }
 
-func (f parkedFlags) chosen() bool { return f != parkedFlags{} }
+func (f parkedFlags) some() bool { return f != parkedFlags{} }
 
 func printParked(p *program, records []ops.ParkedRecord, nothing string) error {
 	return list(p, records, nothing, "SERVICE\tSTATE\tEVENT\tTYPE\tTOPIC\tKEY\tATTEMPTS\tBEHIND\tFAILED\tCLASS\tERROR", func(r ops.ParkedRecord) []any {
 		return []any{
-			r.Service, r.State, r.EventID, plain(r.EventType), plain(r.Topic), plain(r.Key), r.Attempts, r.Followers,
-			clock(r.LastFailedAt), r.ErrorClass, plain(r.Error),
+			r.Service, r.State, r.EventID, printable(r.EventType), printable(r.Topic), printable(r.Key), r.Attempts, r.Followers,
+			formatTime(r.LastFailedAt), r.ErrorClass, printable(r.Error),
 		}
 	})
 }
 
 type dlqListCmd struct {
-	where
+	serviceFlag
 	parkedFlags
 	Group string `help:"Records of this consumer group."`
 	State string `enum:"dead,retrying,waiting,handled,discarded,open,all" default:"dead" help:"dead, retrying, waiting, handled, discarded; open for the first three, or all."`
@@ -61,7 +61,7 @@ func (c dlqListCmd) Run(ctx context.Context, p *program) error {
 	if c.State == "all" {
 		filter.State = ""
 	}
-	return c.each(ctx, p, func(operators ops.Operators) error {
+	return c.withOperators(ctx, p, func(operators ops.Operators) error {
 		records, more, err := operators.Parked(ctx, filter, c.Limit)
 		if err != nil {
 			return err
@@ -76,13 +76,13 @@ func (c dlqListCmd) Run(ctx context.Context, p *program) error {
 }
 
 type dlqShowCmd struct {
-	where
+	serviceFlag
 	EventID string `arg:"" name:"event-id" help:"The id of the event."`
 }
 
 // Run shows a parked record, once for each service that has it.
 func (c dlqShowCmd) Run(ctx context.Context, p *program) error {
-	return c.each(ctx, p, func(operators ops.Operators) error {
+	return c.withOperators(ctx, p, func(operators ops.Operators) error {
 		var deadLetters []ops.DeadLetter
 		for _, op := range operators {
 			dead, found, err := op.DeadLetter(ctx, c.EventID)
@@ -108,10 +108,10 @@ func (c dlqShowCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-// describe shows a dead letter to a person.
+// describe is a dead letter as text.
 func describe(d ops.DeadLetter) string {
 	var b strings.Builder
-	line := func(name string, value any) { fmt.Fprintf(&b, "%-13s %s\n", name, plain(fmt.Sprint(value))) }
+	line := func(name string, value any) { fmt.Fprintf(&b, "%-13s %s\n", name, printable(fmt.Sprint(value))) }
 	line("event", d.EventID)
 	line("type", d.EventType)
 	line("group", d.Group)
@@ -119,10 +119,10 @@ func describe(d ops.DeadLetter) string {
 	line("record", fmt.Sprintf("%s, partition %d, offset %d", d.Topic, d.Partition, d.Offset))
 	line("key", d.Key)
 	line("attempts", d.Attempts)
-	line("first failed", clock(d.FirstFailedAt))
-	line("last failed", clock(d.LastFailedAt))
-	line("next attempt", clock(d.DueAt))
-	line("finished", clock(d.FinishedAt))
+	line("first failed", formatTime(d.FirstFailedAt))
+	line("last failed", formatTime(d.LastFailedAt))
+	line("next attempt", formatTime(d.DueAt))
+	line("finished", formatTime(d.FinishedAt))
 	line("error", d.ErrorClass+": "+d.Error)
 	line("behind it", counted(d.Followers, "record"))
 	for _, h := range d.Headers {
@@ -133,7 +133,7 @@ func describe(d ops.DeadLetter) string {
 	case len(d.Value) > 0 && json.Indent(&indented, d.Value, "", "  ") == nil:
 		b.WriteString("value\n")
 		for text := range strings.Lines(indented.String()) {
-			b.WriteString(plain(strings.TrimSuffix(text, "\n")) + "\n")
+			b.WriteString(printable(strings.TrimSuffix(text, "\n")) + "\n")
 		}
 	case len(d.Bytes) > 0:
 		line("value, base64", base64.StdEncoding.EncodeToString(d.Bytes))
@@ -143,28 +143,27 @@ func describe(d ops.DeadLetter) string {
 	return b.String()
 }
 
-// moveFlags select the dead records that are to be replayed or discarded.
-type moveFlags struct {
-	where
+// deadFlags select the dead records of a change.
+type deadFlags struct {
+	serviceFlag
 	parkedFlags
-	deed
+	changeFlags
 	EventIDs []string `arg:"" optional:"" name:"event-id" help:"The ids of the events."`
 	All      bool     `help:"Every dead record."`
 }
 
-// change moves the records that are meant, each event by itself if events are
-// named, and tells what was done.
-func (f moveFlags) change(ctx context.Context, p *program, verb string,
-	move func(ops.Operator, admin.ParkedFilter) ([]ops.ParkedRecord, error),
+// change changes dead records of each service, one event after the other where events are named, and prints them.
+func (f deadFlags) change(ctx context.Context, p *program, verb string,
+	fn func(ops.Operator, admin.ParkedFilter) ([]ops.ParkedRecord, error),
 ) error {
-	if err := checkSelection(f.All, f.chosen() || len(f.EventIDs) > 0, "event ids, --key, --topic, --type, --class or --all"); err != nil {
+	if err := checkSelection(f.All, f.some() || len(f.EventIDs) > 0, "event ids, --key, --topic, --type, --class or --all"); err != nil {
 		return err
 	}
 	ids := f.EventIDs
 	if len(ids) == 0 {
-		ids = []string{""} // whatever the flags select
+		ids = []string{""} // the flags select
 	}
-	return f.each(ctx, p, func(operators ops.Operators) error {
+	return f.withOperators(ctx, p, func(operators ops.Operators) error {
 		var records []ops.ParkedRecord
 		var errs []error
 		var behind int64
@@ -173,14 +172,14 @@ func (f moveFlags) change(ctx context.Context, p *program, verb string,
 			for _, op := range operators {
 				filter := f.filter()
 				filter.EventID, filter.All = id, f.All
-				moved, err := move(op, filter)
+				changed, err := fn(op, filter)
 				if err != nil {
 					errs = append(errs, err)
 				}
-				for _, r := range moved {
+				for _, r := range changed {
 					behind += r.Followers
 				}
-				records = append(records, moved...)
+				records = append(records, changed...)
 			}
 			if id != "" && len(records) == before && len(errs) == 0 {
 				errs = append(errs, fmt.Errorf("nothing to do for %s: it is not parked, or somebody was faster", id))
@@ -188,13 +187,13 @@ func (f moveFlags) change(ctx context.Context, p *program, verb string,
 		}
 		err := printParked(p, records, "nothing such is dead")
 		if len(records) > 0 {
-			p.did(f.deed, "%s %s; %s that waited behind them follow", verb, counted(len(records), "record"), fmt.Sprint(behind))
+			p.reportChange(f.changeFlags, "%s %s; %s that waited behind them follow", verb, counted(len(records), "record"), fmt.Sprint(behind))
 		}
 		return errors.Join(append(errs, err)...)
 	})
 }
 
-type dlqReplayCmd struct{ moveFlags }
+type dlqReplayCmd struct{ deadFlags }
 
 // Run has dead records tried again.
 func (c dlqReplayCmd) Run(ctx context.Context, p *program) error {
@@ -203,7 +202,7 @@ func (c dlqReplayCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-type dlqDiscardCmd struct{ moveFlags }
+type dlqDiscardCmd struct{ deadFlags }
 
 // Run gives dead records up.
 func (c dlqDiscardCmd) Run(ctx context.Context, p *program) error {

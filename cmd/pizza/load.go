@@ -32,8 +32,7 @@ type loadCmd struct {
 	FollowFor time.Duration `default:"60s" help:"For how long after its 201 an order is followed."`
 }
 
-// maxLoad bounds the orders of a run: their latencies are kept in memory, eight
-// bytes each.
+// maxLoad bounds the orders of a run, whose latencies are in memory with eight bytes each.
 const maxLoad = 100_000_000
 
 func (c *loadCmd) check() error {
@@ -78,7 +77,7 @@ func (c *loadCmd) count() int {
 	return max(1, int(math.Round(math.Min(c.Rate*c.Duration.Seconds(), maxLoad+1))))
 }
 
-// Run places orders at a running system and reports how that went.
+// Run places orders at a running system and prints the report.
 func (c *loadCmd) Run(ctx context.Context, p *program) (err error) {
 	if err := c.check(); err != nil {
 		return err
@@ -98,18 +97,18 @@ func (c *loadCmd) Run(ctx context.Context, p *program) (err error) {
 	}
 	r, err := load.Start(ctx, cfg)
 	if err != nil {
-		if c.Log != "" { // it is new and empty, and would stop the next run
+		if c.Log != "" { // the new file is empty, and the next run would refuse it
 			err = errors.Join(err, os.Remove(c.Log))
 		}
 		return err
 	}
-	tellProgress(ctx, r, p.stderr)
+	printProgress(ctx, r, p.stderr)
 	report, err := r.Wait()
-	return errors.Join(err, printLoad(p, &report), verdict(&report))
+	return errors.Join(err, printLoad(p, &report), failure(&report))
 }
 
-// verdict is the error of a run that left orders without a good end.
-func verdict(r *load.Report) error {
+// failure is the error of a run with orders that were not placed or, if followed, did not become final.
+func failure(r *load.Report) error {
 	if r.OK() {
 		return nil
 	}
@@ -159,18 +158,17 @@ func printLoad(p *program, r *load.Report) error {
 	return w.Flush()
 }
 
-// tellProgress shows how far the run is until it is done: a bar on a terminal,
-// a line every 5 s elsewhere.
-func tellProgress(ctx context.Context, r *load.Run, stderr io.Writer) {
+// printProgress prints the progress until the run is done: a bar on a terminal, a line every 5 s elsewhere.
+func printProgress(ctx context.Context, r *load.Run, stderr io.Writer) {
 	f, isFile := stderr.(*os.File)
 	bar := isFile && term.IsTerminal(int(f.Fd()))
-	every := 5 * time.Second
+	interval := 5 * time.Second
 	if bar {
-		every = 200 * time.Millisecond
+		interval = 200 * time.Millisecond
 	}
-	tick := time.NewTicker(every)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	asked := ctx.Done()
+	stopped := ctx.Done()
 	for {
 		select {
 		case <-r.Done():
@@ -178,8 +176,8 @@ func tellProgress(ctx context.Context, r *load.Run, stderr io.Writer) {
 				fmt.Fprintf(stderr, "\r\x1b[K%s\n", progressBar(r.Progress()))
 			}
 			return
-		case <-asked:
-			asked = nil
+		case <-stopped:
+			stopped = nil
 			fmt.Fprintln(stderr, "no more orders; waiting for those under way")
 			continue
 		case <-tick.C:

@@ -14,10 +14,10 @@ import (
 	"pizzaflow/load"
 )
 
-// address tells what a running pizza printed for a key.
+// address finds the address that a running pizza printed for an option.
 type address struct {
-	key  string
-	told chan string
+	key     string
+	printed chan string
 
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -29,7 +29,7 @@ func (a *address) Write(b []byte) (int, error) {
 	before := a.find()
 	n, err := a.text.Write(b)
 	if found := a.find(); before == "" && found != "" {
-		a.told <- found
+		a.printed <- found
 	}
 	return n, err
 }
@@ -46,7 +46,7 @@ func (a *address) find() string {
 func TestLoad(t *testing.T) {
 	cleanEnvironment(t, map[string]string{"LOG_LEVEL": "error"})
 	ctx, stop := context.WithCancel(t.Context())
-	shop := &address{key: "HTTP_ADDR", told: make(chan string, 1)}
+	shop := &address{key: "HTTP_ADDR", printed: make(chan string, 1)}
 	ended := make(chan int, 1)
 	var talk bytes.Buffer
 	go func() { ended <- run(ctx, nil, shop, &talk) }()
@@ -56,7 +56,7 @@ func TestLoad(t *testing.T) {
 			t.Errorf("the system ended with %d: %s", code, &talk)
 		}
 	}()
-	args := []string{"load", "--url", "http://" + <-shop.told, "--rate", "100", "--orders", "50", "--declined", "10", "--follow", "--log", "promised"}
+	args := []string{"load", "--url", "http://" + <-shop.printed, "--rate", "100", "--orders", "50", "--declined", "10", "--follow", "--log", "promised"}
 	var stdout, stderr bytes.Buffer
 	if code := run(t.Context(), append(args, "-o", "json"), &stdout, &stderr); code != exitDone {
 		t.Fatalf("exit %d\n%s\n%s", code, &stdout, &stderr)

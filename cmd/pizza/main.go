@@ -29,11 +29,10 @@ const (
 	exitUsage  = 2
 )
 
-// errUsage is wrapped by the errors about a command's arguments that kong does
-// not find.
+// errUsage is wrapped by errors about arguments that kong does not find.
 var errUsage = ops.ErrUsage
 
-// A command line: the options are the same for every command.
+// cli is a command line. The options are the same for every command.
 type cli struct {
 	pizzaflow.Config
 
@@ -52,7 +51,7 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Show the version."`
 }
 
-// A program is what a command runs with.
+// A program is a command's configuration, output and log.
 type program struct {
 	cfg    pizzaflow.Config
 	json   bool
@@ -61,34 +60,31 @@ type program struct {
 	log    *slog.Logger
 }
 
-// gcPercent is how much garbage, in percent of what is alive, is let pile up.
-// The services keep little and throw away much: twice the runtime's own 100
-// saves a fifth of the relay's processor time and costs it 20 MiB. GOGC says
-// otherwise.
+// gcPercent is GOGC unless the environment sets it. The services have a small heap and much garbage: twice the runtime's own
+// 100 saves a fifth of the relay's processor time and costs it 20 MiB.
 const gcPercent = 200
 
 func main() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
-	// the first signal asks for a good end, the second is not asked twice
+	// the first signal stops the command in good order, the second ends the process
 	ctx, stop := signal.NotifyContext(context.Background(), stopSignals()...)
 	context.AfterFunc(ctx, stop)
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// stopSignals are those that ask for a good end. A terminal that is closed sends
-// SIGHUP, which would end the process at once and without a word; nohup has it
-// ignored, and so it stays.
+// stopSignals are the signals that stop the command in good order. A terminal that is closed sends SIGHUP, which would end the
+// process at once and without a word; where nohup has SIGHUP ignored, it stays ignored.
 func stopSignals() []os.Signal {
-	asking := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	signals := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
-		asking = append(asking, syscall.SIGHUP)
+		signals = append(signals, syscall.SIGHUP)
 	}
-	return asking
+	return signals
 }
 
-// run is main without the process around it: it returns the exit code.
+// run is main without the process: it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	helped := false
@@ -127,7 +123,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 func newHandler(cfg pizzaflow.Config, stderr io.Writer) slog.Handler {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		level = slog.LevelInfo // the command line takes no other word
+		level = slog.LevelInfo // kong has refused other words
 	}
 	f, isFile := stderr.(*os.File)
 	terminal := isFile && term.IsTerminal(int(f.Fd()))

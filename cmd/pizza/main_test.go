@@ -28,8 +28,7 @@ func pizza(t *testing.T, env map[string]string, args ...string) (code int, stdou
 	return code, out.String(), talk.String()
 }
 
-// cleanEnvironment leaves of our options only those given, and no port or
-// folder where a person's own pizza may be.
+// cleanEnvironment sets the given options and unsets all others. Ports and folder are not those of a pizza of one's own.
 func cleanEnvironment(t *testing.T, env map[string]string) {
 	t.Helper()
 	for _, o := range (pizzaflow.Config{}).Options() {
@@ -77,7 +76,7 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// fullDisk takes nothing.
+// fullDisk fails every write.
 type fullDisk struct{}
 
 func (fullDisk) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
@@ -202,7 +201,7 @@ func TestMigrate(t *testing.T) {
 	}
 }
 
-// A transcript is what a command says while it runs.
+// A transcript collects what a command prints, and signals the awaited words.
 type transcript struct {
 	awaited string
 	said    chan struct{} // closed when what was awaited is said
@@ -228,8 +227,8 @@ func (s *transcript) String() string {
 	return s.text.String()
 }
 
-// runUntil runs a command until it has said the words, then asks it to stop.
-// It returns the addresses that it printed, by key, and what it said.
+// runUntil runs a command until it has printed the words, then stops it. It returns the addresses from stdout, by option, and
+// stderr.
 func runUntil(t *testing.T, words string, args ...string) (addresses map[string]string, stderr string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -274,7 +273,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestReady asks a process before it is there, while it runs, and afterwards.
+// TestReady asks before the process starts, while it runs, and after its end.
 func TestReady(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -91,7 +91,7 @@ func startSystem(t *testing.T) *system {
 	return s
 }
 
-// spoil puts records on order-events that no service can handle, all under one key.
+// spoil produces records on order-events that no service can handle, all with one key.
 func (s *system) spoil(key string, values ...string) {
 	s.t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(s.kafka), kgo.RecordPartitioner(kgo.StickyKeyPartitioner(nil)))
@@ -157,8 +157,7 @@ func await(t *testing.T, what string, done func() bool) {
 	}
 }
 
-// An operator sees, replays and discards dead letters while the system runs,
-// and when it has stopped.
+// Dead letters are shown, replayed and discarded while the system runs, and when it has stopped.
 func TestDeadLettersByCommand(t *testing.T) {
 	onBothEngines(t, nil, func(t *testing.T) {
 		s := startSystem(t)
@@ -219,7 +218,7 @@ func TestDeadLettersByCommand(t *testing.T) {
 	})
 }
 
-// An operator sees who publishes, and what may be done to the outbox.
+// The commands for the outbox work where nothing is blocked.
 func TestOutboxByCommand(t *testing.T) {
 	onBothEngines(t, nil, func(t *testing.T) {
 		s := startSystem(t)
@@ -246,8 +245,7 @@ func TestOutboxByCommand(t *testing.T) {
 	})
 }
 
-// What the broker refused is shown, and given up or tried again by number, key
-// and topic, with nothing running.
+// Blocked events are listed, skipped and retried by number, key and topic while no service runs.
 func TestBlockedEventsByCommand(t *testing.T) {
 	onBothEngines(t, nil, func(t *testing.T) {
 		command(t, exitDone, "migrate")
@@ -296,7 +294,7 @@ func TestBlockedEventsByCommand(t *testing.T) {
 	})
 }
 
-// Everything that is wrong with a command is told, and nothing is made or changed.
+// Every fault of a command line is named, and then nothing is created or changed.
 func TestOperatorUsage(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "data")
 	cleanEnvironment(t, map[string]string{"DATA_DIR": folder})
@@ -382,7 +380,7 @@ func TestOperatorAPIIsShutWithoutAToken(t *testing.T) {
 	}
 }
 
-// Over HTTP the same can be done as by command, by whoever has the token.
+// The operator API does what the commands do, for requests with the token.
 func TestOperatorAPI(t *testing.T) {
 	onBothEngines(t, map[string]string{"OPS_TOKEN": opsToken}, func(t *testing.T) {
 		s := startSystem(t)
@@ -403,7 +401,7 @@ func TestOperatorAPI(t *testing.T) {
 	})
 }
 
-// checkFaults wants every mistake named.
+// checkFaults wants every fault of a request named.
 func (s *system) checkFaults() {
 	for _, c := range []struct {
 		path, body string
@@ -446,7 +444,7 @@ func (s *system) checkFaults() {
 	}
 }
 
-// checkReads looks at everything that can be asked for.
+// checkReads makes every GET.
 func (s *system) checkReads(dead ops.ParkedRecord) {
 	for path, says := range map[string]string{
 		"outbox":                                        `"service":"notification"`,
@@ -466,7 +464,7 @@ func (s *system) checkReads(dead ops.ParkedRecord) {
 	}
 }
 
-// checkChanges makes every change there is.
+// checkChanges makes every POST.
 func (s *system) checkChanges(dead ops.ParkedRecord) {
 	t := s.t
 	post := func(path, body string) (affected int) {
@@ -484,7 +482,7 @@ func (s *system) checkChanges(dead ops.ParkedRecord) {
 		{"outbox/retry", `{"operator":"ann","all":true}`, 0},
 		{"outbox/skip", `{"operator":"ann","key":"x"}`, 0},
 		{"outbox/skip", `{"operator":"ann","refused":"order-events"}`, 0},
-		{"outbox/republish", `{"operator":"ann","since":"2020-01-01T00:00:00Z","reason":"to see"}`, 2}, // the letters of two groups
+		{"outbox/republish", `{"operator":"ann","since":"2020-01-01T00:00:00Z","reason":"to see"}`, 2}, // the dead letters of two groups
 	} {
 		if n := post(c.path, c.body); n != c.affected {
 			t.Errorf("%s %s: %d events, want %d", c.path, c.body, n, c.affected)

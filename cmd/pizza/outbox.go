@@ -4,11 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/user"
-	"strings"
 	"time"
-	"unicode"
 
 	"pizzaflow/ops"
 	"pizzaflow/outbox/admin"
@@ -22,118 +18,24 @@ type outboxCmd struct {
 	Republish outboxRepublishCmd `cmd:"" help:"Publish again what was published before: a topic has lost it."`
 }
 
-// where says whose database is meant.
-type where struct {
-	Service string `enum:",order,payment,notification" default:"" help:"Of this service alone: order, payment or notification. Default: of all that have a database."`
-}
-
-// each opens the databases that are meant and runs fn with them.
-func (w where) each(ctx context.Context, p *program, fn func(ops.Operators) error) error {
-	operators, err := ops.Open(ctx, p.cfg.Databases(), w.Service)
-	if err != nil {
-		return err
-	}
-	return errors.Join(fn(operators), operators.Close())
-}
-
-// deed says who changes something, why, and whether really.
-type deed struct {
-	DryRun bool   `help:"Only show what would be changed."`
-	Why    string `help:"The reason, to be kept with your name and what was done."`
-}
-
-func (d deed) action() admin.Action {
-	name, host := "unknown", "unknown"
-	if u, err := user.Current(); err == nil {
-		name = u.Username
-	}
-	if h, err := os.Hostname(); err == nil {
-		host = h
-	}
-	return admin.Action{By: name + "@" + host, Why: d.Why, DryRun: d.DryRun}
-}
-
-// did tells what was done, or would be.
-func (p *program) did(d deed, format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
-	if d.DryRun {
-		text = "dry run: would have " + text
-	}
-	fmt.Fprintln(p.stderr, text)
-}
-
-// list prints what was found, and says so in words when there is nothing.
-func list[T any](p *program, items []T, nothing, header string, columns func(T) []any) error {
-	if len(items) == 0 {
-		fmt.Fprintln(p.stderr, nothing)
-		if !p.json {
-			return nil
-		}
-		items = []T{} // not null
-	}
-	return show(p, items, header, columns)
-}
-
-// checkSelection is ops.CheckSelection for a command line.
-func checkSelection(all, some bool, selectors string) error {
-	if err := ops.CheckSelection(all, some); err != nil {
-		return fmt.Errorf("%w: %w: give %s", errUsage, err, selectors)
-	}
-	return nil
-}
-
-// sayMore names the services that have more than limit.
-func (p *program) sayMore(services []string, limit int) {
-	for _, s := range services {
-		fmt.Fprintf(p.stderr, "%s has more than %d: see --limit\n", s, limit)
-	}
-}
-
-// counted is a number with its noun: "1 record", "3 records".
-func counted[N int | int64](n N, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprint(n, " ", noun, "s")
-}
-
-// plain makes a text from outside safe to show: on one line, and nothing in it
-// that a terminal would obey.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return unicode.ReplacementChar
-	}, s)
-}
-
-// clock shows a time to the second, and nothing for none.
-func clock(t time.Time) string {
-	if t.IsZero() {
-		return "-"
-	}
-	return t.UTC().Format(time.RFC3339)
-}
-
-type outboxStatusCmd struct{ where }
+type outboxStatusCmd struct{ serviceFlag }
 
 // Run shows how the publishing of each service stands.
 func (c outboxStatusCmd) Run(ctx context.Context, p *program) error {
-	return c.each(ctx, p, func(operators ops.Operators) error {
+	return c.withOperators(ctx, p, func(operators ops.Operators) error {
 		statuses, err := operators.Statuses(ctx)
 		if err != nil {
 			return err
 		}
 		err = show(p, statuses, "SERVICE\tLEADER\tUNPUBLISHED\tOLDEST\tBLOCKED\tSKIPPED\tREFUSED\tFLOOR", func(s ops.Status) []any {
-			return []any{s.Service, leader(s), s.Unpublished, clock(s.OldestWaiting), s.Blocked, s.Skipped, len(s.Paused), s.Floor}
+			return []any{s.Service, leader(s), s.Unpublished, formatTime(s.OldestWaiting), s.Blocked, s.Skipped, len(s.Paused), s.Floor}
 		})
 		if err != nil || p.json {
 			return err
 		}
 		for _, s := range statuses {
 			for _, l := range s.Paused {
-				fmt.Fprintf(p.stderr, "%s: %s does not take events since %s, %d wait: %s\n", s.Service, plain(l.Name), clock(l.Since), l.Waiting, plain(l.Reason))
+				fmt.Fprintf(p.stderr, "%s: %s does not take events since %s, %d wait: %s\n", s.Service, printable(l.Name), formatTime(l.Since), l.Waiting, printable(l.Reason))
 			}
 		}
 		return nil
@@ -143,15 +45,15 @@ func (c outboxStatusCmd) Run(ctx context.Context, p *program) error {
 func leader(s ops.Status) string {
 	switch s.Leader {
 	case "alive":
-		return "led by " + plain(s.Holder)
+		return "led by " + printable(s.Holder)
 	case "silent":
-		return "silent: " + plain(s.Holder)
+		return "silent: " + printable(s.Holder)
 	}
 	return "nobody leads"
 }
 
 type outboxBlockedCmd struct {
-	where
+	serviceFlag
 	blockedFlags
 	Limit int `default:"100" help:"At most so many of each service."`
 }
@@ -167,11 +69,11 @@ func (f blockedFlags) filter() admin.BlockedFilter {
 	return admin.BlockedFilter{Topic: f.Topic, Key: f.Key, Seq: f.Seq}
 }
 
-func (f blockedFlags) chosen() bool { return f != blockedFlags{} }
+func (f blockedFlags) some() bool { return f != blockedFlags{} }
 
-// checkSeq refuses a number without its service: each counts for itself.
-func (f blockedFlags) checkSeq(w where) error {
-	if f.Seq != 0 && w.Service == "" {
+// checkSeq refuses a number without its service, because each service counts its own events.
+func (f blockedFlags) checkSeq(s serviceFlag) error {
+	if f.Seq != 0 && s.Service == "" {
 		return fmt.Errorf("%w: --seq is a number of one service: give --service", errUsage)
 	}
 	return nil
@@ -179,16 +81,16 @@ func (f blockedFlags) checkSeq(w where) error {
 
 func printBlocked(p *program, events []ops.BlockedEvent, nothing string) error {
 	return list(p, events, nothing, "SERVICE\tSEQ\tTOPIC\tKEY\tTYPE\tSINCE\tSKIPPED\tREASON", func(e ops.BlockedEvent) []any {
-		return []any{e.Service, e.Seq, plain(e.Topic), plain(e.Key), plain(e.EventType), clock(e.Since), clock(e.SkippedAt), plain(e.Reason)}
+		return []any{e.Service, e.Seq, printable(e.Topic), printable(e.Key), printable(e.EventType), formatTime(e.Since), formatTime(e.SkippedAt), printable(e.Reason)}
 	})
 }
 
-// Run lists what is blocked.
+// Run lists the blocked events.
 func (c outboxBlockedCmd) Run(ctx context.Context, p *program) error {
 	if c.Limit < 1 {
 		return fmt.Errorf("%w: --limit must be at least 1", errUsage)
 	}
-	return c.each(ctx, p, func(operators ops.Operators) error {
+	return c.withOperators(ctx, p, func(operators ops.Operators) error {
 		events, more, err := operators.Blocked(ctx, c.filter(), c.Limit)
 		if err != nil {
 			return err
@@ -198,11 +100,11 @@ func (c outboxBlockedCmd) Run(ctx context.Context, p *program) error {
 	})
 }
 
-// changeBlocked has each service change the events that are meant.
-func changeBlocked(ctx context.Context, p *program, w where, d deed, verb string,
+// changeBlocked changes blocked events of each service, and prints them.
+func changeBlocked(ctx context.Context, p *program, s serviceFlag, c changeFlags, verb string,
 	change func(ops.Operator) ([]ops.BlockedEvent, error),
 ) error {
-	return w.each(ctx, p, func(operators ops.Operators) error {
+	return s.withOperators(ctx, p, func(operators ops.Operators) error {
 		var events []ops.BlockedEvent
 		var failed error
 		for _, op := range operators {
@@ -215,62 +117,62 @@ func changeBlocked(ctx context.Context, p *program, w where, d deed, verb string
 		}
 		err := printBlocked(p, events, "nothing such is blocked")
 		if len(events) > 0 {
-			p.did(d, "%s %s", verb, counted(len(events), "event"))
+			p.reportChange(c, "%s %s", verb, counted(len(events), "event"))
 		}
 		return errors.Join(failed, err)
 	})
 }
 
 type outboxRetryCmd struct {
-	where
+	serviceFlag
 	blockedFlags
-	deed
+	changeFlags
 	All bool `help:"Everything that is blocked."`
 }
 
 // Run has blocked events published.
 func (c outboxRetryCmd) Run(ctx context.Context, p *program) error {
-	if err := errors.Join(checkSelection(c.All, c.chosen(), "--topic, --key, --seq or --all"), c.checkSeq(c.where)); err != nil {
+	if err := errors.Join(checkSelection(c.All, c.some(), "--topic, --key, --seq or --all"), c.checkSeq(c.serviceFlag)); err != nil {
 		return err
 	}
-	return changeBlocked(ctx, p, c.where, c.deed, "released", func(op ops.Operator) ([]ops.BlockedEvent, error) {
+	return changeBlocked(ctx, p, c.serviceFlag, c.changeFlags, "released", func(op ops.Operator) ([]ops.BlockedEvent, error) {
 		return op.Retry(ctx, c.filter(), c.action())
 	})
 }
 
 type outboxSkipCmd struct {
-	where
+	serviceFlag
 	blockedFlags
-	deed
+	changeFlags
 	Refused string `placeholder:"TOPIC" help:"All events that wait for this topic, which does not take any now."`
 }
 
-// Run gives events up.
+// Run gives blocked events up.
 func (c outboxSkipCmd) Run(ctx context.Context, p *program) error {
-	if c.Refused != "" && c.chosen() {
+	if c.Refused != "" && c.some() {
 		return fmt.Errorf("%w: --refused goes with no other selection", errUsage)
 	}
 	if c.Refused != "" {
 		return c.skipRefused(ctx, p)
 	}
-	if err := errors.Join(checkSelection(false, c.chosen(), "--seq, --key, --topic or --refused"), c.checkSeq(c.where)); err != nil {
+	if err := errors.Join(checkSelection(false, c.some(), "--seq, --key, --topic or --refused"), c.checkSeq(c.serviceFlag)); err != nil {
 		return err
 	}
-	return changeBlocked(ctx, p, c.where, c.deed, "given up", func(op ops.Operator) ([]ops.BlockedEvent, error) {
+	return changeBlocked(ctx, p, c.serviceFlag, c.changeFlags, "given up", func(op ops.Operator) ([]ops.BlockedEvent, error) {
 		return op.Skip(ctx, c.filter(), c.action())
 	})
 }
 
-// A tally is how many events of a service were changed.
-type tally struct {
+// A changedCount is how many events of a service were changed.
+type changedCount struct {
 	Service string `json:"service"`
 	Events  int64  `json:"events"`
 }
 
-// tallied has each service change something, and prints how much it was.
-func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing string, change func(ops.Operator) (int64, error)) error {
-	return w.each(ctx, p, func(operators ops.Operators) error {
-		var tallies []tally
+// changeMany changes events of each service that are too many to be listed, and prints their numbers.
+func changeMany(ctx context.Context, p *program, s serviceFlag, c changeFlags, verb, nothing string, change func(ops.Operator) (int64, error)) error {
+	return s.withOperators(ctx, p, func(operators ops.Operators) error {
+		var counts []changedCount
 		var total int64
 		var failed error
 		for _, op := range operators {
@@ -280,12 +182,12 @@ func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing str
 				break
 			}
 			total += n
-			tallies = append(tallies, tally{op.Service, n})
+			counts = append(counts, changedCount{op.Service, n})
 		}
-		err := list(p, tallies, nothing, "SERVICE\tEVENTS", func(t tally) []any { return []any{t.Service, t.Events} })
+		err := list(p, counts, nothing, "SERVICE\tEVENTS", func(n changedCount) []any { return []any{n.Service, n.Events} })
 		switch {
 		case total > 0:
-			p.did(d, "%s %s", verb, counted(total, "event"))
+			p.reportChange(c, "%s %s", verb, counted(total, "event"))
 		case failed == nil:
 			fmt.Fprintln(p.stderr, nothing)
 		}
@@ -293,19 +195,20 @@ func tallied(ctx context.Context, p *program, w where, d deed, verb, nothing str
 	})
 }
 
+// skipRefused gives up the events that wait for a topic.
 func (c outboxSkipCmd) skipRefused(ctx context.Context, p *program) error {
-	return tallied(ctx, p, c.where, c.deed, "given up", "nothing waits for "+plain(c.Refused), func(op ops.Operator) (int64, error) {
+	return changeMany(ctx, p, c.serviceFlag, c.changeFlags, "given up", "nothing waits for "+printable(c.Refused), func(op ops.Operator) (int64, error) {
 		return op.SkipRefused(ctx, c.Refused, c.action())
 	})
 }
 
 type outboxRepublishCmd struct {
-	where
-	deed
+	serviceFlag
+	changeFlags
 	Since string `required:"" placeholder:"TIME" help:"From the first event of this time on: 2026-01-02T15:04:05Z, or 2h for two hours ago."`
 }
 
-// Run has events published again.
+// Run has events of the past published again.
 func (c outboxRepublishCmd) Run(ctx context.Context, p *program) error {
 	since, err := time.Parse(time.RFC3339, c.Since)
 	if ago, e := time.ParseDuration(c.Since); e == nil && ago > 0 {
@@ -314,8 +217,8 @@ func (c outboxRepublishCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return fmt.Errorf("%w: --since: %q is neither a time such as 2026-01-02T15:04:05Z nor a duration such as 2h", errUsage, c.Since)
 	}
-	nothing := "nothing that is retained was written since " + clock(since)
-	return tallied(ctx, p, c.where, c.deed, "rewound", nothing, func(op ops.Operator) (int64, error) {
+	nothing := "nothing that is retained was written since " + formatTime(since)
+	return changeMany(ctx, p, c.serviceFlag, c.changeFlags, "rewound", nothing, func(op ops.Operator) (int64, error) {
 		return op.Republish(ctx, since, c.action())
 	})
 }

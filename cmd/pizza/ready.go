@@ -12,13 +12,12 @@ import (
 	"time"
 )
 
-// readyLimit is how long a process may take to say whether it is ready.
+// readyLimit is how long the process may take to answer.
 const readyLimit = 5 * time.Second
 
 type readyCmd struct{}
 
-// Run asks the process that serves ADMIN_ADDR whether it is ready: a health
-// check for containers that hold nothing but this program.
+// Run asks the process that serves ADMIN_ADDR whether it is ready: a health check for containers that have no other program.
 func (readyCmd) Run(ctx context.Context, p *program) error {
 	host, port, err := net.SplitHostPort(p.cfg.AdminAddr)
 	if err != nil {
@@ -33,7 +32,7 @@ func (readyCmd) Run(ctx context.Context, p *program) error {
 	if err != nil {
 		return fmt.Errorf("ask whether it is ready: %w", err)
 	}
-	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // a proxy is for others
+	resp, err := (&http.Client{Transport: &http.Transport{}}).Do(req) // without the proxy of the environment
 	if err != nil {
 		return fmt.Errorf("ask whether it is ready, at ADMIN_ADDR: %w", err)
 	}

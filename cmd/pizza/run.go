@@ -12,9 +12,8 @@ import (
 
 type runCmd struct{}
 
-// Run runs the services until ctx ends. It outlives whoever reads its log: a
-// write to a pipe that nobody reads any more would end the process without a
-// word.
+// Run runs the services until ctx ends. SIGPIPE is ignored: when the reader of the log's pipe ends, a write would end the
+// process without a word.
 func (runCmd) Run(ctx context.Context, p *program) error {
 	signal.Ignore(syscall.SIGPIPE)
 	return pizzaflow.Run(ctx, p.cfg, pizzaflow.Host{Stdout: p.stdout, Stderr: p.stderr, Log: p.log})
@@ -35,8 +34,7 @@ type migrateCmd struct {
 	Service []string `help:"Which services to move; all without it."`
 }
 
-// Run brings the databases up to date, or moves them from one engine to the
-// other and lists what is where it was.
+// Run brings the databases up to date, or moves them from SQLite to PostgreSQL and lists the tables.
 func (c migrateCmd) Run(ctx context.Context, p *program) error {
 	switch {
 	case c.From == "" && c.To == "" && len(c.Service) == 0:

@@ -17,7 +17,7 @@ type topicsCmd struct {
 	Describe topicsDescribeCmd `cmd:"" help:"Show the topics as they are: partitions, leaders, replicas in sync, offsets, settings, and warnings."`
 }
 
-// withTopics has fn work on the topics of the options at their brokers, and names the option behind an error.
+// withTopics runs fn with the brokers and topics of the options, and names the option behind an error.
 func withTopics[T any](p *program, fn func(kafka.Config, []kafka.Topic) (T, error)) (T, error) {
 	brokers, topics, err := p.cfg.Topics()
 	if err != nil {
@@ -30,7 +30,7 @@ func withTopics[T any](p *program, fn func(kafka.Config, []kafka.Topic) (T, erro
 
 type topicsCreateCmd struct{}
 
-// Run creates the topics that are missing and lists what is needed.
+// Run creates the topics that are missing and lists all.
 func (topicsCreateCmd) Run(ctx context.Context, p *program) error {
 	topics, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.Topic, error) {
 		return topics, kafka.EnsureTopics(ctx, brokers, p.log, topics...)
@@ -50,7 +50,7 @@ func (topicsCreateCmd) Run(ctx context.Context, p *program) error {
 	return show(p, list, "TOPIC\tPARTITIONS\tRETENTION", func(t topic) []any { return []any{t.Name, t.Partitions, t.Retention} })
 }
 
-// repartition is the leave to add partitions.
+// repartition is the permission to add partitions.
 type repartition struct {
 	AllowRepartition bool `help:"Add partitions where there are too few. What has a key may then fall to another partition than before: stop the services and let them drain the topics first."`
 }
@@ -101,7 +101,7 @@ func printPlan(p *program, plan []kafka.Difference) error {
 
 type topicsApplyCmd struct{ repartition }
 
-// Run makes the topics what the options say, and fails when something differs still.
+// Run gives the topics the settings of the options, and fails when a difference is left.
 func (c topicsApplyCmd) Run(ctx context.Context, p *program) error {
 	plan, err := withTopics(p, func(brokers kafka.Config, topics []kafka.Topic) ([]kafka.Difference, error) {
 		return kafka.ApplyTopics(ctx, brokers, p.log, c.AllowRepartition, topics...)
@@ -167,7 +167,7 @@ func (topicsDescribeCmd) Run(ctx context.Context, p *program) error {
 	return nil
 }
 
-// numbers are brokers by commas.
+// numbers are the ids of brokers, separated by commas.
 func numbers(ids []int32) string {
 	var out []string
 	for _, id := range ids {

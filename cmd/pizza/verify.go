@@ -20,7 +20,7 @@ type verifyCmd struct {
 	Skip    []string      `help:"What is not looked at: topics, sandbox. A sandbox that is younger than the orders knows nothing of them."`
 }
 
-// Run checks the invariants and tells of each.
+// Run checks the invariants and prints the finding of each.
 func (c verifyCmd) Run(ctx context.Context, p *program) error {
 	if c.Wait < 0 {
 		return fmt.Errorf("%w: --wait must not be negative", errUsage)
@@ -86,7 +86,7 @@ func printReport(p *program, r verify.Report) error {
 		case verify.NotChecked:
 			more = f.Why
 		}
-		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", f.Name, f.State, f.Count, plain(more))
+		fmt.Fprintf(w, "%s\t%s\t%d\t%s\n", f.Name, f.State, f.Count, printable(more))
 	}
 	fmt.Fprintln(w)
 	for _, f := range r.Figures {

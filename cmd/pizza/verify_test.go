@@ -26,7 +26,7 @@ func TestVerify(t *testing.T) {
 	where := map[string]*address{}
 	var all []io.Writer
 	for _, key := range []string{"HTTP_ADDR", "SANDBOX_ADDR", "KAFKA_LISTEN"} {
-		where[key] = &address{key: key, told: make(chan string, 1)}
+		where[key] = &address{key: key, printed: make(chan string, 1)}
 		all = append(all, where[key])
 	}
 	ended := make(chan int, 1)
@@ -39,10 +39,10 @@ func TestVerify(t *testing.T) {
 		}
 	}()
 	var stdout, stderr bytes.Buffer
-	if code := run(t.Context(), []string{"load", "--url", "http://" + <-where["HTTP_ADDR"].told, "--rate", "100", "--orders", "20", "--log", "promised"}, &stdout, &stderr); code != exitDone {
+	if code := run(t.Context(), []string{"load", "--url", "http://" + <-where["HTTP_ADDR"].printed, "--rate", "100", "--orders", "20", "--log", "promised"}, &stdout, &stderr); code != exitDone {
 		t.Fatalf("load: exit %d\n%s\n%s", code, &stdout, &stderr)
 	}
-	sandbox, broker := <-where["SANDBOX_ADDR"].told, <-where["KAFKA_LISTEN"].told
+	sandbox, broker := <-where["SANDBOX_ADDR"].printed, <-where["KAFKA_LISTEN"].printed
 	broker = strings.TrimPrefix(broker, "127.0.0.1") // as one that listens everywhere is configured
 	ask := func(args ...string) (int, verify.Report) {
 		stdout.Reset()
@@ -110,8 +110,8 @@ func TestVerify(t *testing.T) {
 	}
 }
 
-// Every dead record has its letter, stored and on its topic, whatever the record
-// was, and that one is lost is seen.
+// Every dead record has its dead letter in the outbox and on the topic, even if the record was no event, and a lost dead letter
+// is a violation.
 func TestVerifyDeadLetters(t *testing.T) {
 	onBothEngines(t, nil, func(t *testing.T) {
 		s := startSystem(t)
