@@ -72,7 +72,7 @@ func (d *dispatcherModel) take(t *rapid.T) {
 	if !ready {
 		return
 	}
-	batch := d.dispatcher.awaitBatch()
+	batch := d.awaitBatch()
 	busy := map[string]bool{}
 	for _, other := range d.atWork {
 		for _, msg := range other {
@@ -107,7 +107,7 @@ func (d *dispatcherModel) finish(t *rapid.T) {
 			d.acked[msg.part.topicPartition][msg.rec.Offset] = true
 		}
 	}
-	d.dispatcher.finishBatch(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
+	d.finishBatch(d.client, batch, time.Duration(rapid.IntRange(0, 300).Draw(t, "ms"))*time.Millisecond)
 }
 
 // commit stores the offsets that would be committed.
