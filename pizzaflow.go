@@ -50,7 +50,7 @@ var serviceTable = []struct {
 		if err != nil {
 			return nil, bad("PAYMENT_PROVIDER_URL", "%w", err)
 		}
-		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Exclusive: alone(out)})
+		return payment.New(payment.Config{Outbox: out, Log: log, Metrics: reg, Provider: provider, TTL: p.cfg.PaymentTTL, Timeout: p.cfg.PaymentProviderTimeout, Exclusive: exclusive(out)})
 	}},
 	{"notification", notification.Schema, event.Topics(), nil, func(p *process, out *outbox.Outbox, log *slog.Logger, reg prometheus.Registerer) (service, error) {
 		email, err := notification.NewSMTP(p.outside.smtp, p.host.Dial)
@@ -61,7 +61,7 @@ var serviceTable = []struct {
 		if err != nil {
 			return nil, bad("SMS_URL", "%w", err)
 		}
-		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom, Exclusive: alone(out)}
+		cfg := notification.Config{Outbox: out, Log: log, Metrics: reg, Email: email, SMS: sms, PublicURL: p.publicURL, From: p.cfg.MailFrom, Exclusive: exclusive(out)}
 		if p.cfg.NotificationTemplates != "" {
 			cfg.Templates = os.DirFS(p.cfg.NotificationTemplates)
 		}
@@ -79,8 +79,8 @@ func consumerGroups() (all []string) {
 	return all
 }
 
-// alone reports whether no other process can use the database: the lock of a SQLite file keeps them away.
-func alone(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
+// exclusive reports whether no other process can use the database: the lock of a SQLite file keeps them away.
+func exclusive(out *outbox.Outbox) bool { return out.DB().Engine == sqldb.SQLite }
 
 // allServices are the names that SERVICES accepts.
 var allServices = []string{"order", "payment", "notification", "frontend", "broker", "sandbox"}

@@ -91,7 +91,7 @@ func (p *process) startService(ctx context.Context, d ops.Database, build builde
 		TopicRetention: p.cfg.longestRetention(), Replay: "pizza dlq replay", Metrics: reg, Log: p.host.Log,
 	})
 	svc.Subscribe(consumer)
-	relay := relay.New(relay.Config{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, RepublishSince: p.uncleanSince, Rewound: p.republished, Alone: alone(out), Metrics: reg, Log: p.host.Log})
+	relay := relay.New(relay.Config{Outbox: out, Service: name, Kafka: opts, Poll: p.cfg.OutboxPollInterval, RepublishSince: p.uncleanSince, Rewound: p.republished, Exclusive: exclusive(out), Metrics: reg, Log: p.host.Log})
 	p.workers.Go(name+" worker", svc.Run)
 	p.workers.Go(name+" consumer", p.withTopics(consumer.Run))
 	p.workers.Go(name+" relay", p.withTopics(relay.Run))

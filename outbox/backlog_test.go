@@ -61,21 +61,21 @@ func wantMetrics(t *testing.T, reg *prometheus.Registry, want map[string]float64
 		wrong = ""
 		values := look(t, reg)
 		for name, n := range want {
-			if value, told := values[name]; told != (n >= 0) || told && value != n {
-				wrong += fmt.Sprintf("%s is %v (told: %v), want %v; ", name, value, told, n)
+			if value, shown := values[name]; shown != (n >= 0) || shown && value != n {
+				wrong += fmt.Sprintf("%s is %v (shown: %v), want %v; ", name, value, shown, n)
 			}
 		}
 		return wrong == ""
 	})
 }
 
-// watchedRelay is a relay of default patience, and what it tells.
+// watchedRelay is a relay with the default intervals, and its metrics.
 func (f *fixture) watchedRelay(kafka ...kgo.Opt) (*relay.Relay, *prometheus.Registry) {
 	reg := prometheus.NewRegistry()
 	return relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: kafka, Metrics: reg, Log: f.log}), reg
 }
 
-// occupy takes all connections of the pools: whoever asks the database now waits.
+// occupy takes all connections of the pools: every statement waits.
 func occupy(t *testing.T, db *sqldb.DB) {
 	t.Helper()
 	for use, pool := range db.Pools() {
@@ -166,13 +166,13 @@ func TestMetricsOfALargeBacklog(t *testing.T) {
 		nobody.Close()
 		relay, reg := f.watchedRelay(kgo.SeedBrokers(nobody.Addr().String()))
 		testkit.Run(t, relay.Run)
-		testkit.Eventually(t, "all is told", func() bool {
+		testkit.Eventually(t, "all are counted", func() bool {
 			values := look(t, reg)
-			n, told := values["outbox_unpublished"]
-			if told && n != 100_001 {
-				t.Fatalf("%v are told to wait", n)
+			n, shown := values["outbox_unpublished"]
+			if shown && n != 100_001 {
+				t.Fatalf("%v are counted as waiting", n)
 			}
-			return told && values["outbox_leader"] == 1
+			return shown && values["outbox_leader"] == 1
 		})
 		before := look(t, reg)["outbox_oldest_seconds"]
 		if before < 600 || before > 720 {
@@ -181,7 +181,7 @@ func TestMetricsOfALargeBacklog(t *testing.T) {
 		testkit.Eventually(t, "the age of the oldest grows between two counts", func() bool { return look(t, reg)["outbox_oldest_seconds"] > before+.1 })
 		status, err := admin.New(f.db).Status(t.Context())
 		if err != nil || status.Unpublished != 120_000 {
-			t.Errorf("the operator is told of %d, %v", status.Unpublished, err)
+			t.Errorf("the operator sees %d, %v", status.Unpublished, err)
 		}
 	})
 }
@@ -232,7 +232,7 @@ func TestMetricsWhileTheBrokerIsSilent(t *testing.T) {
 		for n := range 5 { // more than the relay reads before it waits
 			f.move(fmt.Sprint("b", n), 1)
 		}
-		testkit.Eventually(t, "the age is told", func() bool { return look(t, reg)["outbox_oldest_seconds"] > 0 })
+		testkit.Eventually(t, "the age is shown", func() bool { return look(t, reg)["outbox_oldest_seconds"] > 0 })
 		wantMetrics(t, reg, map[string]float64{"outbox_unpublished": 5})
 		over()
 		wantMetrics(t, reg, map[string]float64{"outbox_published_total": 8, "outbox_unpublished": 0, "outbox_oldest_seconds": 0})
@@ -250,8 +250,8 @@ func TestMetricsOfTheDead(t *testing.T) {
 		testkit.Run(t, c.Run)
 		f.produce(moved("a", 1), moved("b", 1))
 		testkit.Eventually(t, "both are dead", func() bool { return f.count(`SELECT COUNT(*) FROM parked_records WHERE state = 'dead'`) == 2 })
-		if _, told := look(t, reg)["dead_letters moves"]; told {
-			t.Error("told before anybody has looked")
+		if _, shown := look(t, reg)["dead_letters moves"]; shown {
+			t.Error("shown before the first scrape")
 		}
 		wantMetrics(t, reg, map[string]float64{"dead_letters moves": 2, "metrics_errors_total dead_letters": 0})
 	})

@@ -23,7 +23,7 @@ type Echoed struct{ Moved }
 func (Echoed) EventType() string { return "Echoed" }
 func (Echoed) Topic() string     { return "moves-dlq" } // any topic that nobody here consumes
 
-// A handler of many gets what is at hand, different keys in one call, sorted.
+// A batch handler gets the records at hand, different keys in one call, sorted.
 // Of those it fails for, only the one to blame is set aside; each other has its
 // effect once, and the events added for it name it as their cause.
 func TestBatchHandler(t *testing.T) {

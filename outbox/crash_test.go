@@ -376,7 +376,7 @@ func (w *world) checkOffsets() {
 }
 
 // checkTogether wants what belongs together: every event in the inbox has its
-// effect or is parked, every death its letter and its note.
+// effect or is parked, every dead record its dead letter and its note.
 func (w *world) checkTogether() {
 	w.t.Helper()
 	for _, q := range []struct{ what, query string }{
@@ -385,9 +385,9 @@ func (w *world) checkTogether() {
 		{"effect twice", `SELECT event_id FROM effects GROUP BY event_id HAVING COUNT(*) > 1`},
 		{"effect without its event", `SELECT event_id FROM effects e WHERE NOT EXISTS (SELECT 1 FROM outbox_events o WHERE o.aggregate_id = 'booking-' || e.account AND o.aggregate_version = e.n)`},
 		{"dead without one note", `SELECT event_id FROM parked_records p WHERE state = 'dead' AND 1 <> (SELECT COUNT(*) FROM deaths d WHERE d.event_id = ` + w.text("p.event_id") + `)`},
-		{"dead without one letter", `SELECT event_id FROM parked_records p WHERE state = 'dead' AND 1 <> (SELECT COUNT(*) FROM outbox_events o WHERE o.topic = 'moves-dlq' AND o.key = p.key)`},
+		{"dead record without one dead letter", `SELECT event_id FROM parked_records p WHERE state = 'dead' AND 1 <> (SELECT COUNT(*) FROM outbox_events o WHERE o.topic = 'moves-dlq' AND o.key = p.key)`},
 		{"noted and not dead", `SELECT event_id FROM deaths d WHERE NOT EXISTS (SELECT 1 FROM parked_records p WHERE ` + w.text("p.event_id") + ` = d.event_id AND state = 'dead')`},
-		{"letter without a dead", `SELECT id FROM outbox_events o WHERE topic = 'moves-dlq' AND NOT EXISTS (SELECT 1 FROM parked_records p WHERE p.key = o.key AND state = 'dead')`},
+		{"dead letter without a dead record", `SELECT id FROM outbox_events o WHERE topic = 'moves-dlq' AND NOT EXISTS (SELECT 1 FROM parked_records p WHERE p.key = o.key AND state = 'dead')`},
 		{"job done twice", `SELECT id FROM jobs WHERE done > 1`},
 		{"job done without a call", `SELECT id FROM jobs j WHERE done = 1 AND NOT EXISTS (SELECT 1 FROM calls c WHERE c.job = j.id)`},
 	} {

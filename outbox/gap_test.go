@@ -50,7 +50,7 @@ func TestLateCommitIsNotMissed(t *testing.T) {
 			t.Errorf("%s was published before its commit", r.Key)
 		}
 	}
-	testkit.Eventually(t, "what is committed is marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_published`) > 0 })
+	testkit.Eventually(t, "committed events are marked", func() bool { return f.count(`SELECT COUNT(*) FROM outbox_published`) > 0 })
 	if floor := f.count(`SELECT floor FROM outbox_lease`); floor != 0 {
 		t.Errorf("low watermark %d: it has passed numbers whose fate is open", floor)
 	}

@@ -179,7 +179,7 @@ func TestAloneWaitsForNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		f.move("a", 1)
-		relay := relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, TTL: time.Hour, Alone: true, Log: f.log})
+		relay := relay.New(relay.Config{Outbox: f.out, Service: "accounts", Kafka: f.kafka, TTL: time.Hour, Exclusive: true, Log: f.log})
 		testkit.Run(t, relay.Run)
 		f.consume("moves", 1)
 		if holder := f.count(`SELECT COUNT(*) FROM outbox_lease WHERE epoch = 8 AND holder <> 'dead'`); holder != 1 {
@@ -188,7 +188,8 @@ func TestAloneWaitsForNobody(t *testing.T) {
 	})
 }
 
-// What is refused is told from what waits behind it whatever the reasons say.
+// A refused event is told from the events that wait behind it by its place, not by
+// the text of the reasons.
 func TestReasonsDecideNothing(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		f.move("big", 3)

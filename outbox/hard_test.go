@@ -190,9 +190,9 @@ func TestFailOverToALaggingStandby(t *testing.T) {
 	})
 }
 
-// A claim takes no more rows than there are free slots, whatever the planner
-// thinks of the table.
-func TestClaimKeepsItsLimit(t *testing.T) {
+// A take leases no more rows than there is capacity for, whichever plan PostgreSQL
+// makes for the table.
+func TestTakeKeepsItsLimit(t *testing.T) {
 	db := sqltest.Open(t, sqldb.Postgres)
 	for _, q := range []string{
 		`CREATE TABLE jobs (id TEXT PRIMARY KEY, due_at TIMESTAMPTZ, lease_token TEXT, attempts INTEGER NOT NULL DEFAULT 0)`,

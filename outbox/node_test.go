@@ -92,9 +92,9 @@ func (c *crasher) pass(point string) {
 	select {} // until the signal has come through
 }
 
-// OnBrokerWrite and OnBrokerRead make points of their own of what is sent to
-// the broker and what it answers: the kernel has the one, and nobody in this
-// process has seen the other.
+// OnBrokerWrite and OnBrokerRead make crash points of the requests sent to the
+// broker and of its answers: the kernel has the request, and this process has not
+// seen the answer.
 func (c *crasher) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, err error) {
 	if key == 0 && err == nil {
 		c.pass("relay: sent")
@@ -236,7 +236,7 @@ func recordDead(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
 }
 
 // callOutside is a call to another system, which notes it at once under the
-// job's id, whatever becomes of the caller.
+// job's id, even when the caller dies.
 func callOutside(db *sqldb.DB, crasher *crasher) func(context.Context, job.Job) error {
 	return func(ctx context.Context, c job.Job) error {
 		if _, err := db.ExecContext(ctx, `INSERT INTO calls (job, attempt) VALUES ($1, $2)`, c.ID, c.Attempt); err != nil {
@@ -280,7 +280,7 @@ func spawn(t *testing.T, n node) *child {
 	}
 	go func() {
 		defer close(c.ended)
-		_ = c.cmd.Wait() // how it ended is asked for by those who care
+		_ = c.cmd.Wait() // a test that cares asks for the exit code
 		_ = stdin.Close()
 	}()
 	t.Cleanup(func() {

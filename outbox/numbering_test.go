@@ -67,8 +67,8 @@ func TestRepairNumbering(t *testing.T) {
 }
 
 // Events that were written with numbers of a sequence that had begun anew get
-// new ones, in their order. What was published, and what is blocked, keeps its
-// number.
+// new ones, in their order. Published and blocked events keep their
+// numbers.
 func TestRepairNumberingOfWhatIsThere(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {
 		for range 6 { // the first stand in a range that is older than they are, or in none

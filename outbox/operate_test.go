@@ -42,7 +42,7 @@ func TestOperatorMendsABlockedKey(t *testing.T) {
 			if s, err = op.Status(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			return s.Blocked == 2 && s.Unpublished == 0 // what is on the topic is not marked at once
+			return s.Blocked == 2 && s.Unpublished == 0 // a record on the topic is not marked at once
 		})
 		if s.Holder == "" {
 			t.Errorf("status %+v", s)
@@ -152,7 +152,7 @@ func TestOperatorRepublishes(t *testing.T) {
 }
 
 // Replayed, a dead record is handled by its group and its followers after it;
-// discarded, it lets them go. Of two operators one is told that nothing is left.
+// discarded, it lets them go. Of two operators one finds nothing left.
 func TestOperatorReplaysAndDiscards(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		var mended atomic.Bool

@@ -157,7 +157,7 @@ func TestSkippedStaysSkipped(t *testing.T) {
 		f.consume("moves", 1)
 		stop()
 		if done, err := op.Retry(t.Context(), admin.BlockedFilter{Key: "big"}, deed); err != nil || len(done) != 0 {
-			t.Errorf("what was given up is retried: %+v, %v", done, err)
+			t.Errorf("skipped events are retried: %+v, %v", done, err)
 		}
 		if n, err := op.Republish(t.Context(), time.Unix(0, 0), deed); err != nil || n != 1 {
 			t.Errorf("%d published again, %v; want all but the one that was given up", n, err)
@@ -171,7 +171,7 @@ func TestSkippedStaysSkipped(t *testing.T) {
 }
 
 // A range that spans the event from which on all is published again is cut
-// there, whatever was pruned before it.
+// there, even when events before it were pruned.
 func TestRepublishCutsRanges(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
 		stop := testkit.Run(t, f.relay().Run)
@@ -208,7 +208,7 @@ func TestRepublishCutsRanges(t *testing.T) {
 	})
 }
 
-// Operators come and go while two relays publish what is written: nothing is
+// Operators come and go while two relays publish new events: nothing is
 // missed, the order of each key stands, and in the end all is marked.
 func TestOperatorsUnderLoad(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {
@@ -251,7 +251,7 @@ func TestOperatorsUnderLoad(t *testing.T) {
 	})
 }
 
-// Status counts what is unpublished between ranges and above them, without
+// Status counts unpublished events between ranges and above them, without
 // looking at all that is published.
 func TestStatusCountsGaps(t *testing.T) {
 	each(t, func(t *testing.T, f *fixture) {

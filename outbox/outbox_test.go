@@ -517,7 +517,7 @@ func TestHopelessRecordsAreDeadAtOnce(t *testing.T) {
 			}
 		}
 		if l := letters["junk"]; l["original_message"] != nil || l["original_value_base64"] != "/yBub3QgSlNPTg==" {
-			t.Errorf("dead letter of what is not JSON: %v", l)
+			t.Errorf("dead letter of a value that is not JSON: %v", l)
 		}
 		testkit.Eventually(t, "the good one is handled", func() bool { return f.count(`SELECT COUNT(*) FROM inbox_events`) >= 7 })
 		if n := f.count(`SELECT COUNT(*) FROM inbox_events`); n != 7 {

@@ -40,7 +40,7 @@ func TestOtherProcessesWakeTheRelay(t *testing.T) {
 	f.move("a", 1)
 	f.consume("moves", 1)
 	other := *f
-	other.out = outbox.New(f.db, "/accounts") // what it commits, its own relay is told of
+	other.out = outbox.New(f.db, "/accounts") // offers its events to its own relay
 	testkit.Run(t, f.patient(other.out).Run)
 	other.move("b", 3)
 	testkit.Eventually(t, "it is published", func() bool {
@@ -119,7 +119,7 @@ func (f *fixture) recreate(topic string) {
 	})
 }
 
-// A partition whose broker is away keeps what is its own, in order, and nothing
+// A partition whose broker is away keeps its own events, in order, and nothing
 // else waits for it.
 func TestAbsentLeaderStopsNobodyElse(t *testing.T) {
 	sqltest.Each(t, func(t *testing.T, db *sqldb.DB) {

@@ -65,7 +65,7 @@ func TestSimulation(t *testing.T) {
 type universe struct {
 	t        *testing.T
 	dice     *dice
-	troubles *troubles
+	faults   *faults
 	net      *kafkatest.Network
 	outside  *outside
 	dir      string // of the broker
@@ -76,9 +76,9 @@ type universe struct {
 	tail     *tail
 	watching func() // ends the watch over offsets
 	accounts int
-	calm     atomic.Bool // nothing goes wrong any more, nobody writes
+	quiet    atomic.Bool // nothing goes wrong any more, nobody writes
 
-	procs []*proc // those that run
+	procs []*proc // the running ones
 	dead  []*proc
 	born  int
 
@@ -102,19 +102,19 @@ func simulate(t *testing.T, seed uint64) {
 	u.heal()
 	u.settles("with what cannot be handled left dead")
 	u.checkDead()
-	u.troubles.cure()
+	u.faults.cure()
 	u.exec(`UPDATE parked_records SET state = 'retrying', due_at = $1, attempts = 0 WHERE state = 'dead'`, sqldb.Now())
-	u.settles("after a replay of the dead")
+	u.settles("after a replay of the dead records")
 	u.checkTopics()
 	u.checkEffects()
 	u.checkCharges()
-	u.tell("%d events in %d records, %d charges, %d dead, %d parked, %d processes", len(u.strings(`SELECT id FROM outbox_events`)), len(u.tail.all()),
+	u.record("%d events in %d records, %d charges, %d dead, %d parked, %d processes", len(u.strings(`SELECT id FROM outbox_events`)), len(u.tail.all()),
 		len(u.outside.charged), len(u.strings(`SELECT event_id FROM on_dead_calls`)), len(u.strings(`SELECT event_id FROM parked_records`)), u.born)
 }
 
 func newUniverse(t *testing.T, seed uint64) *universe {
 	u := &universe{
-		t: t, dice: newDice(seed), troubles: &troubles{seed: seed, seen: map[string]int{}}, net: kafkatest.NewNetwork(),
+		t: t, dice: newDice(seed), faults: &faults{seed: seed, seen: map[string]int{}}, net: kafkatest.NewNetwork(),
 		log: quiet(), began: time.Now(), watching: func() {},
 	}
 	dir := memory(t)
@@ -169,8 +169,8 @@ func (u *universe) exec(query string, args ...any) {
 	}
 }
 
-// tell notes what happened, to be shown if the run fails.
-func (u *universe) tell(format string, args ...any) {
+// record notes what happened, to be shown if the run fails.
+func (u *universe) record(format string, args ...any) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.history = append(u.history, fmt.Sprintf("%8.3f  ", time.Since(u.began).Seconds())+fmt.Sprintf(format, args...))
@@ -204,22 +204,22 @@ func (u *universe) misfortune() {
 		role := []string{"relay", "relay", "ledger", "audit"}[d.below(4)]
 		p.arm(role+" "+[]string{"reading", "writing", "written"}[d.below(3)], 1+d.below(30))
 	case 4:
-		u.tell("%s stops", p.name)
+		u.record("%s stops", p.name)
 		p.stop()
 		*u.place(p) = u.start()
 	case 5:
 		if len(u.procs) < 4 {
 			u.procs = append(u.procs, u.start())
-			u.tell("%s starts", u.procs[len(u.procs)-1].name)
+			u.record("%s starts", u.procs[len(u.procs)-1].name)
 		}
 	case 6:
-		u.tell("%s freezes", p.name)
+		u.record("%s freezes", p.name)
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 		thaw := p.freeze(ctx)
 		time.Sleep(d.between(0, 14*time.Second)) // virtual
 		thaw()
 		cancel()
-		u.tell("%s thaws", p.name)
+		u.record("%s thaws", p.name)
 	case 7:
 		u.lasting("the broker is cut off", func() { u.net.Cut(simBroker) }, func() { u.net.Heal(simBroker) })
 	case 8:
@@ -234,18 +234,18 @@ func (u *universe) misfortune() {
 	}
 }
 
-func (o *outside) set(down, calm bool) {
+func (o *outside) set(down, quiet bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.down, o.calm = down, calm
+	o.down, o.quiet = down, quiet
 }
 
 func (u *universe) lasting(what string, begin, end func()) {
-	u.tell("%s", what)
+	u.record("%s", what)
 	begin()
 	time.Sleep(u.dice.between(0, 9*time.Second)) // virtual
 	end()
-	u.tell("no more: %s", what)
+	u.record("no more: %s", what)
 }
 
 func (u *universe) stopBroker() {
@@ -274,7 +274,7 @@ func (u *universe) repeat() {
 		}
 		r := seen[u.dice.below(len(seen))]
 		if !strings.HasSuffix(r.Topic, "-dlq") {
-			u.tell("%s/%d/%d comes again", r.Topic, r.Partition, r.Offset)
+			u.record("%s/%d/%d comes again", r.Topic, r.Partition, r.Offset)
 			u.tail.client.ProduceSync(ctx, &kgo.Record{Topic: r.Topic, Key: r.Key, Value: r.Value, Headers: r.Headers}) // or not
 		}
 	}
@@ -282,8 +282,8 @@ func (u *universe) repeat() {
 
 // heal ends all that goes wrong and leaves two processes running.
 func (u *universe) heal() {
-	u.tell("all is healed")
-	u.calm.Store(true)
+	u.record("all is healed")
+	u.quiet.Store(true)
 	u.outside.set(false, true)
 	u.replaceDead()
 	for len(u.procs) < 2 {

@@ -112,7 +112,7 @@ func (u *universe) settles(when string) {
 	for began := time.Now(); ; {
 		left := u.open()
 		if len(left) == 0 && u.tailed() {
-			u.tell("all is settled %s", when)
+			u.record("all is settled %s", when)
 			return
 		}
 		if time.Since(began) > 10*time.Minute {
@@ -143,7 +143,7 @@ func (u *universe) tailed() bool {
 	return true
 }
 
-// checkDead looks at what could not be handled: each has its letter and was
+// checkDead looks at the dead records: each has its dead letter and was
 // one call of OnDead, and nothing of its key was handled ahead of it.
 func (u *universe) checkDead() {
 	letters := map[string]bool{}
@@ -297,7 +297,7 @@ func (u *universe) checkOffsets(topic, group string, offsets kadm.OffsetResponse
 	}
 }
 
-// groups tells who reads what, and how far each group is.
+// groups shows the members of each group and how far it has read.
 func (u *universe) groups() string {
 	ctx, cancel := context.WithTimeout(u.t.Context(), 10*time.Second)
 	defer cancel()

@@ -58,48 +58,49 @@ func (d *dice) between(lo, hi time.Duration) time.Duration {
 	return lo + time.Duration(d.below(int(hi-lo)))
 }
 
-// A trouble is what a handler will run into at an event.
-type trouble int
+// A fault is the way in which a handler fails at an event.
+type fault int
 
 const (
-	noTrouble    trouble = iota
-	fails                // once
-	failsThrice          // and so is dead until it is replayed
-	incurable            // dead at once
-	panics               // once
-	looksAway            // twice, the database seems to be away
-	diesBefore           // the process dies, its transaction with it
-	diesAfter            // the process dies, its transaction is still committed
-	hangs                // the database hangs after the transaction, for seconds, and then the process dies
-	wakesTheDead         // the process dies when the dead letter is written
+	noFault      fault = iota
+	fails              // once
+	failsThrice        // and so is dead until it is replayed
+	incurable          // dead at once
+	panics             // once
+	looksAway          // twice, the database seems to be away
+	diesBefore         // the process dies, its transaction with it
+	diesAfter          // the process dies, its transaction is still committed
+	hangs              // the database hangs after the transaction, for seconds, and then the process dies
+	wakesTheDead       // the process dies when the dead letter is written
 )
 
-// troubles are drawn from the seed and the event, whoever handles it when.
-type troubles struct {
+// faults are drawn from the seed and the event, in whichever process and order events
+// are handled.
+type faults struct {
 	seed  uint64
 	mu    sync.Mutex
 	cured bool
 	seen  map[string]int
 }
 
-func (s *troubles) next(group, key string, version int64) (t trouble, nth int) {
+func (s *faults) next(group, key string, version int64) (t fault, nth int) {
 	h := fnv.New64a()
 	fmt.Fprintf(h, "%d %s %s %d", s.seed, group, key, version)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cured {
-		return noTrouble, 0
+		return noFault, 0
 	}
 	id := fmt.Sprint(group, " ", key, " ", version)
 	s.seen[id]++
-	kinds := []trouble{fails, failsThrice, incurable, panics, looksAway, hangs, hangs, diesBefore, diesAfter, wakesTheDead}
+	kinds := []fault{fails, failsThrice, incurable, panics, looksAway, hangs, hangs, diesBefore, diesAfter, wakesTheDead}
 	if n := h.Sum64() >> 7 % 40; n < uint64(len(kinds)) {
 		return kinds[n], s.seen[id]
 	}
-	return noTrouble, s.seen[id]
+	return noFault, s.seen[id]
 }
 
-func (s *troubles) cure() {
+func (s *faults) cure() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.cured = true
@@ -110,7 +111,7 @@ func (s *troubles) cure() {
 type outside struct {
 	dice    *dice
 	mu      sync.Mutex
-	calm    bool
+	quiet   bool
 	down    bool
 	keyOf   map[string]string // of a reference: a second key charges a second time
 	charged map[string]int    // by reference
@@ -118,16 +119,16 @@ type outside struct {
 
 func (o *outside) charge(ctx context.Context, p *proc, key, reference string) error {
 	o.mu.Lock()
-	calm, down := o.calm, o.down
+	quiet, down := o.quiet, o.down
 	o.mu.Unlock()
 	delay := o.dice.between(time.Millisecond, 300*time.Millisecond)
-	if !calm && o.dice.oneIn(25) {
+	if !quiet && o.dice.oneIn(25) {
 		delay = 12 * time.Second // longer than the lease
 	}
 	if err := sleep(ctx, delay); err != nil {
 		return err
 	}
-	if p.isDead() || down || !calm && o.dice.oneIn(10) {
+	if p.isDead() || down || !quiet && o.dice.oneIn(10) {
 		return errors.New("the outside does not answer")
 	}
 	o.mu.Lock()
@@ -136,7 +137,7 @@ func (o *outside) charge(ctx context.Context, p *proc, key, reference string) er
 		o.charged[reference]++
 	}
 	o.mu.Unlock()
-	if !calm && o.dice.oneIn(8) {
+	if !quiet && o.dice.oneIn(8) {
 		return errors.New("the answer was lost")
 	}
 	return sleep(ctx, delay)
@@ -209,7 +210,7 @@ func (p *proc) consumer(group string) *inbox.Consumer {
 		Outbox: p.out, Group: group, Kafka: p.options(group), Delay: time.Second, Log: p.u.log, Metrics: prometheus.NewRegistry(),
 	})
 	c.OnDead(func(ctx context.Context, tx *outbox.Tx, d inbox.Dead) error {
-		if t, n := p.u.troubles.next(group+" burial", d.EventID, 0); t == wakesTheDead && n == 1 {
+		if t, n := p.u.faults.next(group+" burial", d.EventID, 0); t == wakesTheDead && n == 1 {
 			p.kill("while it buries " + d.EventID)
 		}
 		_, err := tx.ExecContext(ctx, `INSERT INTO on_dead_calls (consumer, event_id) VALUES ($1, $2)`, group, d.EventID)
@@ -257,7 +258,7 @@ func (p *proc) effect(ctx context.Context, tx *outbox.Tx, group, id, key string,
 
 // meet runs into what the seed has for the event.
 func (p *proc) meet(group, key string, version int64) error {
-	t, n := p.u.troubles.next(group, key, version)
+	t, n := p.u.faults.next(group, key, version)
 	switch {
 	case t == hangs && n == 1:
 		p.doom(fmt.Sprintf("after %s %d, its database hanging", key, version))
@@ -313,10 +314,10 @@ func (p *proc) charge(ctx context.Context, c job.Job) error {
 
 var errUndone = errors.New("undone")
 
-// write moves accounts until the world calms down.
+// write moves accounts until the world is quiet.
 func (p *proc) write(ctx context.Context) error {
 	d := p.u.dice
-	for !p.u.calm.Load() {
+	for !p.u.quiet.Load() {
 		if sleep(ctx, d.between(0, 1400*time.Millisecond)) != nil {
 			return nil
 		}
@@ -358,7 +359,7 @@ func (p *proc) isDead() bool {
 // begun, the database.
 func (p *proc) kill(why string) {
 	p.mu.Lock()
-	if p.dead || p.u.calm.Load() {
+	if p.dead || p.u.quiet.Load() {
 		p.mu.Unlock()
 		return
 	}
@@ -367,11 +368,11 @@ func (p *proc) kill(why string) {
 	p.lines = map[net.Conn]bool{}
 	p.thawed.Broadcast()
 	p.mu.Unlock()
-	p.u.tell("%s dies %s", p.name, why)
+	p.u.record("%s dies %s", p.name, why)
 	for l := range lines {
 		_ = l.Close() // it never fails
 	}
-	_ = p.db.Close() // what is open is closed when it is given back
+	_ = p.db.Close() // open connections are closed when they are given back
 	p.cancel()
 }
 

@@ -288,7 +288,7 @@ func kills(n int) int {
 	return n
 }
 
-// Another relay leads, and publishes what is committed, within 3 s of the death
+// Another relay leads, and publishes committed events, within 3 s of the death
 // of the one that led, with the settings of production.
 func TestTakeOverWithinSeconds(t *testing.T) {
 	eachWorld(t, func(t *testing.T, w *world) {
@@ -306,7 +306,7 @@ func TestTakeOverWithinSeconds(t *testing.T) {
 			w.move("a", 1)
 			w.until(func() string {
 				if !w.leads(standby) {
-					return "nobody has taken over from the dead"
+					return "no relay has taken over from the dead one"
 				}
 				return ""
 			})

@@ -66,7 +66,7 @@ func TestRetriesKeepTheirDelays(t *testing.T) {
 
 // A second member joins while a handler is at work: within the time a drain
 // has, and long beyond it, on partitions that stay and that are taken away.
-// Every event has its effect once, whoever has it.
+// Every event has its effect once, in whichever process.
 func TestRebalanceInMidHandler(t *testing.T) {
 	for n, takes := range []time.Duration{3 * time.Second, 3 * time.Second, 3 * time.Second, 3 * time.Second, 15 * time.Second, 15 * time.Second} {
 		slow := fmt.Sprint("slow-", n)
@@ -128,7 +128,7 @@ func TestRebalanceInMidHandler(t *testing.T) {
 
 // processed is how many records came to that result.
 func processed(reg *prometheus.Registry, result string) (n float64) {
-	families, _ := reg.Gather() // what is asked for needs no database
+	families, _ := reg.Gather() // a scrape asks no database
 	for _, family := range families {
 		for _, m := range family.GetMetric() {
 			for _, label := range m.GetLabel() {

@@ -141,7 +141,7 @@ func (w *watched) commit(o kadm.Offset) {
 }
 
 // A topic that is deleted and created again is taken up from its start,
-// whatever was committed for the old one.
+// whichever offset was committed for the old one.
 func TestTopicCreatedAnew(t *testing.T) {
 	watch(t, func(t *testing.T, w *watched) {
 		stop := w.start()

@@ -41,7 +41,7 @@ type lease struct {
 // acquireLease waits until the lease is free or its holder silent, and takes it: at
 // once if no other process can be at work. It also returns the low watermark that
 // is stored with the lease.
-func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Duration, alone bool, onError func(error)) (*lease, int64, error) {
+func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Duration, exclusive bool, onError func(error)) (*lease, int64, error) {
 	type state struct{ epoch, renewal int64 }
 	var last state
 	var since time.Time // when last was first seen
@@ -56,7 +56,7 @@ func acquireLease(ctx context.Context, db *sqldb.DB, holder string, ttl time.Dur
 		switch {
 		case err != nil:
 			onError(fmt.Errorf("read lease: %w", err))
-		case !alone && by != "" && by != holder && (s != last || now.Sub(since) < ttl):
+		case !exclusive && by != "" && by != holder && (s != last || now.Sub(since) < ttl):
 			if s != last {
 				last, since = s, now
 			}

@@ -73,9 +73,9 @@ type Config struct {
 	Metrics prometheus.Registerer
 	Log     *slog.Logger
 
-	// Alone says that no other process works on this database: a holder of the
+	// Exclusive says that no other process works on this database: a holder of the
 	// lease found at the start is dead, and its TTL need not be waited for.
-	Alone bool
+	Exclusive bool
 }
 
 // A Relay publishes the committed events of an outbox: each at least once, and those
@@ -148,7 +148,7 @@ func (r *Relay) standBy(ctx context.Context) (*lease, int64, error) {
 	notifier.Go(func() { r.notify(notifyCtx) })
 	defer notifier.Wait()
 	defer stop()
-	return acquireLease(ctx, r.db, r.holder, r.cfg.TTL, r.cfg.Alone, func(err error) {
+	return acquireLease(ctx, r.db, r.holder, r.cfg.TTL, r.cfg.Exclusive, func(err error) {
 		if ctx.Err() == nil {
 			r.cfg.Log.Warn("relay stands by", "service", r.cfg.Service, "err", err)
 		}
