@@ -72,7 +72,7 @@ type smtpSender struct{ pool *smtpPool }
 // Send sends one mail to the server.
 func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 	e, err := compose(m)
-	if err != nil { // no server would take it either
+	if err != nil { // no server would accept it either
 		return Result{Outcome: Permanent, Err: err}
 	}
 	for {

@@ -287,7 +287,7 @@ func TestSMTPTooManyConnections(t *testing.T) {
 	if n := most.Load(); n != 3 {
 		t.Errorf("%d connections at once, want 3", n)
 	}
-	// the last one is given back after its mail was answered
+	// the last one is released after its mail was answered
 	sender.pool.close()
 	if err := ln.Close(); err != nil {
 		t.Error(err)

@@ -56,7 +56,7 @@ func (g *gate) set(change func()) {
 func (g *gate) cut() {
 	g.set(func() {
 		for c := range g.conns {
-			_ = c.Close() // whoever reads from it notices
+			_ = c.Close() // its reader notices
 		}
 	})
 }

@@ -41,7 +41,7 @@ func (s suicidal) Send(ctx context.Context, m Message) Result {
 }
 
 // The mail server has the mail, and the process that gave it is killed before
-// it could say so: the mail is sent again, and told by its Message-ID.
+// it could record that: the mail is sent again, under the same Message-ID.
 func TestKilledBetweenSendingAndRecording(t *testing.T) {
 	if doom := os.Getenv(doomedService); doom != "" {
 		at := strings.Split(doom, "\n")

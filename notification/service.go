@@ -173,7 +173,7 @@ func (s *Service) notifyPayments(ctx context.Context, tx *outbox.Tx, all []notif
 	for i, n := range all {
 		orderIDs[i] = n.orderID
 	}
-	known, err := contacts(ctx, tx.Tx, s.db, orderIDs, now)
+	known, err := selectOrLockContacts(ctx, tx.Tx, s.db, orderIDs, now)
 	if err != nil {
 		return err
 	}

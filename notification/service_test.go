@@ -346,14 +346,14 @@ func TestFailedPaymentIsTold(t *testing.T) {
 		w.awaitFinal()
 		for _, o := range []anOrder{first, second} {
 			w.wantMessages(o, 2, 2)
-			told := 0
+			messages := 0
 			for _, m := range append(w.mails(o), w.smses(o)...) {
 				if strings.Contains(m.Text, "не прошла") && strings.Contains(strings.ToLower(m.Text), "деньги не списаны") {
-					told++
+					messages++
 				}
 			}
-			if told != 2 {
-				t.Errorf("the failure was told %d times, want by mail and by SMS", told)
+			if messages != 2 {
+				t.Errorf("%d messages tell of the failure, want a mail and an SMS", messages)
 			}
 		}
 	})

@@ -88,11 +88,11 @@ func saveContacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, all []order, no
 	return nil
 }
 
-// contacts returns the orders whose OrderCreated has arrived. It locks the rows of the
+// selectOrLockContacts returns the orders whose OrderCreated has arrived. It locks the rows of the
 // other orders, and inserts those that are missing: of two transactions of one order
 // the second waits here for the first, and then sees its rows. Without the lock
 // neither would see the other's, and the notification would wait for ever.
-func contacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orderIDs []string, now time.Time) (map[string]order, error) {
+func selectOrLockContacts(ctx context.Context, tx *sql.Tx, db *sqldb.DB, orderIDs []string, now time.Time) (map[string]order, error) {
 	known := map[string]order{}
 	got := func(rows *sql.Rows) error {
 		var o order

@@ -125,11 +125,11 @@ func TestGroupOfEachKind(t *testing.T) {
 		}
 		var draws, waiting atomic.Int32
 		f.drawNumber = func() string {
-			if n := draws.Add(1); int(n) > len(requests) {
+			n := int(draws.Add(1))
+			if n > len(requests) {
 				return fmt.Sprintf("555-%04d", n)
-			} else {
-				return requests[n-1].number
 			}
+			return requests[n-1].number
 		}
 		put := f.put
 		f.put = func(ctx context.Context, o *newOrder) (error, error) {

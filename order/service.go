@@ -104,8 +104,8 @@ func New(cfg Config) (*Service, error) {
 	return s, nil
 }
 
-// Subscribe makes the consumer hand the payment events to the service. The
-// consumer's group is order-service and its database the service's own.
+// Subscribe subscribes the service to its events. The consumer's group is
+// order-service, and its database the service's own.
 func (s *Service) Subscribe(c *inbox.Consumer) {
 	inbox.OnBatch(c, s.onPaymentsCompleted)
 	inbox.On(c, s.onPaymentFailed)
@@ -119,8 +119,8 @@ type Placement struct {
 	Body  []byte // the request's, as it was sent: a key belongs to one body
 }
 
-// An Answer is what the customer is told of a placed order: the same bytes
-// each time the key comes again.
+// An Answer is the answer to a placed order: the same bytes each time the key comes
+// again.
 type Answer struct {
 	OrderID  string
 	Body     []byte

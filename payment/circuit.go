@@ -29,9 +29,9 @@ func newCircuit(log *slog.Logger) circuit {
 }
 
 // tryAcquire takes the permit for a call, and reports whether there was one. A
-// permit that was taken has to be used by call or given back by release, whatever
-// happens in between: a half-open circuit has three permits, and without any it
-// would stay half-open for ever.
+// permit that was taken has to be used by call or given back by release, on every
+// path: a half-open circuit has three permits, and without any it would stay half-open
+// for ever.
 func (c circuit) tryAcquire() bool { return c.policy.TryAcquirePermit() }
 
 // call makes a call that a permit was taken for, and records its outcome. A call

@@ -86,7 +86,7 @@ func TestCrashAroundTheCharge(t *testing.T) {
 				awaitFinal(t, db, o)
 				before := audit(t, db, b, o)
 				if got := history(t, db, before.ID); got != c.history {
-					t.Errorf("settled by %s, want %s", got, c.history)
+					t.Errorf("ended by %s, want %s", got, c.history)
 				}
 				thaw()
 				stopFirst()
@@ -103,16 +103,16 @@ func TestCrashAroundTheCharge(t *testing.T) {
 // the row over.
 type interloper struct {
 	Provider
-	take func()
+	takeOver func()
 }
 
 func (i interloper) Charge(ctx context.Context, c Charge) Answer {
-	defer i.take()
+	defer i.takeOver()
 	return i.Provider.Charge(ctx, c)
 }
 
 func (i interloper) Refund(ctx context.Context, r Refund) Answer {
-	defer i.take()
+	defer i.takeOver()
 	return i.Provider.Refund(ctx, r)
 }
 
@@ -141,11 +141,11 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 		}
 		exec(`UPDATE payments SET lease_token = 'ours'`)
 		if err := s.charge(t.Context(), lost); !errors.Is(err, job.ErrLeaseLost) {
-			t.Errorf("settle without the lease: %v", err)
+			t.Errorf("record an answer without the lease: %v", err)
 		}
 		r = readRow(t, db, o.OrderID)
 		if _, err := s.recordAttempt(t.Context(), lost, r.Payment, CallLookup, interrupted, sqldb.Now()); !errors.Is(err, job.ErrLeaseLost) {
-			t.Errorf("begin without the lease: %v", err)
+			t.Errorf("record an attempt without the lease: %v", err)
 		}
 		if r := readRow(t, db, o.OrderID); r.Status != Processing || !r.leased || history(t, db, r.ID) != "charge open" || countRows(t, db, "outbox_events") != 0 {
 			t.Errorf("%s after %s, %d events", r.Status, history(t, db, r.ID), countRows(t, db, "outbox_events"))
@@ -165,10 +165,10 @@ func TestLostLeaseChangesNothing(t *testing.T) {
 		}
 		exec(`UPDATE refunds SET lease_token = 'ours'`)
 		if err := s.refund(t.Context(), job.Job{ID: o.OrderID, Token: "ours", Attempt: 1}); !errors.Is(err, job.ErrLeaseLost) {
-			t.Errorf("settle a refund without the lease: %v", err)
+			t.Errorf("update a refund without the lease: %v", err)
 		}
 		if n := countRows(t, db, "refunds WHERE status = 'pending' AND lease_token = 'theirs'"); n != 1 {
-			t.Error("a refund was settled without the lease")
+			t.Error("a refund was updated without the lease")
 		}
 	}, schemas...)
 }
@@ -320,7 +320,7 @@ func TestOpenCircuitIsNoAttempt(t *testing.T) {
 		}
 		awaitFinal(t, db, o)
 		if r = audit(t, db, b, o); history(t, db, r.ID) != "charge captured" {
-			t.Errorf("settled by %s", history(t, db, r.ID))
+			t.Errorf("ended by %s", history(t, db, r.ID))
 		}
 	}, schemas...)
 }
@@ -385,8 +385,8 @@ func TestTTL(t *testing.T) {
 			return ""
 		})
 		audit(t, db, b, refusing)
-		if told := history(t, db, readRow(t, db, old.OrderID).ID); !strings.HasSuffix(told, "lookup absent, charge captured") || strings.Count(told, "charge") != 1 {
-			t.Errorf("a payment that grew old untried: %s", told)
+		if story := history(t, db, readRow(t, db, old.OrderID).ID); !strings.HasSuffix(story, "lookup absent, charge captured") || strings.Count(story, "charge") != 1 {
+			t.Errorf("a payment that grew old untried: %s", story)
 		}
 		var after int
 		if err := db.Read().QueryRow(`SELECT COUNT(*) FROM payment_attempts a JOIN payments p ON p.id = a.payment_id
@@ -457,7 +457,7 @@ func TestLateCaptureIsRefunded(t *testing.T) {
 				box.ServeHTTP(w, r)
 			}
 		}},
-		{"given back by hand", func(b *bank, calls *atomic.Int32) func(http.ResponseWriter, *http.Request, http.Handler) {
+		{"refunded by hand", func(b *bank, calls *atomic.Int32) func(http.ResponseWriter, *http.Request, http.Handler) {
 			return func(w http.ResponseWriter, r *http.Request, box http.Handler) {
 				calls.Add(1)
 				byHand := r.Clone(r.Context())

@@ -1,4 +1,5 @@
-// Package payment charges once for every order, whatever happens.
+// Package payment charges once for every order, even when processes, servers or
+// connections fail.
 //
 // It owns the tables payments (one for each order), payment_attempts (every
 // call made for a payment) and refunds. It consumes OrderCreated and emits,

@@ -78,7 +78,7 @@ func TestKilledAroundTheCharge(t *testing.T) {
 				run(t, second)
 				awaitFinal(t, db, o)
 				if r := audit(t, db, b, o); r.Status != Completed || history(t, db, r.ID) != c.history {
-					t.Errorf("settled as %s by %s, want %s", r.Status, history(t, db, r.ID), c.history)
+					t.Errorf("%s after %s, want %s", r.Status, history(t, db, r.ID), c.history)
 				}
 				auditKeys(t, b)
 			})

@@ -47,12 +47,12 @@ func TestUnansweredPaymentsAreShown(t *testing.T) {
 		}
 		eventually(t, func() string {
 			all := gauges(t, reg)
-			n, told := all["pizza_payments_unanswered unknown"]
-			if age := all["pizza_payments_unanswered_oldest_seconds unknown"]; !told || n != 1 || age < 3600 || age > 3720 {
-				return "not told"
+			n, shown := all["pizza_payments_unanswered unknown"]
+			if age := all["pizza_payments_unanswered_oldest_seconds unknown"]; !shown || n != 1 || age < 3600 || age > 3720 {
+				return "not shown"
 			}
-			if none, told := all["pizza_payments_unanswered_oldest_seconds processing"]; !told || none != 0 {
-				return "the age of none is told wrong"
+			if none, shown := all["pizza_payments_unanswered_oldest_seconds processing"]; !shown || none != 0 {
+				return "the age of none is shown wrong"
 			}
 			return ""
 		})
@@ -74,11 +74,11 @@ func TestUnreadablePaymentsAreCountedAsAnError(t *testing.T) {
 		if _, err := db.ExecContext(t.Context(), `ALTER TABLE payments RENAME TO elsewhere`); err != nil {
 			t.Fatal(err)
 		}
-		defer s.unanswered.Start(t.Context())()
+		defer s.metrics.unanswered.Start(t.Context())()
 		eventually(t, func() string {
 			all := gauges(t, reg)
-			if _, told := all["pizza_payments_unanswered unknown"]; told {
-				return "what cannot be known is told"
+			if _, shown := all["pizza_payments_unanswered unknown"]; shown {
+				return "payments that cannot be counted are shown"
 			}
 			if all["pizza_metrics_errors_total payments_unanswered"] != 1 {
 				return "not counted"

@@ -99,7 +99,7 @@ func TestApply(t *testing.T) {
 	back := captured()
 	back.Refunded = back.Amount
 	if _, step := late.Apply(back, t0, ttl); step != StepRest {
-		t.Errorf("a late capture that was given back already leads to step %d", step)
+		t.Errorf("a late capture that was refunded already leads to step %d", step)
 	}
 }
 
@@ -166,18 +166,18 @@ func TestMessagesAreForPeople(t *testing.T) {
 // world is a provider with one key: the money it holds and its answers are the
 // test's to draw. Money moves only here.
 type world struct {
-	declined  bool
-	taken     event.Money // charged for the key
-	charges   int         // how often money was really taken
-	inFlight  bool        // a charge without an answer that may still take the money
-	givenBack event.Money
+	declined bool
+	taken    event.Money // charged for the key
+	charges  int         // how often money was really taken
+	inFlight bool        // a charge without an answer that may still take the money
+	refunded event.Money
 }
 
 func (w *world) charge(t *rapid.T, p Payment) Answer {
 	if w.taken == 0 && !w.declined {
-		switch rapid.SampledFrom([]string{"take", "decline", "late", "nothing"}).Draw(t, "charge") {
-		case "take":
-			w.take(p)
+		switch rapid.SampledFrom([]string{"capture", "decline", "late", "nothing"}).Draw(t, "charge") {
+		case "capture":
+			w.capture(p)
 		case "decline":
 			w.declined = true
 		case "late":
@@ -190,7 +190,7 @@ func (w *world) charge(t *rapid.T, p Payment) Answer {
 	return w.state(t, p)
 }
 
-func (w *world) take(p Payment) {
+func (w *world) capture(p Payment) {
 	w.taken = p.Amount
 	w.charges++
 	w.inFlight = false
@@ -201,7 +201,7 @@ func (w *world) state(t *rapid.T, p Payment) Answer {
 	case rapid.IntRange(0, 2).Draw(t, "lost") == 0:
 		return Answer{Outcome: Unanswered}
 	case w.taken > 0:
-		return Answer{Outcome: Captured, TransactionID: "ch", Amount: w.taken, Currency: p.Currency, Refunded: w.givenBack}
+		return Answer{Outcome: Captured, TransactionID: "ch", Amount: w.taken, Currency: p.Currency, Refunded: w.refunded}
 	case w.declined:
 		return Answer{Outcome: Declined, Code: "card_declined"}
 	}
@@ -215,12 +215,12 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 	checks := []time.Duration{time.Minute, 5 * time.Minute, time.Hour}
 	rapid.Check(t, func(t *rapid.T) {
 		p, w, now := open(Pending), &world{}, t0
-		var told []Step
+		var emitted []Step
 		refunds, late, resting := 0, 0, false
 		for i := 0; i < 60 && !resting; i++ {
 			now = now.Add(time.Duration(rapid.IntRange(0, 300).Draw(t, "seconds")) * time.Second)
 			if w.inFlight && !w.declined && rapid.Bool().Draw(t, "arrives") {
-				w.take(p)
+				w.capture(p)
 			}
 			before := p
 			call, chargeAllowed := p.Next(now, ttl), p.Status == Pending && now.Sub(t0) < ttl
@@ -249,10 +249,10 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 				p = next
 				switch step {
 				case StepComplete, StepFail:
-					told = append(told, step)
+					emitted = append(emitted, step)
 				case StepRefund:
 					refunds++
-					w.givenBack, resting = a.Amount, true
+					w.refunded, resting = a.Amount, true
 				case StepRest:
 					resting = true
 				case StepCharge:
@@ -266,10 +266,10 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 			}
 			resting = resting || p.Status == Completed || (p.Status == Failed && p.NextCheck(checks) == never)
 		}
-		if w.charges > 1 || refunds > 1 || len(told) > 1 || int64(len(told)) != p.Version {
-			t.Fatalf("%d charges, %d refunds, told %v, version %d", w.charges, refunds, told, p.Version)
+		if w.charges > 1 || refunds > 1 || len(emitted) > 1 || int64(len(emitted)) != p.Version {
+			t.Fatalf("%d charges, %d refunds; emitted %v, version %d", w.charges, refunds, emitted, p.Version)
 		}
-		kept := w.taken - w.givenBack
+		kept := w.taken - w.refunded
 		switch {
 		case p.Status == Completed && kept != p.Amount:
 			t.Fatalf("completed, but the provider holds %s", kept)
@@ -277,8 +277,8 @@ func TestPaymentAgreesWithTheProvider(t *testing.T) {
 			t.Fatalf("failed with %s, but %s was taken", p.ErrorCode, w.taken)
 		case refunds > 0 && kept != 0:
 			t.Fatalf("refunded, but the provider holds %s", kept)
-		case (p.Status == Completed || p.Status == Failed) != (len(told) == 1):
-			t.Fatalf("%s, told %v", p.Status, told)
+		case (p.Status == Completed || p.Status == Failed) != (len(emitted) == 1):
+			t.Fatalf("%s; emitted %v", p.Status, emitted)
 		}
 	})
 }

@@ -65,7 +65,7 @@ type Service struct {
 	circuit circuit
 	charges *job.Worker
 	refunds *job.Worker
-	metrics
+	metrics metrics
 
 	mu    sync.Mutex
 	watch sqldb.ClockWatch // over the database's clock
@@ -131,7 +131,7 @@ func (s *Service) Routes(*http.ServeMux) {}
 // Run charges, looks up and refunds what is due until ctx ends, and returns
 // when the running calls are finished.
 func (s *Service) Run(ctx context.Context) error {
-	defer s.unanswered.Start(ctx)()
+	defer s.metrics.unanswered.Start(ctx)()
 	var now time.Time
 	asked := time.Now()
 	if s.db.Read().QueryRowContext(ctx, `SELECT `+sqldb.Clock).Scan(sqldb.Time(&now)) == nil { // else it is observed with the first payment
@@ -149,8 +149,8 @@ func (s *Service) Run(ctx context.Context) error {
 
 // onOrderCreated stores a payment for each order, once. Where a worker is free, the
 // payment is leased to it and its first attempt is stored with it: the worker need
-// not take the payment from the table, and a crash leaves the same rows as a crash in the middle of
-// the call.
+// not take the payment from the table, and a crash leaves the same rows as a crash in
+// the middle of the call.
 func (s *Service) onOrderCreated(ctx context.Context, tx *outbox.Tx, ds []inbox.Delivery[event.OrderCreated]) error {
 	lease := s.charges.Due()
 	if s.circuit.closed() {

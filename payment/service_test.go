@@ -325,14 +325,14 @@ func audit(t *testing.T, db *sqldb.DB, b *bank, o event.OrderCreated) row {
 		decodeEvent(t, data, &e)
 		if kind != "PaymentCompleted" || e.Validate() != nil || e.Amount != o.TotalAmount || e.OrderID != o.OrderID ||
 			e.TransactionID != r.TransactionID || !e.CompletedAt.Equal(r.CompletedAt) {
-			t.Errorf("%s: told %s %s", who, kind, data)
+			t.Errorf("%s: emitted %s %s", who, kind, data)
 		}
 	case Failed:
 		var e event.PaymentFailed
 		decodeEvent(t, data, &e)
 		if kind != "PaymentFailed" || e.Validate() != nil || e.Amount != o.TotalAmount || e.OrderID != o.OrderID ||
 			e.ErrorCode != r.ErrorCode || e.ErrorMessage == "" || e.ErrorMessage != r.message || !e.FailedAt.Equal(r.CompletedAt) {
-			t.Errorf("%s: told %s %s", who, kind, data)
+			t.Errorf("%s: emitted %s %s", who, kind, data)
 		}
 	default:
 		t.Errorf("%s: not final", who)
