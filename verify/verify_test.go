@@ -170,7 +170,7 @@ var plant = []struct{ statement, seen string }{
 	},
 	{`DELETE FROM deliveries WHERE order_id = 'o1' AND channel = 'sms' AND type = 'payment_confirmation'`, `customers are told`},
 	{`UPDATE deliveries SET type = 'payment_failed' WHERE order_id = 'o1' AND type = 'payment_confirmation'`, `customers are told`},
-	{ // told of a payment that the order does not take: it is marked
+	{ // the customer has a message about a payment that the order refuses: the order is marked
 		`UPDATE orders SET status = 'pending', version = 1, attention = 'amount mismatch' WHERE id = 'o1'; DELETE FROM history WHERE order_id = 'o1' AND version = 2;
 		DELETE FROM events WHERE id = 'e3'; DELETE FROM records WHERE event_id = 'e3'`, `the money is right`,
 	},
