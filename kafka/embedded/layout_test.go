@@ -84,7 +84,8 @@ func TestLayoutsAreBounded(t *testing.T) {
 		"fewer than nothing":   {kmsg.Metadata, 1, []byte{0xff, 0xff, 0xff, 0xfe}},
 		"optional fields":      {kmsg.ListGroups, 3, many},
 		"an optional field":    {kmsg.ListGroups, 3, append([]byte{1, 0}, many...)},
-		"one that is known":    {kmsg.Fetch, 15, append(make([]byte, 25), 1, 1, 1, 1, 1, 0)},
+		"one that is known":    {kmsg.Fetch, 15, append(make([]byte, 24), 1, 1, 0)},
+		"seventeen of them":    {kmsg.ListGroups, 3, append([]byte{17}, make([]byte, 34)...)},
 		"a name":               {kmsg.Heartbeat, 0, []byte{0x7f, 0xff}},
 		"ten thousand and one": {kmsg.Metadata, 1, append([]byte{0, 0, 0x27, 0x11}, make([]byte, 2*10_001)...)},
 	} {
