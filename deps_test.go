@@ -71,8 +71,8 @@ var testsOfMayImport = map[string]string{
 	"frontend":     "order outbox",
 }
 
-// homes are the packages that alone import a module of others: the longest matching path counts, "tests" is any test.
-var homes = map[string]string{
+// importers are the packages that alone import a module of others: the longest matching path counts, "tests" is any test.
+var importers = map[string]string{
 	"github.com/alecthomas/kong":          ". cmd/pizza",
 	"github.com/gofrs/flock":              "internal/filelock",
 	"github.com/jackc/pgx":                "sqldb sqldb/sqltest e2e e2e/servers",
@@ -115,9 +115,9 @@ func TestImportsFollowTheRules(t *testing.T) {
 			if own, is := strings.CutPrefix(imported+"/", "pizzaflow/"); is && !has(ours, "*") && !has(ours, path.Clean(own)) {
 				t.Errorf("%s: %s may not import %s", pos, src.dir, imported)
 			}
-			home, allowed := homeOf(imported)
-			if atHome := has(allowed, src.dir) || src.test && has(allowed, "tests"); home != "" && !atHome {
-				t.Errorf("%s: %s is imported only by: %s", pos, home, allowed)
+			module, allowed := importersOf(imported)
+			if permitted := has(allowed, src.dir) || src.test && has(allowed, "tests"); module != "" && !permitted {
+				t.Errorf("%s: %s is imported only by: %s", pos, module, allowed)
 			}
 			if slices.Contains(pure, src.path) && slices.Contains(impure, imported) {
 				t.Errorf("%s: the domain is pure, so %s has no place in %s", pos, imported, src.path)
@@ -128,13 +128,13 @@ func TestImportsFollowTheRules(t *testing.T) {
 
 func has(list, name string) bool { return slices.Contains(strings.Fields(list), name) }
 
-func homeOf(imported string) (home, allowed string) {
-	for h, a := range homes {
-		if (imported == h || strings.HasPrefix(imported, h+"/")) && len(h) > len(home) {
-			home, allowed = h, a
+func importersOf(imported string) (module, allowed string) {
+	for m, a := range importers {
+		if (imported == m || strings.HasPrefix(imported, m+"/")) && len(m) > len(module) {
+			module, allowed = m, a
 		}
 	}
-	return home, allowed
+	return module, allowed
 }
 
 // source is one parsed Go file of this module.

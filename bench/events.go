@@ -74,17 +74,17 @@ func backlog(n, aggregates int) []item {
 
 // A verdict is what a consumer saw of the order.
 type verdict struct {
-	distinct int // events that came, each counted once
-	repeated int // records that came again
-	early    int // first occurrences before that of their predecessor: the order is broken
-	strayed  int // records in another partition than their aggregate's first
-	seen     []int
-	homes    []int32
-	err      error
+	distinct   int // events that came, each counted once
+	repeated   int // records that came again
+	early      int // first occurrences before that of their predecessor: the order is broken
+	strayed    int // records in another partition than their aggregate's first
+	seen       []int
+	partitions []int32 // by aggregate: the partition of its first record, plus 1
+	err        error
 }
 
 func newVerdict(aggregates int) *verdict {
-	return &verdict{seen: make([]int, aggregates), homes: make([]int32, aggregates)}
+	return &verdict{seen: make([]int, aggregates), partitions: make([]int32, aggregates)}
 }
 
 // look takes the next record.
@@ -99,8 +99,8 @@ func (v *verdict) look(r *kgo.Record) {
 	}
 	switch seen := v.seen[i.aggregate]; {
 	case seen == 0:
-		v.homes[i.aggregate] = r.Partition + 1
-	case v.homes[i.aggregate] != r.Partition+1:
+		v.partitions[i.aggregate] = r.Partition + 1
+	case v.partitions[i.aggregate] != r.Partition+1:
 		v.strayed++
 	}
 	switch seen := v.seen[i.aggregate]; {
