@@ -772,13 +772,13 @@ var engine = []mutant{
 	},
 	{
 		name: "metrics: what the last asking said outlives its failure",
-		old:  `		m.at = time.Time{} // what was`,
-		new:  `		m.value = value // what was`,
+		old:  `		m.at = time.Time{}`,
+		new:  `		m.value = value`,
 		test: "./measure -run ^TestWhatFailsIsLeftOutAndCounted$",
 	},
 	{
 		name: "metrics: asked for although nobody looks",
-		old:  `!m.looked.IsZero() && time.Since(m.looked) < interest`,
+		old:  `!m.lastRead.IsZero() && time.Since(m.lastRead) < idleAfter`,
 		new:  `true`,
 		test: "./measure -run ^TestAsksOnlyWhileSomebodyLooks$",
 	},
