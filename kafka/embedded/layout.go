@@ -4,11 +4,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"pizzaflow/kafka"
 	"reflect"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"pizzaflow/kafka"
 )
 
 const (
