@@ -24,8 +24,8 @@
 // 422 if the refunds would exceed the charge. GET /payments/requests is the log of the
 // requests for charges, refunds and lookups; status 0 means no answer.
 //
-// The plus tag of customer_email injects a fault into the charge, so that the customer
-// ivan+lost@example.com has faults of his own:
+// The plus tag of customer_email injects a fault into the charges of this customer
+// alone, here of ivan+lost@example.com:
 //
 //	+declined            402, code card_declined
 //	+insufficient_funds  402, code insufficient_funds
