@@ -32,11 +32,11 @@ func CheckToken(token string) error {
 	return nil
 }
 
-// An APIConfig says what an API serves, and to whom.
+// An APIConfig configures an API.
 type APIConfig struct {
-	Token     string     // that requests must show; "" shuts the API
-	Databases []Database // those whose service runs are served
-	RateLimit int        // of requests a minute from one peer, and so of guesses at the token; 0 is none
+	Token     string     // the bearer token that requests must have; "" shuts the API
+	Databases []Database // of all services; the API serves those whose service runs
+	RateLimit int        // requests a minute from one peer, and so guesses at the token; 0 is no limit
 	Log       *slog.Logger
 }
 
@@ -126,7 +126,7 @@ func (a *API) refusal(r *http.Request) *web.Problem {
 	return nil
 }
 
-// problem is an error as the operator is told of it.
+// problem returns the answer to a request that failed with err.
 func problem(err error) error {
 	switch {
 	case errors.Is(err, admin.ErrEventID):

@@ -83,7 +83,7 @@ func (m Move) others(parts []moving) []string {
 	return rest
 }
 
-// plan checks what was asked for, before anything is touched.
+// plan returns the moves in their order, the first service of m.To last. It changes nothing.
 func (m Move) plan() ([]moving, error) {
 	for _, name := range m.Services {
 		if !slices.ContainsFunc(m.To, func(d Database) bool { return d.Service == name }) {

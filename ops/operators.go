@@ -197,7 +197,7 @@ func (o Operator) DeadLetter(ctx context.Context, eventID string) (dead DeadLett
 
 // What is wrong with a selection.
 var (
-	ErrNothingSelected = errors.New("nothing is selected")
+	ErrNothingSelected = admin.ErrNothingSelected
 	ErrAllAndSome      = errors.New("all goes with no other selection")
 )
 

@@ -53,11 +53,11 @@ const (
 type Answer struct {
 	Outcome       Outcome
 	TransactionID string      // the provider's id of the charge
-	Amount        event.Money // what was captured
+	Amount        event.Money // captured
 	Currency      string
-	Refunded      event.Money // how much of it was refunded already
-	Code          string      // why the charge was declined
-	Detail        string      // what was wrong with the answer, for operators; without personal data
+	Refunded      event.Money // the part of Amount that was refunded already
+	Code          string      // the reason of a declined charge
+	Detail        string      // the fault in the answer, for operators; without personal data
 }
 
 // A Payment is the one payment of one order.

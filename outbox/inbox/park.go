@@ -72,7 +72,7 @@ func (c *Consumer) parkFailed(ctx context.Context, msg *message, cause error) {
 
 // park marks a message in the inbox and inserts it into parked_records, in one
 // transaction, and sets o to its outcome. It does neither when the event is marked
-// already. Behind a parked record of its key it waits, whatever s says.
+// already. Behind a parked record of its key it waits, also when the state in s is another.
 func (c *Consumer) park(ctx context.Context, msg *message, s parkedState, o *outcome) error {
 	ctx, cancel := context.WithTimeout(ctx, transactionTimeout)
 	defer cancel()

@@ -15,8 +15,8 @@ import (
 
 // To mark rows is to record that they are published or blocked.
 
-// An ack is the rows that a sender is done with: those that the brokers
-// acknowledged, and those that are blocked. The marker records it.
+// An ack is the rows that a sender is done with: the rows that the brokers
+// acknowledged, and the blocked rows. The marker records it.
 type ack struct {
 	batch     *batch // nil when the rows come from paused partitions
 	published []*store.Row

@@ -176,8 +176,8 @@ func (t *term) releaseTried(p *pausedPartition, tried []int64, keep map[int64]bo
 	}
 }
 
-// setOldest notes how old the first row of a paused partition is, if it is the
-// first of those that have just been read.
+// setOldest notes how old the first row of a paused partition is, if rows, which
+// have just been read, begin with it.
 func (t *term) setOldest(p *pausedPartition, rows []store.Row) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
