@@ -88,9 +88,14 @@ var allServices = []string{"order", "payment", "notification", "frontend", "brok
 // Databases are those of all services, in the order of the table.
 func (c Config) Databases() (all []ops.Database) {
 	for _, s := range serviceTable {
-		all = append(all, ops.Database{Service: s.name, Schema: s.schema, URL: c.databaseURL(s.name), Option: c.databaseKey(s.name), Runs: c.runs(s.name)})
+		all = append(all, c.database(s.name, s.schema))
 	}
 	return all
+}
+
+// database describes the database of a service to package ops.
+func (c Config) database(service string, schema fs.FS) ops.Database {
+	return ops.Database{Service: service, Schema: schema, URL: c.databaseURL(service), Option: c.databaseKey(service), Runs: c.runs(service)}
 }
 
 // Migrate brings the databases of the services that the configuration runs up to date.

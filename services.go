@@ -48,11 +48,11 @@ func (p *process) startServices(ctx context.Context) error {
 			return nil
 		})
 	}
-	for i, d := range p.cfg.Databases() {
-		if !d.Runs {
+	for _, s := range serviceTable {
+		if !p.cfg.runs(s.name) {
 			continue
 		}
-		if err := p.startService(ctx, d, serviceTable[i].build); err != nil {
+		if err := p.startService(ctx, p.cfg.database(s.name, s.schema), s.build); err != nil {
 			return err
 		}
 	}
