@@ -2,6 +2,8 @@ package pizzaflow_test
 
 import (
 	"go/ast"
+	"go/parser"
+	"go/token"
 	"maps"
 	"os"
 	"path"
@@ -52,6 +54,50 @@ func TestDocsNameWhatIsThere(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// TestDocsShowCodeThatIsThere parses the Go code of the READMEs and finds each name in it that a package of this module
+// is to have.
+func TestDocsShowCodeThatIsThere(t *testing.T) {
+	declared := map[string]map[string]bool{} // names by the name of their package
+	for _, src := range sources(t) {
+		if src.dir != "." && !src.test {
+			if declared[path.Base(src.dir)] == nil {
+				declared[path.Base(src.dir)] = map[string]bool{}
+			}
+			maps.Copy(declared[path.Base(src.dir)], declaredIn(src.file))
+		}
+	}
+	code := regexp.MustCompile("(?s)```go\n(.*?)```")
+	for _, doc := range []string{"README.md", "README.ru.md"} {
+		text, err := os.ReadFile(doc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		named := 0
+		for _, block := range code.FindAllSubmatch(text, -1) {
+			file, err := parser.ParseFile(token.NewFileSet(), doc, "package readme\n"+string(block[1]), parser.SkipObjectResolution)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(file, func(n ast.Node) bool {
+				s, ok := n.(*ast.SelectorExpr)
+				if !ok {
+					return true
+				}
+				if pkg, ok := s.X.(*ast.Ident); ok && declared[pkg.Name] != nil {
+					named++
+					if !declared[pkg.Name][s.Sel.Name] {
+						t.Errorf("%s: package %s declares no %s", doc, pkg.Name, s.Sel.Name)
+					}
+				}
+				return true
+			})
+		}
+		if named == 0 {
+			t.Errorf("%s shows no code of this module", doc)
 		}
 	}
 }
