@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
 	"pizzaflow/kafka"
 
 	"github.com/klauspost/compress/s2"

@@ -4,9 +4,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"pizzaflow/kafka"
 	"sync"
 	"sync/atomic"
+
+	"pizzaflow/kafka"
 
 	"github.com/twmb/franz-go/pkg/kmsg"
 	"github.com/twmb/franz-go/pkg/kversion"

@@ -3,6 +3,7 @@ package embedded
 import (
 	"encoding/binary"
 	"errors"
+
 	"pizzaflow/kafka"
 
 	"github.com/twmb/franz-go/pkg/kerr"

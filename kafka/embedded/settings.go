@@ -3,10 +3,11 @@ package embedded
 import (
 	"fmt"
 	"math"
-	"pizzaflow/kafka"
 	"regexp"
 	"slices"
 	"strconv"
+
+	"pizzaflow/kafka"
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kmsg"
