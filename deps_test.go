@@ -21,6 +21,7 @@ var mayImport = map[string]string{
 	"kafka":             "",
 	"kafka/embedded":    "internal/filelock kafka",
 	"internal/filelock": "",
+	"internal/redact":   "",
 	"internal/retry":    "",
 	"load":              "event",
 	"logs":              "",
@@ -57,7 +58,7 @@ var mayImport = map[string]string{
 }
 
 // allMayImport are ours that every package imports besides: they import none and know nothing.
-const allMayImport = "internal/retry"
+const allMayImport = "internal/redact internal/retry"
 
 // testsMayImport are ours that every package's tests import besides: real things to run against.
 const testsMayImport = "internal/testkit kafka kafka/embedded kafka/kafkatest sandbox sqldb sqldb/sqltest"

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"pizzaflow/event"
+	"pizzaflow/internal/redact"
 )
 
 const (
@@ -57,21 +58,15 @@ func CheckURL(text string) error {
 	case err != nil: // without the URL, which may have a password
 		return fmt.Errorf("is no URL: %w", errors.Unwrap(err))
 	case u.Scheme != "http" && u.Scheme != "https", u.Host == "":
-		return fmt.Errorf("%q is not http://HOST[:PORT] or https://HOST[:PORT]", u.Redacted())
+		return fmt.Errorf("%q is not http://HOST[:PORT] or https://HOST[:PORT]", redact.URL(text))
 	case u.RawQuery != "", u.Fragment != "":
-		return fmt.Errorf("%q has a query or a fragment", u.Redacted())
+		return fmt.Errorf("%q has a query or a fragment", redact.URL(text))
 	}
 	return nil
 }
 
-// redactedURL returns address n without its password.
-func (a *api) redactedURL(n int) string {
-	u, err := url.Parse(a.urls[n])
-	if err != nil {
-		return strconv.Itoa(n + 1)
-	}
-	return u.Redacted()
-}
+// redactedURL returns what may be shown of address n.
+func (a *api) redactedURL(n int) string { return redact.URL(a.urls[n]) }
 
 // A reply is a whole HTTP answer.
 type reply struct {
@@ -94,6 +89,9 @@ func (a *api) doRequest(ctx context.Context, n int, method, path, key string, bo
 	}
 	resp, err := a.client.Do(req)
 	if err != nil {
+		if wrapped, ok := errors.AsType[*url.Error](err); ok { // it quotes the URL, whose user may be a token
+			err = wrapped.Err
+		}
 		return reply{}, err
 	}
 	defer resp.Body.Close()

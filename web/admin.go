@@ -4,9 +4,13 @@ import (
 	"context"
 	"net/http"
 	"net/http/pprof"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"pizzaflow/internal/redact"
 )
 
 // readyTimeout is how long /readyz waits for its answer.
@@ -15,7 +19,8 @@ const readyTimeout = 2 * time.Second
 // Admin returns the routes for operators: /metrics shows the metrics of reg within a
 // second and is always 200 (see Guard), /livez is 200 as long as the process answers,
 // /readyz is 200 if ready returns nil within two seconds and else 503 with the error,
-// and /debug/pprof/ has the profiles. Keep it off public addresses. The caller may
+// and /debug/pprof/ has the profiles, with the
+// names of the command line's flags, but none of their values. Keep it off public addresses. The caller may
 // add routes.
 func Admin(reg prometheus.Gatherer, ready func(context.Context) error) *http.ServeMux {
 	mux := http.NewServeMux()
@@ -33,7 +38,10 @@ func Admin(reg prometheus.Gatherer, ready func(context.Context) error) *http.Ser
 		writeText(w, http.StatusOK, "ready")
 	})
 	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("/debug/pprof/cmdline", func(w http.ResponseWriter, _ *http.Request) {
+		// as pprof.Cmdline writes it, but without the secrets that were given as flags
+		writeText(w, http.StatusOK, strings.Join(redact.CommandLine(os.Args), "\x00"))
+	})
 	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)

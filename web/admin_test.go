@@ -6,6 +6,8 @@ import (
 	"errors"
 	"io"
 	"net/http/httptest"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -50,6 +52,24 @@ func TestAdmin(t *testing.T) {
 	}
 	if code, _ := get("/"); code != 404 {
 		t.Errorf("/: %d", code)
+	}
+}
+
+// TestSecretsGivenAsFlagsAreNotServed gives the process a token as a flag, in both ways.
+func TestSecretsGivenAsFlagsAreNotServed(t *testing.T) {
+	args := os.Args
+	t.Cleanup(func() { os.Args = args })
+	os.Args = append(slices.Clone(args), "--ops-token=hunter2hunter2hunter2", "--kafka-sasl-password", "hunter2")
+	mux := Admin(prometheus.NewRegistry(), nil)
+	for _, profile := range []string{"", "cmdline", "goroutine?debug=2", "heap?debug=1", "symbol", "threadcreate?debug=1"} {
+		rec := httptest.NewRecorder()
+		mux.ServeHTTP(rec, httptest.NewRequest("GET", "/debug/pprof/"+profile, nil))
+		if rec.Code != 200 || strings.Contains(rec.Body.String(), "hunter2") {
+			t.Errorf("%q: %d, shows a secret: %s", profile, rec.Code, rec.Body)
+		}
+		if profile == "cmdline" && !strings.Contains(rec.Body.String(), "--ops-token") {
+			t.Errorf("the flag's name is not shown: %s", rec.Body)
+		}
 	}
 }
 
