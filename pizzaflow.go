@@ -95,7 +95,7 @@ func (c Config) Databases() (all []ops.Database) {
 
 // database describes the database of a service to package ops.
 func (c Config) database(service string, schema fs.FS) ops.Database {
-	return ops.Database{Service: service, Schema: schema, URL: c.databaseURL(service), Option: c.databaseKey(service), Runs: c.runs(service)}
+	return ops.Database{Service: service, Schema: schema, URL: c.databaseURL(service), Option: c.databaseKey(service), Runs: c.runs(service), MovesLast: service == "order"}
 }
 
 // Migrate brings the databases of the services that the configuration runs up to date.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -36,35 +37,68 @@ func WrongUntil(t time.Time) time.Duration { return t.Sub(WrongNow()) }
 func WrongSince(t time.Time) time.Duration { return WrongNow().Sub(t) }
 `
 
+// wrongTimes is a file of package job with the functions that its files call
+// instead of those of the package time.
+const wrongTimes = `package job
+
+import (
+	"time"
+
+	"pizzaflow/sqldb"
+)
+
+func wrongNow() time.Time                  { return sqldb.WrongNow() }
+func wrongUntil(t time.Time) time.Duration { return sqldb.WrongUntil(t) }
+func wrongSince(t time.Time) time.Duration { return sqldb.WrongSince(t) }
+`
+
 // wrongClock builds the program with a clock that can be set.
 var wrongClock = sync.OnceValues(func() (binary string, err error) {
 	dir, err := os.MkdirTemp(scratch, "clock-")
 	if err != nil {
 		return "", err
 	}
-	times := strings.NewReplacer("time.Now()", "sqldb.WrongNow()", "time.Until(", "sqldb.WrongUntil(", "time.Since(", "sqldb.WrongSince(")
-	files := map[string]string{}
-	for _, file := range []string{"sqldb/time.go", "outbox/work.go", "outbox/work_take.go", "outbox/work_lease.go"} {
-		original, err := filepath.Abs(filepath.Join("..", file))
+	files := map[string]string{} // what is built instead, by the original's path
+	replace := func(original, text string) error {
+		path, err := filepath.Abs(original)
 		if err != nil {
-			return "", err
+			return err
 		}
-		source, err := os.ReadFile(original)
+		files[path] = filepath.Join(dir, fmt.Sprint(len(files), "-", filepath.Base(original)))
+		return os.WriteFile(files[path], []byte(text), 0o600)
+	}
+	now, err := os.ReadFile("../sqldb/time.go")
+	if err != nil {
+		return "", err
+	}
+	text := strings.NewReplacer("import (", "import (\n\t\"os\"",
+		"\nfunc Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }\n", wrongNow).Replace(string(now))
+	if !strings.Contains(text, wrongNow) {
+		return "", errors.New("sqldb/time.go reads no clock")
+	}
+	if err := errors.Join(replace("../sqldb/time.go", text), replace("../job/wrong_times.go", wrongTimes)); err != nil {
+		return "", err
+	}
+	sources, err := filepath.Glob("../job/*.go")
+	if err != nil {
+		return "", err
+	}
+	times := strings.NewReplacer("time.Now()", "wrongNow()", "time.Until(", "wrongUntil(", "time.Since(", "wrongSince(")
+	for _, file := range sources {
+		source, err := os.ReadFile(file)
 		if err != nil {
 			return "", err
 		}
 		text := times.Replace(string(source))
-		if file == "sqldb/time.go" {
-			text = strings.NewReplacer("import (", "import (\n\t\"os\"",
-				"\nfunc Now() time.Time { return time.Now().UTC().Truncate(time.Microsecond) }\n", wrongNow).Replace(string(source))
+		if strings.HasSuffix(file, "_test.go") || text == string(source) {
+			continue
 		}
-		if text == string(source) {
-			return "", fmt.Errorf("%s reads no clock", file)
-		}
-		files[original] = filepath.Join(dir, filepath.Base(file))
-		if err := os.WriteFile(files[original], []byte(text), 0o600); err != nil {
+		if err := replace(file, text+"\nvar _ time.Time // it may need the package for nothing else\n"); err != nil {
 			return "", err
 		}
+	}
+	if len(files) < 4 {
+		return "", errors.New("no file of job reads a clock")
 	}
 	overlay, err := json.Marshal(map[string]any{"Replace": files})
 	if err != nil {

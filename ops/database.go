@@ -26,6 +26,10 @@ type Database struct {
 	URL     string // sqlite:FILE or postgres://…
 	Option  string // the option that URL comes from
 	Runs    bool   // the configuration runs the service
+
+	// MovesLast says that the other services must have moved before: while this service's tables are empty, nothing
+	// that is started too early finds orders to act on.
+	MovesLast bool
 }
 
 // Migrate brings the tables of the outbox and of the service up to date.

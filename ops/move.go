@@ -40,8 +40,8 @@ type moving struct {
 // may run on either side: the files are locked, and a target that was ever used is refused, with sqldb.ErrNotEmpty. Each
 // service moves in one transaction, so after a crash the same call goes on: a service that was moved before, row for row,
 // stays as it is. The source is brought up to date and else only read; a file beside it marks it as moved, and then no
-// service starts on it. The first service of the table moves last: without its orders a service that is started too early
-// charges nobody twice.
+// service starts on it. A service with MovesLast moves after the others: without its orders a service that is started too
+// early charges nobody twice.
 //
 // The outbox comes along as it is. Relays that find the topics of another cluster publish all retained events again, and
 // the inboxes, which have come along, drop those that were handled before.
@@ -67,7 +67,7 @@ func (m Move) Run(ctx context.Context, log *slog.Logger) (tables []MovedTable, e
 		}
 	}
 	if rest := m.others(parts); len(rest) > 0 {
-		log.Warn("nothing may start before these are moved, too: an empty database acts on all events of 7 days again, and customers are charged twice", "services", rest)
+		log.Warn("nothing may start before these are moved, too: an empty database acts on all events of 7 days again, charges and messages included", "services", rest)
 	}
 	return tables, nil
 }
@@ -83,7 +83,7 @@ func (m Move) others(parts []moving) []string {
 	return rest
 }
 
-// plan returns the moves in their order, the first service of m.To last. It changes nothing.
+// plan returns the moves in their order, those with MovesLast at the end. It changes nothing.
 func (m Move) plan() ([]moving, error) {
 	for _, name := range m.Services {
 		if !slices.ContainsFunc(m.To, func(d Database) bool { return d.Service == name }) {
@@ -95,7 +95,7 @@ func (m Move) plan() ([]moving, error) {
 		return nil, err
 	}
 	var parts []moving
-	for _, d := range slices.Concat(m.To[1:], m.To[:1]) {
+	for _, d := range slices.SortedStableFunc(slices.Values(m.To), movesLater) {
 		if len(m.Services) > 0 && !slices.Contains(m.Services, d.Service) {
 			continue
 		}
@@ -109,6 +109,17 @@ func (m Move) plan() ([]moving, error) {
 		return nil, fmt.Errorf("%w: --to: names a search_path, which is one service's: name it with --service", ErrUsage)
 	}
 	return parts, nil
+}
+
+// movesLater compares two services by when they move.
+func movesLater(a, b Database) int {
+	switch {
+	case a.MovesLast == b.MovesLast:
+		return 0
+	case a.MovesLast:
+		return 1
+	}
+	return -1
 }
 
 // files returns where the file of each service is.

@@ -13,6 +13,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -169,19 +170,21 @@ func (db *DB) Tx(ctx context.Context, fn func(*sql.Tx) error) error {
 			reconnected = true // handleError has retired the connections: a new one may reach a server that serves
 			continue
 		}
-		if err == nil || !IsConflict(err) || try == maxTries || !retry.Sleep(ctx, retry.Backoff(try, firstPause, longestPause)) {
+		if err == nil || !IsConflict(err) || try == maxTries || !retry.Sleep(ctx, conflictPause(try)) {
 			return err
 		}
 	}
 }
 
-// A transaction that meets conflicts is tried so often, after pauses from the first
-// to the longest.
-const (
-	maxTries     = 10
-	firstPause   = 10 * time.Millisecond
-	longestPause = 320 * time.Millisecond
-)
+// maxTries is how often a transaction that meets conflicts is run.
+const maxTries = 10
+
+// conflictPause is the pause after try 1, 2, … that met a conflict: up to 10 ms, 20 ms,
+// … 320 ms. It is drawn from all of that time, unlike retry.Backoff: of two
+// transactions that deadlocked one should go on at once.
+func conflictPause(try int) time.Duration {
+	return time.Millisecond + rand.N(5*time.Millisecond<<min(try, 6)) //nolint:gosec // jitter
+}
 
 func (db *DB) txOnce(ctx context.Context, fn func(*sql.Tx) error) (err error) {
 	tx, err := db.begin(ctx)
