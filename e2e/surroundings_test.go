@@ -251,7 +251,7 @@ func (d *deployment) checkNothingSpent(t *testing.T) {
 	if len(rows) > 0 {
 		t.Errorf("%d payments were charged again, or never, among them %v", len(rows), rows[0])
 	}
-	for _, result := range []string{"temporary", "unknown", "permanent", "expired"} {
+	for _, result := range []string{"temporary", "unknown", "permanent", "expired", "abandoned"} {
 		if n := d.metric(t.Context(), "pizza_notification_deliveries_total", fmt.Sprintf("result=%q", result)); n > 0 {
 			t.Errorf("%v attempts to deliver were %s", n, result)
 		}

@@ -15,9 +15,12 @@
 // process died or stood still for longer than its leases, or the answer was lost,
 // between the moment the other side accepted the message and the moment that was
 // recorded. Then it is sent again, under the same Message-ID (e-mail) or reference
-// (SMS), by which the receiver can recognise it. At most 128 messages of a channel
-// are in flight, that is sent and not recorded: results are recorded many together,
-// but a worker takes no other message before. A delivery that fails with a temporary
+// (SMS), by which the receiver can recognise it. An attempt whose answer was lost, or
+// did not come within ten minutes after a mail's final dot, has an unknown outcome:
+// after three of them a mail is failed, and an SMS after two, for the operator to look
+// at. At most 128 messages of a channel are in flight, that is sent and not recorded,
+// besides as many that have waited for their answer for half a minute: results are
+// recorded many together, but a worker takes no other message before. A delivery that fails with a temporary
 // error is tried again for a day.
 //
 // # Templates

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/wneessen/go-mail"
 	"github.com/wneessen/go-mail/smtp"
@@ -76,7 +77,7 @@ func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 		return Result{Outcome: Permanent, Err: err}
 	}
 	for {
-		conn, err := s.pool.acquire(ctx)
+		conn, err := s.acquire(ctx)
 		if err != nil {
 			return Result{Outcome: Temporary, Code: replyCode(err), Err: err}
 		}
@@ -84,6 +85,13 @@ func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 			return r
 		}
 	}
+}
+
+// acquire takes at most sendTimeout to get a connection.
+func (s *smtpSender) acquire(ctx context.Context) (*smtpConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
+	defer cancel()
+	return s.pool.acquire(ctx)
 }
 
 // sendOn sends the mail on a connection. It reports a stale connection: a kept one
@@ -96,7 +104,7 @@ func (s *smtpSender) sendOn(ctx context.Context, conn *smtpConn, e envelope) (r 
 		}
 	}()
 	unbind := conn.bind(ctx)
-	r, begun := transact(conn.client, e)
+	r, begun := transact(conn, e)
 	conn.unfinished = r.Outcome != Accepted
 	// after any reply but 421 the server expects further commands
 	answered := r.Outcome == Accepted || r.Code != 0 && r.Code != 421
@@ -165,7 +173,8 @@ func bracket(addr string) string { return "<" + strings.Trim(addr, "<>") + ">" }
 // transact is one SMTP transaction. Before the final dot is sent the server cannot
 // have accepted the mail; from then on only its answer tells. begun reports whether
 // the server accepted the first command.
-func transact(c *smtp.Client, e envelope) (r Result, begun bool) {
+func transact(conn *smtpConn, e envelope) (r Result, begun bool) {
+	c := conn.client
 	if step, err := startData(c, e); err != nil {
 		return failedStep(step, err, Temporary), step != "MAIL"
 	}
@@ -176,6 +185,7 @@ func transact(c *smtp.Client, e envelope) (r Result, begun bool) {
 	if err := w.Close(); err != nil {
 		return failedStep("final dot", err, Unknown), true
 	}
+	_ = conn.raw.SetReadDeadline(time.Now().Add(answerTimeout)) // it fails on a closed connection, and then so does reading
 	_, answer, err := c.Text.ReadResponse(250)
 	if err != nil {
 		return failedStep("final dot", err, Unknown), true

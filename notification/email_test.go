@@ -191,8 +191,8 @@ func TestSMTPReplies(t *testing.T) {
 			if r.Outcome != tt.want || r.Code != tt.code || (r.Err == nil) != (tt.want == Accepted) {
 				t.Errorf("Send = %+v, want %s %d", r, tt.want, tt.code)
 			}
-			if len(r.reason()) > maxError || strings.ContainsAny(r.reason(), "\r\n") {
-				t.Errorf("reason %q", r.reason())
+			if len(r.reason(0)) > maxError || strings.ContainsAny(r.reason(0), "\r\n") {
+				t.Errorf("reason %q", r.reason(0))
 			}
 		})
 	}
@@ -380,8 +380,8 @@ func TestSMTPLogin(t *testing.T) {
 		if r.Outcome != Temporary || r.Code != 530 && r.Code != 535 {
 			t.Errorf("without the password: %+v, want a temporary result, for the mail is not to blame", r)
 		}
-		if strings.Contains(r.reason(), "wrong") {
-			t.Errorf("the password stands in %q", r.reason())
+		if strings.Contains(r.reason(0), "wrong") {
+			t.Errorf("the password stands in %q", r.reason(0))
 		}
 	}
 }

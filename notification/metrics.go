@@ -44,7 +44,7 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (*met
 		}, []string{"channel"}),
 		deliveries: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "pizza_notification_deliveries_total",
-			Help: "Attempts to deliver, by result: sent, temporary, unknown, permanent, expired (given up after a day).",
+			Help: "Attempts to deliver, by result: sent, temporary, unknown, permanent, expired (given up after a day), abandoned (given up after too many that were unknown).",
 		}, []string{"channel", "result"}),
 		waiting: measure.New(measure.Config[map[Channel]tally]{
 			Metric: "notification_deliveries_waiting", Service: "notification", Prefix: "pizza_", Log: log,

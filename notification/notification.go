@@ -50,6 +50,11 @@ const (
 	dayOfTries  = int(giveUpAfter / retryLimit)
 )
 
+// unknownAttemptsLimit is how many attempts at a delivery may be Unknown: each of them
+// may have sent the message. After the last one the delivery is failed, for the
+// operator to look at. An SMS costs money, and disturbs more than a mail.
+var unknownAttemptsLimit = map[Channel]int{Email: 3, SMS: 2}
+
 // never is the pause before a delivery that is not due again.
 const never time.Duration = -1
 
@@ -106,7 +111,8 @@ type delivery struct {
 	Order     order
 	Payment   payment
 
-	notification string // its id; "" where it does not matter
+	notification    string // its id; "" where it does not matter
+	unknownAttempts int    // attempts before this one that were Unknown
 }
 
 // to is the customer's address on the delivery's channel.

@@ -17,14 +17,26 @@ const (
 	// process that stands still for longer, and then goes on, may repeat its
 	// messages.
 	lease = 10 * time.Second
-	// jobTimeout is more than sending and recording take, even when the database
-	// restarts meanwhile.
-	jobTimeout = 5 * time.Minute
-	// sendTimeout is the limit of one attempt. A mail server may take a while to
-	// look at a mail, and giving up before it answers may repeat the mail.
+	// jobTimeout is more than sending, waiting for the answer and recording it take,
+	// even when the database restarts meanwhile.
+	jobTimeout = sendTimeout + answerTimeout + 5*time.Minute
+	// sendTimeout is the limit of an attempt up to the moment when the mail server has
+	// the whole mail. Until then giving up repeats nothing.
 	sendTimeout = 30 * time.Second
+	// answerTimeout is how long the answer to a mail's final dot is waited for: RFC
+	// 5321, 4.5.3.2.6 asks for ten minutes, because a server that looks at a mail for
+	// long accepts it in the end, and giving up before repeats the mail.
+	answerTimeout = 10 * time.Minute
+	// slowAfter is how long an attempt counts against inFlightLimit: one that waits
+	// for its answer for longer leaves its place to another message.
+	slowAfter = sendTimeout
+	// stopWait is how long a stop waits for the answers to the messages in flight. So
+	// much time is always left to the workers (workersStopped in stage.go); an answer
+	// that has not come by then is an unknown outcome.
+	stopWait = 7 * time.Second
 	// inFlightLimit is how many messages of one channel are sent at once, or sent
-	// and not recorded yet: so many may be sent twice when the process dies. With 32
+	// and not recorded yet: so many, and as many again that are slow, may be sent
+	// twice when the process dies. With 32
 	// the whole flow did 410 orders a second, with 128 it does 480. How many
 	// connections a mail server accepts is the smtpPool's concern.
 	inFlightLimit = 128
@@ -45,12 +57,6 @@ func (s *Service) newChannelSender(cfg Config, channel Channel, sender Sender) *
 	})}
 }
 
-func (c *channelSender) send(ctx context.Context, m Message) Result {
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
-	return c.sender.Send(ctx, m)
-}
-
 // deliver makes one attempt at the delivery of a job, and records its result
 // before the worker takes another job.
 func (s *Service) deliver(ctx context.Context, j job.Job) error {
@@ -62,6 +68,8 @@ func (s *Service) deliver(ctx context.Context, j job.Job) error {
 		}
 		d = r.delivery
 	}
+	slow := time.AfterFunc(s.slowAfter, j.CallDone)
+	defer slow.Stop()
 	return s.recordResult(ctx, j, d, s.send(ctx, d))
 }
 
@@ -70,8 +78,11 @@ func (s *Service) send(ctx context.Context, d delivery) Result {
 	if err != nil { // an operator can mend a template within the day
 		return Result{Outcome: Temporary, Err: err}
 	}
-	m.From = s.from
-	return s.channels[d.Channel].send(ctx, m)
+	m.From, m.MayBeSent = s.from, d.unknownAttempts > 0
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.sending, cancel)()
+	return s.channels[d.Channel].sender.Send(ctx, m)
 }
 
 // recordResult stores, counts and logs the result of an attempt.
@@ -87,11 +98,15 @@ func (s *Service) recordResult(ctx context.Context, j job.Job, d delivery, r Res
 
 // newUpdate is what the result of an attempt makes of the delivery of a job.
 func newUpdate(j job.Job, d delivery, r Result, now time.Time) update {
-	u := update{job: j, at: now, status: Pending, pause: never, reason: r.reason()}
-	switch r.Outcome {
-	case Accepted:
+	u := update{job: j, at: now, status: Pending, pause: never, unknownAttempts: d.unknownAttempts}
+	if r.Outcome == Unknown {
+		u.unknownAttempts++
+	}
+	u.reason = r.reason(u.unknownAttempts)
+	switch {
+	case r.Outcome == Accepted:
 		u.status, u.providerID = Sent, truncate(oneLine(r.ProviderID), maxError)
-	case Permanent:
+	case r.Outcome == Permanent, u.unknownAttempts >= unknownAttemptsLimit[d.Channel]:
 		u.status = Failed
 	default:
 		u.pause = retryIn(now.Sub(d.CreatedAt), j.Attempt, job.Backoff(j.Attempt, retryBase, retryLimit))
@@ -122,8 +137,11 @@ func (s *Service) storeUpdate(ctx context.Context, u update) error {
 // took that was sent.
 func (s *Service) countAttempt(d delivery, r Result, u update) {
 	result := string(r.Outcome)
-	if u.status == Failed && r.Outcome != Permanent {
+	switch {
+	case u.status == Failed && r.Outcome == Temporary:
 		result = "expired"
+	case u.status == Failed && r.Outcome == Unknown:
+		result = "abandoned"
 	}
 	s.metrics.deliveries.WithLabelValues(string(d.Channel), result).Inc()
 	if u.status == Sent {
@@ -137,6 +155,9 @@ func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, u update
 	attrs := []slog.Attr{
 		slog.String("delivery_id", d.ID), slog.String("order_id", d.Order.ID), slog.String("type", string(d.Type)),
 		slog.String("channel", string(d.Channel)), slog.Int("attempt", u.job.Attempt), slog.String("outcome", string(r.Outcome)),
+	}
+	if u.unknownAttempts > 0 {
+		attrs = append(attrs, slog.Int("unknown_attempts", u.unknownAttempts))
 	}
 	if r.Code != 0 {
 		attrs = append(attrs, slog.Int("code", r.Code))

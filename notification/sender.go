@@ -21,6 +21,8 @@ type Message struct {
 	Text    string    // the SMS, or the text part of the e-mail
 	HTML    string    // e-mail only
 	Date    time.Time // when the delivery was made; the same at every attempt
+
+	MayBeSent bool // an attempt before was Unknown
 }
 
 // A Sender sends messages by a mail server or an SMS gateway. It is used by many
@@ -39,7 +41,7 @@ const (
 	Accepted  Outcome = "sent"      // the other side has accepted the message
 	Temporary Outcome = "temporary" // it has not, and may accept it later
 	Permanent Outcome = "permanent" // it never will
-	Unknown   Outcome = "unknown"   // the message was sent and no answer came: it may have been accepted
+	Unknown   Outcome = "unknown"   // the message was sent and no answer says what became of it: it may have been accepted
 )
 
 // A Result is the result of an attempt to send.
@@ -53,12 +55,18 @@ type Result struct {
 // maxError is how much of an error or a provider's id is stored, in bytes.
 const maxError = 500
 
-// reason is the result's error as one line for the delivery's row.
-func (r Result) reason() string {
+// reason is the result's error as one line for the delivery's row, with the number of
+// attempts so far that were Unknown: whoever reads it learns that the message may have
+// been sent, whatever became of the last attempt.
+func (r Result) reason(unknownAttempts int) string {
 	if r.Err == nil {
 		return ""
 	}
-	return truncate(string(r.Outcome)+": "+oneLine(r.Err.Error()), maxError)
+	unknown := ""
+	if unknownAttempts > 0 {
+		unknown = fmt.Sprintf("%d of the attempts may have sent it, outcome unknown: ", unknownAttempts)
+	}
+	return truncate(string(r.Outcome)+": "+unknown+oneLine(r.Err.Error()), maxError)
 }
 
 func truncate(s string, limit int) string {

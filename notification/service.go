@@ -1,6 +1,7 @@
 package notification
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,7 @@ type Config struct {
 	// run out.
 	Exclusive bool
 
-	lease, jobTimeout time.Duration
+	lease, jobTimeout, slowAfter, stopWait time.Duration // the constants of the same names when zero
 }
 
 // A Service makes and sends the notifications of orders.
@@ -56,6 +57,11 @@ type Service struct {
 	templates *templates
 	from      string
 	channels  map[Channel]*channelSender
+
+	sending    context.Context // of the attempts: ends when a stop has waited long enough for their answers
+	endSending context.CancelFunc
+
+	slowAfter, stopWait time.Duration
 
 	reads   *sqldb.Group[job.Job, leasedDelivery]
 	updates *sqldb.Group[update, error]
@@ -76,7 +82,11 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("notification: %w", err)
 	}
-	s := &Service{db: cfg.Outbox.DB(), log: cfg.Log, metrics: m, templates: texts, from: from}
+	s := &Service{
+		db: cfg.Outbox.DB(), log: cfg.Log, metrics: m, templates: texts, from: from,
+		slowAfter: cmp.Or(cfg.slowAfter, slowAfter), stopWait: cmp.Or(cfg.stopWait, stopWait),
+	}
+	s.sending, s.endSending = context.WithCancel(context.Background())
 	s.reads = sqldb.NewGroup(s.db, func(ctx context.Context, jobs []job.Job) ([]leasedDelivery, error) {
 		return selectLeased(ctx, s.db, jobs)
 	})
@@ -98,8 +108,11 @@ func (s *Service) Subscribe(c *inbox.Consumer) {
 func (s *Service) Routes(*http.ServeMux) {}
 
 // Run sends deliveries that are due until ctx ends. Then it waits for the results of
-// the messages in flight, so that a clean stop leaves none in doubt.
+// the messages in flight, so that a clean stop leaves none in doubt whose answer comes
+// within stopWait.
 func (s *Service) Run(ctx context.Context) error {
+	defer s.endSending()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(s.stopWait, s.endSending) })()
 	defer s.metrics.waiting.Start(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	for _, c := range s.channels {

@@ -207,12 +207,13 @@ func (p *smtpPool) dial(ctx context.Context) (made *smtpConn, err error) {
 	return c, nil
 }
 
-// bind ends the connection when ctx ends. The function it returns undoes that, and
-// reports whether the connection can still be used.
+// bind ends the connection when ctx ends, and has what is done on it fail at ctx's
+// deadline or, without one, after sendTimeout. The function it returns undoes the
+// former, and reports whether the connection can still be used.
 func (c *smtpConn) bind(ctx context.Context) (unbind func() bool) {
-	deadline, ok := ctx.Deadline()
-	if !ok {
-		deadline = time.Now().Add(sendTimeout)
+	deadline := time.Now().Add(sendTimeout)
+	if end, ok := ctx.Deadline(); ok && end.Before(deadline) {
+		deadline = end
 	}
 	err := c.raw.SetDeadline(deadline)
 	stop := context.AfterFunc(ctx, c.drop)

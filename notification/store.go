@@ -55,16 +55,16 @@ var (
 	}
 	readLeased = sqldb.Batch{
 		Columns: `did UUID, token TEXT`,
-		SQL: `SELECT ` + contactColumns + `, d.id, d.type, d.channel, d.created_at, n.data
+		SQL: `SELECT ` + contactColumns + `, d.id, d.type, d.channel, d.created_at, d.unknown_attempts, n.data
 			FROM {rows}
 			JOIN notification_deliveries d ON d.id = v.did AND d.lease_token = v.token
 			JOIN notifications n ON n.id = d.notification_id
 			JOIN order_contacts c ON c.order_id = d.order_id`,
 	}
 	updateAttempted = sqldb.Batch{
-		Columns: `did UUID, token TEXT, new_status TEXT, due CLOCK, name TEXT, reason TEXT, sent TIMESTAMPTZ`,
+		Columns: `did UUID, token TEXT, new_status TEXT, due CLOCK, name TEXT, reason TEXT, sent TIMESTAMPTZ, unknown INTEGER`,
 		SQL: `UPDATE notification_deliveries SET status = v.new_status, due_at = v.due, lease_token = NULL,
-				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent
+				provider_message_id = NULLIF(v.name, ''), error = NULLIF(v.reason, ''), sent_at = v.sent, unknown_attempts = v.unknown
 			FROM {rows} WHERE id = v.did AND lease_token = v.token RETURNING id`,
 	}
 )
@@ -235,7 +235,7 @@ func selectLeased(ctx context.Context, db *sqldb.DB, jobs []job.Job) ([]leasedDe
 	err := readLeased.Query(ctx, db, db.Read(), rows, func(rows *sql.Rows) error {
 		var d delivery
 		var data string
-		if err := d.Order.scan(rows, &d.ID, &d.Type, &d.Channel, sqldb.Time(&d.CreatedAt), &data); err != nil {
+		if err := d.Order.scan(rows, &d.ID, &d.Type, &d.Channel, sqldb.Time(&d.CreatedAt), &d.unknownAttempts, &data); err != nil {
 			return err
 		}
 		err := json.Unmarshal([]byte(data), &d.Payment)
@@ -263,6 +263,8 @@ type update struct {
 	pause      time.Duration // before the next attempt while pending, else never
 	providerID string        // the receiver's id of the message, "" if it gave none
 	reason     string        // why the message was not sent, "" if it was
+
+	unknownAttempts int // how many attempts so far were Unknown
 }
 
 // updateDeliveries stores updates and ends their leases. The result of each is nil,
@@ -275,7 +277,7 @@ func updateDeliveries(ctx context.Context, db *sqldb.DB, all []update) ([]error,
 		if u.status == Sent {
 			sentAt = u.at
 		}
-		rows[i] = []any{u.job.ID, u.job.Token, string(u.status), sqldb.NullPause(u.pause), u.providerID, u.reason, sqldb.NullTime(sentAt)}
+		rows[i] = []any{u.job.ID, u.job.Token, string(u.status), sqldb.NullPause(u.pause), u.providerID, u.reason, sqldb.NullTime(sentAt), u.unknownAttempts}
 	}
 	var held sqldb.IDs
 	run := func(q sqldb.Querier) error {

@@ -46,6 +46,18 @@ var services = []mutant{
 		test: "./notification -run ^TestClockIsSet$",
 	},
 	{
+		name: "notification: unknown outcomes have no end",
+		old:  `u.unknownAttempts >= unknownAttemptsLimit[d.Channel]`,
+		new:  `false`,
+		test: "./notification -run ^TestUnknownOutcomesAmongOthers$",
+	},
+	{
+		name: "notification: the answer to the final dot is waited for no longer than the mail",
+		old:  `conn.raw.SetReadDeadline(time.Now().Add(answerTimeout))`,
+		new:  `conn.raw.SetReadDeadline(time.Now().Add(sendTimeout))`,
+		test: "./notification -run ^TestSlowMailServer$",
+	},
+	{
 		name: "order: a key is gone when the clock was set",
 		old:  `s.steady(ctx, &keys, removeAfter)`,
 		new:  `s.steady(ctx, &keys, 0)`,
