@@ -28,8 +28,8 @@ const messageIDDomain = "pizzaflow.example"
 // offers it, except on loopback, and never sends a password in clear except on
 // loopback. Connections are kept and used again.
 //
-// A reply of 4xx is Temporary and one of 5xx Permanent; an error before the mail is
-// begun is Temporary, because it is not about the mail. The
+// A refusal is Permanent when it is for good and about the recipient, and else Temporary
+// (see refusal). The
 // server is connected to by dial; nil is the net package's.
 func NewSMTP(rawURL string, dial func(ctx context.Context, network, address string) (net.Conn, error)) (Sender, error) {
 	u, err := url.Parse(rawURL)
@@ -79,7 +79,7 @@ func (s *smtpSender) Send(ctx context.Context, m Message) Result {
 	for {
 		conn, err := s.acquire(ctx)
 		if err != nil {
-			return Result{Outcome: Temporary, Code: replyCode(err), Err: err}
+			return failedStep(stepConnect, err, Temporary)
 		}
 		if r, stale := s.sendOn(ctx, conn, e); !stale || ctx.Err() != nil {
 			return r
@@ -176,19 +176,19 @@ func bracket(addr string) string { return "<" + strings.Trim(addr, "<>") + ">" }
 func transact(conn *smtpConn, e envelope) (r Result, begun bool) {
 	c := conn.client
 	if step, err := startData(c, e); err != nil {
-		return failedStep(step, err, Temporary), step != "MAIL"
+		return failedStep(step, err, Temporary), step != stepMail
 	}
 	w := c.Text.DotWriter()
 	if _, err := w.Write(e.content); err != nil {
-		return failedStep("content", err, Temporary), true
+		return failedStep(stepContent, err, Temporary), true
 	}
 	if err := w.Close(); err != nil {
-		return failedStep("final dot", err, Unknown), true
+		return failedStep(stepFinalDot, err, Unknown), true
 	}
 	_ = conn.raw.SetReadDeadline(time.Now().Add(answerTimeout)) // it fails on a closed connection, and then so does reading
 	_, answer, err := c.Text.ReadResponse(250)
 	if err != nil {
-		return failedStep("final dot", err, Unknown), true
+		return failedStep(stepFinalDot, err, Unknown), true
 	}
 	return Result{Outcome: Accepted, Code: 250, ProviderID: answer}, true
 }
@@ -196,7 +196,7 @@ func transact(conn *smtpConn, e envelope) (r Result, begun bool) {
 // startData sends the commands before the content, and returns the first that failed.
 // Where the server allows PIPELINING (RFC 2920), the three commands go out together,
 // in one round trip.
-func startData(c *smtp.Client, e envelope) (step string, err error) {
+func startData(c *smtp.Client, e envelope) (at step, err error) {
 	extra := ""
 	if ok, _ := c.Extension("8BITMIME"); ok {
 		extra += " BODY=8BITMIME"
@@ -205,13 +205,14 @@ func startData(c *smtp.Client, e envelope) (step string, err error) {
 		extra += " SMTPUTF8"
 	}
 	commands := []struct {
-		name, line string
-		code       int
-	}{{"MAIL", "MAIL FROM:" + e.from + extra, 250}, {"RCPT", "RCPT TO:" + e.to, 25}, {"DATA", "DATA", 354}}
+		name step
+		line string
+		code int
+	}{{stepMail, "MAIL FROM:" + e.from + extra, 250}, {stepRcpt, "RCPT TO:" + e.to, 25}, {stepData, "DATA", 354}}
 	together, _ := c.Extension("PIPELINING")
 	if together {
 		if err := c.Text.PrintfLine("%s\r\n%s\r\n%s", commands[0].line, commands[1].line, commands[2].line); err != nil {
-			return "MAIL", err
+			return stepMail, err
 		}
 	}
 	for _, cmd := range commands {
@@ -223,31 +224,37 @@ func startData(c *smtp.Client, e envelope) (step string, err error) {
 		_, _, refusal := c.Text.ReadResponse(cmd.code)
 		switch {
 		case refusal != nil && err == nil:
-			if step, err = cmd.name, refusal; !together || replyCode(err) == 0 {
-				return step, err
+			if at, err = cmd.name, refusal; !together || replyCode(err) == 0 {
+				return at, err
 			}
-		case refusal == nil && err != nil && cmd.name == "DATA":
+		case refusal == nil && err != nil && cmd.name == stepData:
 			// the server waits for content although it refused the rest: end it at once
 			if e := c.Text.DotWriter().Close(); e != nil {
-				return step, errors.Join(err, e)
+				return at, errors.Join(err, e)
 			}
 			_, _, _ = c.Text.ReadResponse(0) // the mail has no recipient; reset asks before the next mail whether the server works
 		}
 	}
-	return step, err
+	return at, err
 }
 
 // failedStep is the result of a step that was not answered with success; silent is the
 // outcome when the step was not answered at all.
-func failedStep(step string, err error, silent Outcome) Result {
-	r := Result{Outcome: silent, Code: replyCode(err), Err: fmt.Errorf("%s: %w", step, err)}
-	switch {
-	case r.Code == 530: // login required: a fault of our configuration, not of the mail
-		r.Outcome = Temporary
-	case r.Code >= 500:
+func failedStep(at step, err error, silent Outcome) Result {
+	r := Result{Outcome: silent, Code: replyCode(err), Err: fmt.Errorf("%s: %w", at, err)}
+	if at == stepConnect {
+		r.Err = err // it begins so
+	}
+	refused, ok := refusalIn(err, at)
+	if !ok || r.Code < 400 { // no reply, or none to the step
+		return r
+	}
+	r.Err = fmt.Errorf("%s: %d %s", at, refused.code, refused.text) // textproto's error quotes the text
+	r.Outcome = Temporary
+	if refused.isFinal() {
 		r.Outcome = Permanent
-	case r.Code >= 400:
-		r.Outcome = Temporary
+	} else if refused.isForGood() {
+		r.AboutUs = string(at)
 	}
 	return r
 }

@@ -177,12 +177,12 @@ func TestSMTPReplies(t *testing.T) {
 		{"accepted", nil, nil, nil, Accepted, 250},
 		{"MAIL 451", reply(451), nil, nil, Temporary, 451},
 		{"MAIL 530", reply(530), nil, nil, Temporary, 530},
-		{"MAIL 550", reply(550), nil, nil, Permanent, 550},
+		{"MAIL 550", reply(550), nil, nil, Temporary, 550},
 		{"RCPT 450", nil, reply(450), nil, Temporary, 450},
 		{"RCPT 421", nil, reply(421), nil, Temporary, 421},
 		{"RCPT 550", nil, reply(550), nil, Permanent, 550},
 		{"final dot 452", nil, nil, reply(452), Temporary, 452},
-		{"final dot 554", nil, nil, reply(554), Permanent, 554},
+		{"final dot 554", nil, nil, reply(554), Temporary, 554},
 		{"accepted again", nil, nil, nil, Accepted, 250},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 type metrics struct {
 	seconds    *prometheus.HistogramVec
 	deliveries *prometheus.CounterVec
+	refusals   *prometheus.CounterVec
 	waiting    *measure.Measure[map[Channel]tally] // deliveries in the database
 }
 
@@ -46,12 +47,16 @@ func newMetrics(reg prometheus.Registerer, db *sqldb.DB, log *slog.Logger) (*met
 			Name: "pizza_notification_deliveries_total",
 			Help: "Attempts to deliver, by result: sent, temporary, unknown, permanent, expired (given up after a day), abandoned (given up after too many that were unknown).",
 		}, []string{"channel", "result"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pizza_notification_refusals_total",
+			Help: "Attempts among them that were refused for what we are or do, such as authentication, relaying, policy or a quota, and are tried again.",
+		}, []string{"channel", "step", "code"}),
 		waiting: measure.New(measure.Config[map[Channel]tally]{
 			Metric: "notification_deliveries_waiting", Service: "notification", Prefix: "pizza_", Log: log,
 			Ask: func(ctx context.Context) (map[Channel]tally, error) { return countWaiting(ctx, db.Read()) },
 		}),
 	}
-	for _, c := range []prometheus.Collector{m.seconds, m.deliveries, m.waitingGauges()} {
+	for _, c := range []prometheus.Collector{m.seconds, m.deliveries, m.refusals, m.waitingGauges()} {
 		if err := reg.Register(c); err != nil {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}

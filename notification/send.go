@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"time"
 
 	"pizzaflow/internal/retry"
@@ -144,13 +145,15 @@ func (s *Service) countAttempt(d delivery, r Result, u update) {
 		result = "abandoned"
 	}
 	s.metrics.deliveries.WithLabelValues(string(d.Channel), result).Inc()
+	if r.AboutUs != "" {
+		s.metrics.refusals.WithLabelValues(string(d.Channel), r.AboutUs, strconv.Itoa(r.Code)).Inc()
+	}
 	if u.status == Sent {
 		s.metrics.seconds.WithLabelValues(string(d.Channel)).Observe(max(0, u.at.Sub(d.CreatedAt).Seconds()))
 	}
 }
 
-// logAttempt logs an attempt without personal data: an answer from outside may
-// quote the address, so only its code is logged.
+// logAttempt logs an attempt without personal data.
 func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, u update) {
 	attrs := []slog.Attr{
 		slog.String("delivery_id", d.ID), slog.String("order_id", d.Order.ID), slog.String("type", string(d.Type)),
@@ -161,6 +164,9 @@ func (s *Service) logAttempt(ctx context.Context, d delivery, r Result, u update
 	}
 	if r.Code != 0 {
 		attrs = append(attrs, slog.Int("code", r.Code))
+	}
+	if r.Code != 0 && r.Err != nil {
+		attrs = append(attrs, slog.String("reply", r.reply(d.to())))
 	} else if r.Err != nil {
 		attrs = append(attrs, slog.Any("err", r.Err))
 	}

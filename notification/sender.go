@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/mail"
 	"net/url"
+	"regexp"
 	"strings"
 	"time"
 	"unicode"
@@ -50,6 +51,7 @@ type Result struct {
 	ProviderID string // Accepted: the other side's id of the message, "" if it gave none
 	Code       int    // the SMTP or HTTP status, 0 without an answer
 	Err        error  // why the message was not accepted; with a Code it may quote the address
+	AboutUs    string // the step at which the other side refused us, and not the message or its recipient; "" when it did not
 }
 
 // maxError is how much of an error or a provider's id is stored, in bytes.
@@ -68,6 +70,21 @@ func (r Result) reason(unknownAttempts int) string {
 	}
 	return truncate(string(r.Outcome)+": "+unknown+oneLine(r.Err.Error()), maxError)
 }
+
+// reply is the error as one line for the log: an answer from outside may quote the
+// customer's address or number, whose places it shows.
+func (r Result) reply(to string) string {
+	said := mailAddress.ReplaceAllString(oneLine(r.Err.Error()), "<address>")
+	if name, _, _ := strings.Cut(to, "@"); len(name) > 2 {
+		said = regexp.MustCompile(`(?i)`+regexp.QuoteMeta(name)).ReplaceAllString(said, "<address>")
+	}
+	return truncate(longNumber.ReplaceAllString(said, "<number>"), 300)
+}
+
+var (
+	mailAddress = regexp.MustCompile(`[^\s<>()\[\]"',;:]+@[^\s<>()\[\]"',;:]+`)
+	longNumber  = regexp.MustCompile(`\+?\d(?:[ ()-]{0,2}\d){6,}`)
+)
 
 func truncate(s string, limit int) string {
 	for len(s) > limit {

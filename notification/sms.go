@@ -158,6 +158,7 @@ func smsResult(status int, body []byte, readErr error) Result {
 		id, refused := smsAnswer(body)
 		switch {
 		case refused:
+			r.AboutUs = "request"
 		case id != "" && readErr == nil:
 			return Result{Outcome: Accepted, Code: status, ProviderID: id}
 		default:
@@ -165,6 +166,7 @@ func smsResult(status int, body []byte, readErr error) Result {
 			said = "no id of the SMS in " + said
 		}
 	case aboutAccount[status]:
+		r.AboutUs = "request"
 	case status >= 400 && status < 500:
 		r.Outcome = Permanent
 	}

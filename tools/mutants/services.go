@@ -58,6 +58,12 @@ var services = []mutant{
 		test: "./notification -run ^TestSlowMailServer$",
 	},
 	{
+		name: "notification: a refusal of us fails the mail",
+		old:  `r.isForGood() && r.isAboutRecipient()`,
+		new:  `r.isForGood()`,
+		test: "./notification -run ^TestWhomARefusalIsAbout$",
+	},
+	{
 		name: "order: a key is gone when the clock was set",
 		old:  `s.steady(ctx, &keys, removeAfter)`,
 		new:  `s.steady(ctx, &keys, 0)`,
