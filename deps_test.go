@@ -83,6 +83,7 @@ var importers = map[string]string{
 	"github.com/prometheus/client_golang": "frontend measure notification order outbox/inbox outbox/relay payment web . tests",
 	"github.com/twmb/franz-go":            "frontend kafka kafka/embedded kafka/kafkatest outbox outbox/admin outbox/inbox outbox/internal/wire outbox/relay verify e2e tests",
 	"github.com/twmb/franz-go/pkg/kfake":  "kafka/embedded kafka/kafkatest tests",
+	"golang.org/x/net":                    "order",
 	"modernc.org/sqlite":                  "sqldb",
 	"pizzaflow/internal/testkit":          "tests",
 	"pizzaflow/job/jobtest":               "tests",

@@ -6,8 +6,6 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"golang.org/x/text/unicode/norm"
-
 	"pizzaflow/event"
 )
 
@@ -84,62 +82,55 @@ func (c *checker) fault(pointer, code, detail string) {
 }
 
 const (
-	required  = 1 << iota // the text must hold something else than spaces
+	required  = 1 << iota // the text must hold something that one can see
 	multiline             // the text may have line breaks
 )
 
-// text brings a free text into the form it is stored in: trimmed, composed
-// (NFC), with plain line breaks, and without the invisible marks of the writing
-// direction that come along when text is copied.
+// text brings a free text into the form it is stored in. A text without anything
+// that one can see is empty.
 func (c *checker) text(pointer, s string, limit, flags int) string {
-	s = strings.ReplaceAll(s, "\r\n", "\n")
-	s = strings.Map(func(r rune) rune {
-		if unicode.Is(unicode.Bidi_Control, r) {
-			return -1
-		}
-		return r
-	}, s)
-	spaces := " \u00a0"
 	if flags&multiline != 0 {
-		spaces += "\n"
+		s = plainText(s)
+	} else {
+		s = plainLine(s)
 	}
-	s = norm.NFC.String(strings.Trim(s, spaces))
-	unwanted := func(r rune) bool {
-		return unicode.In(r, unicode.Cc, unicode.Zl, unicode.Zp) && (r != '\n' || flags&multiline == 0)
-	}
-	switch {
-	case flags&required != 0 && strings.TrimSpace(s) == "" && !strings.ContainsFunc(s, unwanted):
-		c.fault(pointer, "required", "This field is required.")
+	unwanted := func(r rune) bool { return unicode.IsControl(r) && r != '\n' }
+	switch visible := isVisible(s); {
+	case strings.ContainsFunc(s, unwanted):
+		c.fault(pointer, "invalid_character", "Must not contain control characters: type the text anew, or leave them out.")
+	case !visible && flags&required != 0:
+		c.fault(pointer, "required", "This field is required: it needs something that one can see.")
+	case !visible:
+		return ""
 	case utf8.RuneCountInString(s) > limit:
 		c.fault(pointer, "too_long", fmt.Sprintf("Must have at most %d characters.", limit))
-	case strings.ContainsFunc(s, unwanted):
-		c.fault(pointer, "invalid_character", "Must not contain control characters.")
 	case hasCardNumber(s):
-		c.fault(pointer, "card_data_not_accepted", "Must not contain a card number: it is never needed here.")
+		c.fault(pointer, "card_data_not_accepted", "Must not contain a card number: it is never needed here. Leave it out.")
 	}
-	return s
+	return thinMarks(s)
 }
 
 func (c *checker) email(pointer, s string) string {
+	s = plainEmail(s)
 	switch {
-	case s == "":
+	case !isVisible(s):
 		c.fault(pointer, "required", "This field is required.")
 	case len(s) > maxEmail:
 		c.fault(pointer, "too_long", fmt.Sprintf("Must have at most %d characters.", maxEmail))
 	case !isEmail(s):
-		c.fault(pointer, "invalid_email", "Must be a bare e-mail address such as ivan@example.com.")
+		c.fault(pointer, "invalid_email", "Must be one bare e-mail address such as ivan@example.com, with Latin letters before the @.")
 	}
 	return s
 }
 
 func (c *checker) phone(pointer, s string) string {
-	if strings.Trim(s, " ") == "" {
-		c.fault(pointer, "required", "This field is required.")
-		return ""
-	}
 	e164, ok := parsePhone(s)
-	if !ok {
-		c.fault(pointer, "invalid_phone", "Must be the number of a mobile or a fixed line, such as +7-900-123-45-67.")
+	switch {
+	case ok:
+	case !isVisible(plainLine(s)):
+		c.fault(pointer, "required", "This field is required.")
+	default:
+		c.fault(pointer, "invalid_phone", "Must be one number of a mobile or a fixed line, such as +7-900-123-45-67, without an extension; with + and the country code when it is not Russian.")
 	}
 	return e164
 }
