@@ -104,17 +104,17 @@ func joinGroups(groups []digitGroup, lengths []int) string {
 	if len(groups) < len(lengths) {
 		return ""
 	}
-	number := ""
+	var number strings.Builder
 	for i, n := range lengths {
 		if len(groups[i].digits) != n || i > 0 && !groups[i].joined() {
 			return ""
 		}
-		number += groups[i].digits
+		number.WriteString(groups[i].digits)
 		if i > 0 && timeGroups(groups[i:]) > 0 && groups[i].before != groups[i+1].before {
 			return "" // a window of time behind other numbers
 		}
 	}
-	return number
+	return number.String()
 }
 
 // notCard returns how many of the first groups are a phone, a date, a window of

@@ -106,7 +106,8 @@ func (g grammar) comment() string {
 
 // card makes a card number in groups, with anything that people put between them.
 func (g grammar) card() string {
-	pattern, lengths := "2", []int{4, 4, 4, 4}
+	var pattern string
+	lengths := []int{4, 4, 4, 4}
 	switch g.IntN(8) {
 	case 0:
 		pattern, lengths = g.of("34", "37"), []int{4, 6, 5}
@@ -148,7 +149,7 @@ func (g grammar) card() string {
 // 10,000 ordinary comments is taken for a card, and of the cards in groups at most
 // one in 1,000 is missed, alone and in the midst of an ordinary comment.
 func TestCardRates(t *testing.T) {
-	g := grammar{rand.New(rand.NewPCG(14, 6))} //nolint:gosec // a sample that is the same each time
+	g := grammar{rand.New(rand.NewPCG(14, 6))}
 	const comments, cards = 100_000, 30_000
 	alarms, missed := 0, 0
 	for range comments {

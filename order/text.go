@@ -101,8 +101,8 @@ func plainDigits(s string) string {
 			}
 		}
 		for _, t := range unicode.Nd.R32 {
-			if rune(t.Lo) <= r && r <= rune(t.Hi) { //nolint:gosec // code points fit
-				return '0' + (r-rune(t.Lo))%10 //nolint:gosec // code points fit
+			if rune(t.Lo) <= r && r <= rune(t.Hi) {
+				return '0' + (r-rune(t.Lo))%10
 			}
 		}
 		return r
