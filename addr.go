@@ -4,7 +4,34 @@ import (
 	"net"
 	"net/netip"
 	"net/url"
+	"strconv"
+	"strings"
+
+	"golang.org/x/net/idna"
 )
+
+// hostname is a host as it is looked up: an address as it is, a name in lower case and as A-label.
+func hostname(host string) (string, error) {
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.String(), nil
+	}
+	return hostNames.ToASCII(host)
+}
+
+// hostNames are the names that are looked up. Names of containers may have an underscore, which those of the internet have not.
+var hostNames = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(false), idna.VerifyDNSLength(true))
+
+// isHost reports whether a host can be looked up.
+func isHost(host string) bool {
+	name, err := hostname(host)
+	return err == nil && name != "" && !strings.ContainsAny(name, " /?#@%\"<>\\^`{|}=,;")
+}
+
+// isPort reports whether a port is left out or can be connected to.
+func isPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return port == "" || err == nil && n > 0
+}
 
 // needsSandbox reports whether this process runs a sandbox: as its only service always, and beside others if a URL, of this
 // or of another process, may point at it.

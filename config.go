@@ -3,34 +3,23 @@ package pizzaflow
 import (
 	"errors"
 	"fmt"
-	"math"
-	"net"
-	"net/netip"
 	"net/url"
-	"os"
 	"path/filepath"
-	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"pizzaflow/kafka/embedded"
-	"pizzaflow/ops"
-	"pizzaflow/outbox/relay"
-	"pizzaflow/sqldb"
 )
 
 // Config has every option of the system. The tags of each, and nothing else, say its flag, its environment variable of the
 // same name, its default and its meaning. The defaults run everything in one process.
 type Config struct {
-	Services string `name:"services" env:"SERVICES" default:"order,payment,notification,frontend,broker,sandbox" help:"Which services this process runs, by commas."`
+	Services string `name:"services" env:"SERVICES" default:"order,payment,notification,frontend,broker,sandbox" words:"order,payment,notification,frontend,broker,sandbox" help:"Which services this process runs, by commas."`
 
 	HTTPAddr  string `name:"http-addr" env:"HTTP_ADDR" default:"127.0.0.1:8080" help:"Where the shop is served; the order API where no frontend runs. Port 0 means any free port, here and below."`
 	AdminAddr string `name:"admin-addr" env:"ADMIN_ADDR" default:"127.0.0.1:8081" help:"Where metrics, health and profiles are served. Not for the public."`
 	DataDir   string `name:"data-dir" env:"DATA_DIR" default:"./pizza-data" help:"The folder of the SQLite files, the embedded broker and the sandbox."`
-	PublicURL string `name:"public-url" env:"PUBLIC_URL" help:"Where customers reach the shop, for links in messages; HTTP_ADDR when empty."`
-	Currency  string `name:"currency" env:"CURRENCY" default:"RUB" help:"The currency of the menu, ISO 4217."`
+	PublicURL string `name:"public-url" env:"PUBLIC_URL" help:"Where customers reach the shop, for links in messages: http(s)://HOST[:PORT] without a path; HTTP_ADDR when empty."`
+	Currency  string `name:"currency" env:"CURRENCY" default:"RUB" case:"upper" help:"The currency of the menu, ISO 4217; one with two decimals, as the prices have."`
 
 	DatabaseURL             string        `name:"database-url" env:"DATABASE_URL" secret:"url" help:"postgres://… for all services, a schema each. Empty: SQLite files in DATA_DIR."`
 	OrderDatabaseURL        string        `name:"order-database-url" env:"ORDER_DATABASE_URL" secret:"url" help:"The order service's own database, instead of DATABASE_URL."`
@@ -53,7 +42,7 @@ type Config struct {
 	KafkaTLSCert       string `name:"kafka-tls-cert" env:"KAFKA_TLS_CERT" help:"PEM file of the client's certificate."`
 	KafkaTLSKey        string `name:"kafka-tls-key" env:"KAFKA_TLS_KEY" help:"PEM file of the client's key."`
 	KafkaTLSServerName string `name:"kafka-tls-server-name" env:"KAFKA_TLS_SERVER_NAME" help:"The name expected in the broker's certificate; empty means the host."`
-	KafkaSASLMechanism string `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
+	KafkaSASLMechanism string `name:"kafka-sasl-mechanism" env:"KAFKA_SASL_MECHANISM" words:"PLAIN,SCRAM-SHA-256,SCRAM-SHA-512" help:"PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512."`
 	KafkaSASLUser      string `name:"kafka-sasl-user" env:"KAFKA_SASL_USER" help:"User at the Kafka brokers."`
 	KafkaSASLPassword  string `name:"kafka-sasl-password" env:"KAFKA_SASL_PASSWORD" secret:"yes" help:"Password at the Kafka brokers."`
 
@@ -70,7 +59,7 @@ type Config struct {
 
 	SMTPURL               string `name:"smtp-url" env:"SMTP_URL" secret:"url" help:"smtp://[USER:PASSWORD@]HOST:PORT. Empty: this process's sandbox."`
 	SMSURL                string `name:"sms-url" env:"SMS_URL" secret:"url" help:"http://HOST:PORT/sms/messages. Empty: this process's sandbox."`
-	MailFrom              string `name:"mail-from" env:"MAIL_FROM" help:"Who the e-mails are from; orders@ the host of PUBLIC_URL when empty."`
+	MailFrom              string `name:"mail-from" env:"MAIL_FROM" holds:"mailbox" help:"Who the e-mails are from; orders@ the host of PUBLIC_URL when empty."`
 	NotificationTemplates string `name:"notification-templates" env:"NOTIFICATION_TEMPLATES" help:"A folder whose files replace the built-in texts of messages."`
 
 	SandboxAddr     string `name:"sandbox-addr" env:"SANDBOX_ADDR" default:"127.0.0.1:8082" help:"Where the sandbox serves its page, payments and SMS gateway."`
@@ -83,59 +72,8 @@ type Config struct {
 	RateLimit      int      `name:"rate-limit" env:"RATE_LIMIT" default:"600" help:"Requests a minute from one peer; 0 is no limit. This machine is never limited."`
 	TrustedProxies []string `name:"trusted-proxies" env:"TRUSTED_PROXIES" help:"Addresses or CIDR ranges whose X-Forwarded-For counts."`
 
-	LogFormat string `name:"log-format" env:"LOG_FORMAT" default:"auto" enum:"auto,text,json" help:"auto is text on a terminal and JSON elsewhere."`
-	LogLevel  string `name:"log-level" env:"LOG_LEVEL" default:"info" enum:"debug,info,warn,error" help:"The least level that is logged."`
-}
-
-// An Option is one option of the configuration with its value.
-type Option struct {
-	Env     string `json:"env"`
-	Flag    string `json:"flag"`
-	Value   string `json:"value"` // secrets are redacted
-	Default string `json:"default"`
-	Help    string `json:"help"`
-}
-
-// Options lists the options with their values, in their order.
-func (c Config) Options() []Option {
-	v := reflect.ValueOf(c)
-	var out []Option
-	for i := range v.NumField() {
-		tag, value := v.Type().Field(i).Tag, fmt.Sprint(v.Field(i).Interface())
-		if list, ok := reflect.TypeAssert[[]string](v.Field(i)); ok {
-			value = strings.Join(list, ",")
-		}
-		if value != "" {
-			value = redact(value, tag.Get("secret"))
-		}
-		out = append(out, Option{tag.Get("env"), "--" + tag.Get("name"), value, tag.Get("default"), tag.Get("help")})
-	}
-	return out
-}
-
-// redact hides the secret in an option's value, by the tag that says where it is.
-func redact(value, kind string) string {
-	switch kind {
-	case "":
-		return value
-	case "url":
-		u, err := url.Parse(value)
-		if err != nil {
-			break
-		}
-		query, err := url.ParseQuery(u.RawQuery)
-		if err != nil {
-			break
-		}
-		for name := range query { // PostgreSQL accepts password and sslpassword there
-			if strings.Contains(strings.ToLower(name), "password") {
-				query.Set(name, "xxxxx")
-				u.RawQuery = query.Encode()
-			}
-		}
-		return u.Redacted()
-	}
-	return "xxxxx"
+	LogFormat string `name:"log-format" env:"LOG_FORMAT" default:"auto" words:"auto,text,json" help:"auto is text on a terminal and JSON elsewhere."`
+	LogLevel  string `name:"log-level" env:"LOG_LEVEL" default:"info" words:"debug,info,warn,error" help:"The least level that is logged."`
 }
 
 // ErrConfig is wrapped by every error about the configuration.
@@ -147,143 +85,10 @@ func bad(key, format string, args ...any) error {
 }
 
 // services are the names in SERVICES.
-func (c Config) services() []string {
-	var out []string
-	for name := range strings.SplitSeq(c.Services, ",") {
-		out = append(out, strings.TrimSpace(name))
-	}
-	return out
-}
+func (c Config) services() []string { return list(c.Services) }
 
 // runs reports whether this process runs the service.
 func (c Config) runs(service string) bool { return slices.Contains(c.services(), service) }
-
-// Validate reports every fault of the configuration with the name of its option.
-func (c Config) Validate() error {
-	var errs []error
-	for _, name := range c.services() {
-		if !slices.Contains(allServices, name) {
-			errs = append(errs, bad("SERVICES", "%q is not one of %s", name, strings.Join(allServices, ", ")))
-		}
-	}
-	errs = append(errs, c.validateAddresses(), c.validateNumbers(), c.validateURLs(), c.validateKafka())
-	if _, err := c.trustedProxies(); err != nil {
-		errs = append(errs, err)
-	}
-	if len(c.Currency) != 3 || strings.ToUpper(c.Currency) != c.Currency || strings.Trim(c.Currency, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
-		errs = append(errs, bad("CURRENCY", "%q is not three capital letters of ISO 4217", c.Currency))
-	}
-	if f := c.NotificationTemplates; f != "" {
-		if info, err := os.Stat(f); err != nil || !info.IsDir() {
-			errs = append(errs, bad("NOTIFICATION_TEMPLATES", "%q is not a folder", f))
-		}
-	}
-	if c.OpsToken != "" {
-		if err := ops.CheckToken(c.OpsToken); err != nil {
-			errs = append(errs, bad("OPS_TOKEN", "%w", err))
-		}
-	}
-	if c.DataDir == "" {
-		errs = append(errs, bad("DATA_DIR", "is empty"))
-	}
-	return errors.Join(errs...)
-}
-
-func (c Config) validateAddresses() error {
-	var errs []error
-	for key, addr := range map[string]string{
-		"HTTP_ADDR": c.HTTPAddr, "ADMIN_ADDR": c.AdminAddr, "KAFKA_LISTEN": c.KafkaListen, "SANDBOX_ADDR": c.SandboxAddr, "SANDBOX_SMTP_ADDR": c.SandboxSMTPAddr,
-	} {
-		_, port, err := net.SplitHostPort(addr)
-		if n, e := strconv.Atoi(port); err != nil || e != nil || n < 0 || n > 65535 {
-			errs = append(errs, bad(key, "%q is not HOST:PORT", addr))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-func (c Config) validateNumbers() error {
-	var errs []error
-	for key, d := range map[string]time.Duration{
-		"OUTBOX_POLL_INTERVAL": c.OutboxPollInterval, "RETRY_DELAY": c.RetryDelay, "ORDER_DEADLINE": c.OrderDeadline,
-		"PAYMENT_PROVIDER_TIMEOUT": c.PaymentProviderTimeout, "PAYMENT_TTL": c.PaymentTTL,
-	} {
-		if d < time.Millisecond {
-			errs = append(errs, bad(key, "%s is too short", d))
-		}
-	}
-	if d := c.StopGrace; d < 0 || d > maxStopGrace {
-		errs = append(errs, bad("STOP_GRACE", "%s is not from 0s to %s", d, maxStopGrace))
-	}
-	if d := c.KafkaRetention; d != 0 && (d < time.Hour || d > maxTopicRetention) {
-		errs = append(errs, bad("KAFKA_RETENTION", "%s is not from 1h to %s: the inboxes remember each event for longer than its topic holds it", d, maxTopicRetention))
-	}
-	if n := c.KafkaReplication; n < 0 || n > math.MaxInt16 {
-		errs = append(errs, bad("KAFKA_REPLICATION", "%d is no number of copies", n))
-	}
-	if n := c.KafkaMinInsyncReplicas; n < 0 || c.KafkaReplication > 0 && n > c.KafkaReplication {
-		errs = append(errs, bad("KAFKA_MIN_INSYNC_REPLICAS", "%d of %d copies can never have a record", n, c.KafkaReplication))
-	}
-	for key, d := range map[string]time.Duration{"DATABASE_IDLE_TIME": c.DatabaseIdleTime, "DATABASE_CONNECTION_LIFE": c.DatabaseConnectionLife} {
-		if d < 0 {
-			errs = append(errs, bad(key, "%s is negative", d))
-		}
-	}
-	if n := c.DatabaseConnections; n != 0 && n <= relay.Sessions {
-		errs = append(errs, bad("DATABASE_CONNECTIONS", "%d is too few: the relay of a service needs %d, and the rest at least one", n, relay.Sessions))
-	}
-	if c.RetryAttempts < 1 {
-		errs = append(errs, bad("RETRY_ATTEMPTS", "%d is less than 1", c.RetryAttempts))
-	}
-	if c.RateLimit < 0 {
-		errs = append(errs, bad("RATE_LIMIT", "%d is negative", c.RateLimit))
-	}
-	most := maxPartitions
-	if len(c.KafkaBrokers) == 0 {
-		most = embedded.MaxPartitions
-	}
-	if n := c.KafkaPartitions; n < 0 || n > most {
-		errs = append(errs, bad("KAFKA_PARTITIONS", "%d is no number of partitions: want 1 to %d, or 0 for the usual one", n, most))
-	}
-	return errors.Join(errs...)
-}
-
-func (c Config) validateURLs() error {
-	var errs []error
-	if c.DatabaseURL != "" && !isPostgres(c.DatabaseURL) {
-		errs = append(errs, bad("DATABASE_URL", "want postgres://…; without it there are SQLite files in DATA_DIR"))
-	} else if c.DatabaseURL != "" {
-		if err := sqldb.Check(c.DatabaseURL); err != nil {
-			errs = append(errs, bad("DATABASE_URL", "%w", err))
-		}
-	}
-	for _, s := range serviceTable {
-		if own := c.ownDatabaseURL(s.name); own != "" {
-			if err := sqldb.Check(own); err != nil {
-				errs = append(errs, bad(c.databaseKey(s.name), "%w", err))
-			}
-		}
-	}
-	if c.runs("frontend") && !c.runs("order") && len(c.OrderURL) == 0 {
-		errs = append(errs, bad("ORDER_URL", "is empty, and the frontend runs without the order service: say where it is"))
-	}
-	for _, raw := range c.OrderURL {
-		if u, err := url.Parse(raw); err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" {
-			errs = append(errs, bad("ORDER_URL", "%q is not http://HOST:PORT", raw))
-		}
-	}
-	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "") {
-		errs = append(errs, bad("PUBLIC_URL", "%q is not http(s)://HOST", c.PublicURL))
-	}
-	for _, o := range []struct{ key, value, service string }{
-		{"PAYMENT_PROVIDER_URL", c.PaymentProviderURL, "payment"}, {"SMTP_URL", c.SMTPURL, "notification"}, {"SMS_URL", c.SMSURL, "notification"},
-	} {
-		if o.value == "" && c.runs(o.service) && !c.runs("sandbox") {
-			errs = append(errs, bad(o.key, "is empty, and no sandbox runs in this process: say what the %s service is to use", o.service))
-		}
-	}
-	return errors.Join(errs...)
-}
 
 // databaseURL is the URL of a service's database: its own URL as it is, a schema of the common PostgreSQL, or a SQLite file.
 func (c Config) databaseURL(service string) string {
@@ -334,20 +139,4 @@ func (c Config) databaseKey(service string) string {
 
 func isPostgres(url string) bool {
 	return strings.HasPrefix(url, "postgres://") || strings.HasPrefix(url, "postgresql://")
-}
-
-func (c Config) trustedProxies() ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	for _, s := range c.TrustedProxies {
-		p, err := netip.ParsePrefix(s)
-		if err != nil {
-			addr, e := netip.ParseAddr(s)
-			if e != nil {
-				return nil, bad("TRUSTED_PROXIES", "%q is no address and no CIDR range", s)
-			}
-			p = netip.PrefixFrom(addr, addr.BitLen())
-		}
-		out = append(out, p)
-	}
-	return out, nil
 }

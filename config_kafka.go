@@ -56,6 +56,16 @@ func (c Config) validateKafka() error {
 	return errors.Join(errs...)
 }
 
+// CheckFiles reports which files of the configuration cannot be used. Validate leaves them out, because not every command reads
+// them. Other faults are not told.
+func (c Config) CheckFiles() error {
+	if len(c.KafkaBrokers) == 0 || c.validateKafka() != nil {
+		return nil
+	}
+	_, err := c.kafka(nil).Options()
+	return KafkaError(err)
+}
+
 // kafka is how to reach the brokers; embedded is the address of our own.
 func (c Config) kafka(embedded []string) kafka.Config {
 	k := kafka.Config{Brokers: embedded, ClientID: "pizzaflow", Plaintext: true} // nothing leaves this machine

@@ -74,7 +74,7 @@ var testsOfMayImport = map[string]string{
 
 // importers are the packages that alone import a module of others: the longest matching path counts, "tests" is any test.
 var importers = map[string]string{
-	"github.com/alecthomas/kong":          ". cmd/pizza",
+	"github.com/alecthomas/kong":          "cmd/pizza",
 	"github.com/gofrs/flock":              "internal/filelock",
 	"github.com/jackc/pgx":                "sqldb sqldb/sqltest e2e e2e/servers",
 	"github.com/klauspost/compress":       "kafka/embedded",
@@ -83,7 +83,7 @@ var importers = map[string]string{
 	"github.com/prometheus/client_golang": "frontend measure notification order outbox/inbox outbox/relay payment web . tests",
 	"github.com/twmb/franz-go":            "frontend kafka kafka/embedded kafka/kafkatest outbox outbox/admin outbox/inbox outbox/internal/wire outbox/relay verify e2e tests",
 	"github.com/twmb/franz-go/pkg/kfake":  "kafka/embedded kafka/kafkatest tests",
-	"golang.org/x/net":                    "order",
+	"golang.org/x/net":                    ". order",
 	"modernc.org/sqlite":                  "sqldb",
 	"pizzaflow/internal/testkit":          "tests",
 	"pizzaflow/job/jobtest":               "tests",

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -75,7 +76,7 @@ type process struct {
 // finished, offsets committed, leases released. Goroutines that have not ended 55 s after ctx are named in an error and left
 // behind: then the process must end, as if it had been killed. An error of the configuration wraps ErrConfig.
 func Run(ctx context.Context, cfg Config, host Host) error {
-	if err := cfg.Validate(); err != nil {
+	if err := errors.Join(cfg.Validate(), cfg.CheckFiles()); err != nil {
 		return err
 	}
 	if host.Listen == nil {
@@ -146,7 +147,7 @@ func (p *process) listen(context.Context) error {
 		needed    bool
 	}{
 		{"HTTP_ADDR", p.cfg.HTTPAddr, p.cfg.runs("order") || p.cfg.runs("frontend")},
-		{"ADMIN_ADDR", p.cfg.AdminAddr, p.cfg.Services != "sandbox"},
+		{"ADMIN_ADDR", p.cfg.AdminAddr, !slices.Equal(p.cfg.services(), []string{"sandbox"})},
 		{"SANDBOX_ADDR", p.cfg.SandboxAddr, p.cfg.needsSandbox()},
 		{"SANDBOX_SMTP_ADDR", p.cfg.SandboxSMTPAddr, p.cfg.needsSandbox()},
 	} {
@@ -163,7 +164,11 @@ func (p *process) listen(context.Context) error {
 			return err
 		}
 	}
-	p.publicURL = p.cfg.PublicURL
+	public, err := p.cfg.origin()
+	if err != nil {
+		return err
+	}
+	p.publicURL = public
 	if ln := p.ports["HTTP_ADDR"]; p.publicURL == "" && ln != nil {
 		p.publicURL = "http://" + dialable(ln.Addr().String())
 	} else if p.publicURL == "" {

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -17,6 +18,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 
+	"pizzaflow/internal/redact"
 	"pizzaflow/internal/retry"
 )
 
@@ -95,13 +97,16 @@ func (c Config) Validate() error {
 func validAddress(address string) error {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
-		return fmt.Errorf("%q is not host:port", address)
+		return fmt.Errorf("%q is not host:port", redact.Value(address))
 	}
 	if host == "" {
-		return fmt.Errorf("%q has no host", address)
+		return fmt.Errorf("%q has no host", redact.Value(address))
+	}
+	if strings.ContainsAny(host, " /?#@=,;") {
+		return fmt.Errorf("%q is not host:port", redact.Value(address))
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return fmt.Errorf("%q: the port must be a number from 1 to 65535", address)
+		return fmt.Errorf("%q: the port must be a number from 1 to 65535", redact.Value(address))
 	}
 	return nil
 }
@@ -127,7 +132,7 @@ func (s SASL) validate() error {
 			return fmt.Errorf("SASL: %s needs a user and a password", s.Mechanism)
 		}
 	default:
-		return fmt.Errorf("SASL: unknown mechanism %q, want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", s.Mechanism)
+		return fmt.Errorf("SASL: unknown mechanism %q, want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512", redact.Value(s.Mechanism))
 	}
 	return nil
 }

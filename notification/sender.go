@@ -112,6 +112,12 @@ func oneLine(s string) string {
 // ErrFrom is returned by New for a Config.From that is not a mailbox.
 var ErrFrom = errors.New("e-mail sender: want a mailbox such as Pizza <orders@pizza.example>")
 
+// CheckFrom reports what is wrong with Config.From.
+func CheckFrom(from, publicURL string) error {
+	_, err := fromAddress(from, publicURL)
+	return err
+}
+
 // fromAddress is the sender of the e-mails.
 func fromAddress(from, publicURL string) (string, error) {
 	if from == "" {

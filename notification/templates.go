@@ -70,6 +70,12 @@ type texts struct {
 	sms  *texttemplate.Template
 }
 
+// CheckTemplates reports what is wrong with Config.Templates.
+func CheckTemplates(override fs.FS, publicURL string) error {
+	_, err := newTemplates(override, publicURL)
+	return err
+}
+
 // newTemplates parses the templates, the files of override first, and executes each,
 // so that a mistake stops the start and not the first customer's mail.
 func newTemplates(override fs.FS, publicURL string) (*templates, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"runtime"
 	"runtime/debug"
@@ -19,7 +20,7 @@ func (configCmd) Run(p *program) error {
 	if err != nil {
 		return err
 	}
-	return p.cfg.Validate()
+	return errors.Join(p.validate(), p.cfg.CheckFiles())
 }
 
 type versionCmd struct{}

@@ -34,7 +34,7 @@ var errUsage = ops.ErrUsage
 
 // cli is a command line. The options are the same for every command.
 type cli struct {
-	pizzaflow.Config
+	Options
 
 	Output string `short:"o" default:"text" enum:"text,json" help:"How lists are printed: text or json."`
 
@@ -51,9 +51,13 @@ type cli struct {
 	Version versionCmd `cmd:"" help:"Show the version."`
 }
 
+// Options are those of the configuration without its methods: kong would call Validate before all that cannot be read is told.
+type Options pizzaflow.Config
+
 // A program is a command's configuration, output and log.
 type program struct {
 	cfg    pizzaflow.Config
+	unread error // the options that cannot be read; they have their defaults in cfg
 	json   bool
 	stdout io.Writer
 	stderr io.Writer
@@ -88,9 +92,11 @@ func stopSignals() []os.Signal {
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	var c cli
 	helped := false
-	parser, err := kong.New(&c, kong.Name("pizza"), kong.Writers(stdout, stderr), kong.UsageOnError(),
+	cfg := (*pizzaflow.Config)(&c.Options)
+	options := newOptionReader(cfg)
+	parser, err := kong.New(&c, append(options.mappers(), kong.Name("pizza"), kong.Writers(stdout, stderr), kong.UsageOnError(),
 		kong.Description("Takes pizza orders, gets them paid and tells the customers. Without arguments it runs everything."),
-		kong.Exit(func(int) { helped = true }))
+		kong.Exit(func(int) { helped = true }))...)
 	if err != nil {
 		fmt.Fprintln(stderr, "pizza:", err)
 		return exitFailed
@@ -103,10 +109,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "pizza: %v\nSee `pizza --help`.\n", err)
 		return exitUsage
 	}
-	lines := logs.Fold(newHandler(c.Config, stderr))
-	p := &program{cfg: c.Config, json: c.Output == "json", stdout: stdout, stderr: stderr, log: slog.New(lines)}
+	lines := logs.Fold(newHandler(*cfg, stderr))
+	p := &program{cfg: *cfg, unread: options.err(), json: c.Output == "json", stdout: stdout, stderr: stderr, log: slog.New(lines)}
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	err = parsed.Run(p)
+	switch parsed.Command() {
+	case "config", "version": // they tell what is there, be it usable or not
+	case "run":
+		err = errors.Join(p.validate(), cfg.CheckFiles())
+	default:
+		err = p.validate()
+	}
+	if err == nil {
+		err = parsed.Run(p)
+	}
 	lines.Flush()
 	switch {
 	case err == nil:
@@ -119,11 +134,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return exitFailed
 }
 
+// validate reports every fault of the options: what cannot be read, and what Validate finds in the rest.
+func (p *program) validate() error { return errors.Join(p.unread, p.cfg.Validate()) }
+
 // newHandler writes for people on a terminal and JSON elsewhere.
 func newHandler(cfg pizzaflow.Config, stderr io.Writer) slog.Handler {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		level = slog.LevelInfo // kong has refused other words
+		level = slog.LevelInfo // other words are not read
 	}
 	f, isFile := stderr.(*os.File)
 	terminal := isFile && term.IsTerminal(int(f.Fd()))

@@ -166,8 +166,8 @@ func TestConfigAsJSON(t *testing.T) {
 	if err := json.Unmarshal([]byte(stdout), &options); err != nil || code != exitDone {
 		t.Fatalf("exit %d: %v\n%s", code, err, stdout)
 	}
-	if strings.Contains(stdout, "s3cret") || !strings.Contains(stdout, "cook") {
-		t.Error("the database's password is shown, or its user is not")
+	if strings.Contains(stdout, "s3cret") || !strings.Contains(stdout, `"postgres://127.0.0.1"`) {
+		t.Error("the database's password is shown, or its host is not")
 	}
 	if !slices.ContainsFunc(options, func(o pizzaflow.Option) bool { return o.Env == "RETRY_DELAY" && o.Value == "7s" && o.Default == "5s" }) {
 		t.Errorf("no RETRY_DELAY of 7s in %+v", options)

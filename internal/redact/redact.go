@@ -24,19 +24,32 @@ func URL(raw string) string {
 		return scheme + "://" + Hidden
 	}
 	hosts = hosts[strings.LastIndexByte(hosts, '@')+1:]
-	if !wordOf(hosts, isHost, ".-_:,[]") {
-		return scheme + "://" + Hidden
+	for host := range strings.SplitSeq(hosts, ",") {
+		if !isAddress(host) {
+			return scheme + "://" + Hidden
+		}
 	}
 	return scheme + "://" + hosts
 }
 
-// Value returns a value for people to read: a URL as [URL] shows it, and what has the sign between user and host hidden.
-// Other values are returned as they are.
+// isAddress reports whether s can be a host, with or without a port: what is behind a colon and no number may be a password
+// that lost its host.
+func isAddress(s string) bool {
+	host, port := s, ""
+	if i := strings.LastIndexByte(s, ':'); i > strings.LastIndexByte(s, ']') {
+		host, port = s[:i], s[i+1:]
+	}
+	return strings.Trim(port, "0123456789") == "" && !strings.ContainsFunc(host, func(r rune) bool { return !isHost(r) && !strings.ContainsRune(".-_%[]:", r) }) &&
+		(strings.HasPrefix(host, "[") || !strings.Contains(host, ":"))
+}
+
+// Value returns a value for people to read: a URL as [URL] shows it, and what has the sign between user and host, or between
+// a key and its value, hidden. Other values are returned as they are.
 func Value(raw string) string {
 	switch {
 	case strings.Contains(raw, "://"):
 		return URL(raw)
-	case strings.Contains(raw, "@"):
+	case strings.ContainsAny(raw, "@="):
 		return Hidden
 	}
 	return raw

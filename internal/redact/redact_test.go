@@ -26,6 +26,9 @@ func TestOfAURLOnlySchemeHostAndPortAreShown(t *testing.T) {
 		"hunter2":                                                 "xxxxx",
 		"u:hunter2@db":                                            "xxxxx",
 		"hunter2 ://db":                                           "xxxxx",
+		"postgres://u:hunter2":                                    "postgres://xxxxx",
+		"postgres:///pizza?host=/var/run/postgresql":              "postgres://",
+		"postgres://%2Fvar%2Frun%2Fpostgresql/hunter2":            "postgres://%2Fvar%2Frun%2Fpostgresql",
 		"https://пицца.рф/hunter2":                                "https://пицца.рф",
 	} {
 		if got := URL(raw); got != want || strings.Contains(got, secret) {
