@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/event"
+	"pizzaflow/internal/testkit"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -105,7 +106,7 @@ func missing(page string, wanted ...string) string {
 // A system is all services in one process, on a PostgreSQL behind a proxy that can be cut, as a role whose rights can be taken.
 type system struct {
 	t     *testing.T
-	way   *sqltest.Proxy
+	way   *testkit.Proxy
 	db    *sqldb.DB // past the proxy, as the superuser
 	role  string
 	paths []string // the schema of each service
@@ -150,7 +151,7 @@ func startSystem(t *testing.T) *system {
 				s.exec(`DROP ROLE ` + s.role)
 			})
 			var rawURL string
-			s.way, rawURL = sqltest.NewProxy(t, direct.String())
+			s.way, rawURL = testkit.NewURLProxy(t, direct.String())
 			if through, err = url.Parse(rawURL); err != nil {
 				t.Fatal(err)
 			}

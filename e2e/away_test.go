@@ -91,7 +91,7 @@ func (d *deployment) checkServed(t *testing.T, o order, guest int) {
 // checkDatabaseAway cuts the database off in the middle.
 func (d *deployment) checkDatabaseAway(t *testing.T) {
 	t.Helper()
-	d.db.lead("")
+	d.db.Cut()
 	status, header, body := d.postRaw(t, good, "")
 	if retry, err := strconv.Atoi(header.Get("Retry-After")); status != http.StatusServiceUnavailable || err != nil || retry < 1 {
 		t.Errorf("without a database: %d, Retry-After %q, %s", status, header.Get("Retry-After"), body)
@@ -106,7 +106,7 @@ func (d *deployment) checkDatabaseAway(t *testing.T) {
 	if _, told := metrics["go_goroutines"]; !told || sumOf(metrics, "pizza_orders_total", `status="paid"`) == 0 {
 		t.Errorf("without a database the metrics are %v", metrics)
 	}
-	d.db.lead(host(t, d.dbURL))
+	d.db.Lead(host(t, d.dbURL))
 	o, err := d.post(t.Context(), customer(3, ""), "")
 	if err != nil {
 		t.Fatal(err)

@@ -148,7 +148,7 @@ func TestClocksApart(t *testing.T) {
 	const world, behind, ahead = "sandbox,order,payment,frontend", "notification", "notification/ahead"
 	d := clocked(t, sqldb.Postgres, "broker", world, behind, ahead)
 	d.setClock(t, ahead, 12*time.Second)
-	d.smtp.delay(100 * time.Millisecond)
+	d.smtp.Delay(100 * time.Millisecond)
 	d.start("broker", world)
 	d.start(behind, ahead)
 	orders := 0
@@ -186,8 +186,8 @@ func TestClockIsSet(t *testing.T) {
 				d := clocked(t, engine, "broker", shopkeeping, "sandbox")
 				d.start("broker", "sandbox")
 				sandbox, smtp := d.process("sandbox").address("SANDBOX_ADDR"), d.process("sandbox").address("SANDBOX_SMTP_ADDR")
-				d.sandbox.lead("")
-				d.smtp.lead("")
+				d.sandbox.Cut()
+				d.smtp.Cut()
 				d.start(shopkeeping)
 				o := d.place(t, customer(1, ""))
 				d.awaitAttempts(t)
@@ -199,8 +199,8 @@ func TestClockIsSet(t *testing.T) {
 					}
 					return ""
 				})
-				d.sandbox.lead(sandbox)
-				d.smtp.lead(smtp)
+				d.sandbox.Lead(sandbox)
+				d.smtp.Lead(smtp)
 				d.await(t, o.OrderID, "paid", settleLimit)
 				mails, texts := d.awaitMessages(t, customer(1, "").CustomerEmail, guestPhone(1), 2, settleLimit)
 				if c := d.charges(t, o.OrderID); succeeded(c) != 1 || len(mails) != 2 || len(texts) != 2 {

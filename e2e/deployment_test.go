@@ -13,6 +13,7 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/sqldb"
 )
 
@@ -64,10 +65,10 @@ type deployment struct {
 	dbURL   string // the PostgreSQL database, "" on SQLite
 	brokers []string
 	access  []kgo.Opt
-	doors   map[string]*proxy // in front of the HTTP_ADDR of each process that serves the order API or the pages
-	sandbox *proxy            // in front of the process of that service, where another needs it
-	smtp    *proxy
-	db      *proxy
+	doors   map[string]*testkit.Proxy // in front of the HTTP_ADDR of each process that serves the order API or the pages
+	sandbox *testkit.Proxy            // in front of the process of that service, where another needs it
+	smtp    *testkit.Proxy
+	db      *testkit.Proxy
 
 	mu        sync.Mutex
 	processes map[string]*process // by name; those that were started last
@@ -112,13 +113,13 @@ func prepare(t *testing.T, s setup) *deployment {
 		d.brokers = []string{quietAddress(t)}
 	}
 	if s.behind {
-		d.db = newProxy(t)
-		d.db.lead(host(t, d.dbURL))
+		d.db = testkit.NewProxy(t)
+		d.db.Lead(host(t, d.dbURL))
 	}
-	d.doors, d.sandbox, d.smtp = map[string]*proxy{}, newProxy(t), newProxy(t)
+	d.doors, d.sandbox, d.smtp = map[string]*testkit.Proxy{}, testkit.NewProxy(t), testkit.NewProxy(t)
 	for _, name := range s.processes {
 		if runs(name, "order") || runs(name, "frontend") {
-			d.doors[name] = newProxy(t)
+			d.doors[name] = testkit.NewProxy(t)
 		}
 	}
 	t.Cleanup(d.end)
@@ -182,11 +183,11 @@ func (d *deployment) awaitReady(name string) {
 // lead points the proxies at the ports that the process got.
 func (d *deployment) lead(name string, p *process) {
 	if door := d.doors[name]; door != nil {
-		door.lead(p.address("HTTP_ADDR"))
+		door.Lead(p.address("HTTP_ADDR"))
 	}
 	if runs(name, "sandbox") {
-		d.sandbox.lead(p.address("SANDBOX_ADDR"))
-		d.smtp.lead(p.address("SANDBOX_SMTP_ADDR"))
+		d.sandbox.Lead(p.address("SANDBOX_ADDR"))
+		d.smtp.Lead(p.address("SANDBOX_SMTP_ADDR"))
 	}
 }
 
@@ -207,7 +208,7 @@ func (d *deployment) environment(name string) []string {
 	if d.dbURL != "" {
 		env["DATABASE_URL"] = d.dbURL
 		if d.db != nil {
-			env["DATABASE_URL"] = onHost(d.dbURL, d.db.address)
+			env["DATABASE_URL"] = onHost(d.dbURL, d.db.Addr())
 		}
 	}
 	switch {
@@ -220,9 +221,9 @@ func (d *deployment) environment(name string) []string {
 		env["ORDER_URL"] = d.urls("order")
 	}
 	if (has("payment") || has("notification")) && !has("sandbox") {
-		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.address
-		env["SMS_URL"] = "http://" + d.sandbox.address + "/sms/messages"
-		env["SMTP_URL"] = "smtp://" + d.smtp.address
+		env["PAYMENT_PROVIDER_URL"] = "sandbox://" + d.sandbox.Addr()
+		env["SMS_URL"] = "http://" + d.sandbox.Addr() + "/sms/messages"
+		env["SMTP_URL"] = "smtp://" + d.smtp.Addr()
 	}
 	if d.setup.binary != "" {
 		env[clockEnv] = d.clock(name)
@@ -246,7 +247,7 @@ func (d *deployment) urls(service string) string {
 	var urls []string
 	for _, name := range d.setup.processes {
 		if runs(name, service) {
-			urls = append(urls, "http://"+d.doors[name].address)
+			urls = append(urls, "http://"+d.doors[name].Addr())
 		}
 	}
 	return strings.Join(urls, ",")

@@ -49,7 +49,7 @@ func TestStartWithTheDatabaseAway(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			d := prepare(t, setup{engine: sqldb.Postgres, behind: true})
-			d.db.lead(away(t))
+			d.db.Lead(away(t))
 			d.launch("")
 			p := d.process("")
 			eventually(t, startLimit, func() string {
@@ -68,7 +68,7 @@ func TestStartWithTheDatabaseAway(t *testing.T) {
 			})
 			d.checkClosed(t) // still
 
-			d.db.lead(host(t, d.dbURL))
+			d.db.Lead(host(t, d.dbURL))
 			d.awaitReady("")
 			o := d.place(t, customer(1, ""))
 			d.await(t, o.OrderID, "paid", settleLimit)

@@ -61,8 +61,8 @@ func TestStopWhileFilesAreLocked(t *testing.T) {
 	d := deploy(t, setup{engine: sqldb.SQLite, processes: []string{"order,payment,notification,frontend,broker", "sandbox"}})
 	shop := d.process("order,payment,notification,frontend,broker")
 	quiet := silence(t)
-	d.sandbox.lead(quiet) // so calls are under way when it is told to stop
-	d.smtp.lead(quiet)
+	d.sandbox.Lead(quiet) // so calls are under way when it is told to stop
+	d.smtp.Lead(quiet)
 	for i := range 10 {
 		d.place(t, customer(i, ""))
 	}
@@ -102,7 +102,7 @@ func TestStopWithASilentDatabase(t *testing.T) {
 	for i := range 10 {
 		d.place(t, customer(i, ""))
 	}
-	d.db.swallow(true)
+	d.db.Silence(true)
 	d.awaitUnready(t, "did not answer in time")
 	p, began := d.process(""), time.Now()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -112,7 +112,7 @@ func TestStopWithASilentDatabase(t *testing.T) {
 	if took := time.Since(began); took > promisedStop {
 		t.Errorf("it took %v", took)
 	}
-	d.db.hear()
+	d.db.EndSilence()
 	d.start("")
 	d.awaitSettled(t, 10)
 }

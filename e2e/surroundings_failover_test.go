@@ -27,7 +27,7 @@ func TestFailover(t *testing.T) {
 	s.awaitServed(t, paidLimit)
 
 	execute(t, primary.URL, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
-	d.db.lead(host(t, standby.URL))
+	d.db.Lead(host(t, standby.URL))
 	s.awaitRefused(t, 3)
 	d.awaitNotReady(t, answerLimit)
 	const committed = "&default_transaction_isolation=read%20committed"

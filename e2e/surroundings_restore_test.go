@@ -33,11 +33,11 @@ func TestNumbersBehind(t *testing.T) {
 			d.awaitSettled(t, len(s.orders))
 		})
 		t.Run(name+", under way", func(t *testing.T) {
-			d.db.lead("")
+			d.db.Cut()
 			s.resume()
 			s.awaitRefused(t, 1)
 			d.renumber(t, prune)
-			d.db.lead(host(t, d.dbURL))
+			d.db.Lead(host(t, d.dbURL))
 			s.awaitServed(t, backLimit)
 			s.pause(t)
 			d.awaitSettled(t, len(s.orders))

@@ -25,12 +25,12 @@ func TestSilentDatabase(t *testing.T) {
 	// what is sent while nobody hears of it is sent again: as at a kill
 	inFlight := map[string]int{}
 	silence := func(newOnes bool) {
-		d.db.swallow(newOnes)
+		d.db.Silence(newOnes)
 		for _, id := range d.deliveriesInFlight(t) {
 			inFlight[id]++
 		}
 	}
-	d.smtp.lead("") // so that mails wait for their second attempt
+	d.smtp.Cut() // so that mails wait for their second attempt
 	unanswered := d.place(t, customer(10_000, "+lost"))
 	d.obstruct(t)
 	failing := d.place(t, obstructed)
@@ -42,7 +42,7 @@ func TestSilentDatabase(t *testing.T) {
 	})
 	silence(false)
 	t.Logf("served again after %s", s.awaitServed(t, backLimit).Round(100*time.Millisecond))
-	d.smtp.lead(d.process("broker,sandbox").address("SANDBOX_SMTP_ADDR"))
+	d.smtp.Lead(d.process("broker,sandbox").address("SANDBOX_SMTP_ADDR"))
 	d.await(t, unanswered.OrderID, "paid", backLimit)
 	eventually(t, backLimit, func() string {
 		if n := d.value(t, "order", `SELECT COUNT(attention_since) FROM orders WHERE id = $1`, failing.OrderID); n != "1" {
@@ -57,7 +57,7 @@ func TestSilentDatabase(t *testing.T) {
 		silence(true)
 		s.awaitRefused(t, 3)
 		d.awaitNotReady(t, answerLimit)
-		d.db.hear()
+		d.db.EndSilence()
 		s.awaitServed(t, backLimit)
 	})
 	t.Run("who stands by takes over", func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/outbox"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
@@ -92,7 +93,7 @@ func TestOperatorAPIBeforeTheDatabaseIsOpen(t *testing.T) {
 func TestOperatorAPIWithoutItsDatabase(t *testing.T) {
 	direct := sqltest.URL(t, sqldb.Postgres)
 	sqltest.Connect(t, direct, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
-	way, through := sqltest.NewProxy(t, direct)
+	way, through := testkit.NewURLProxy(t, direct)
 	api := apiForTests()
 	api.Add("payment", sqltest.Connect(t, through))
 	h := api.Handler()
@@ -101,7 +102,7 @@ func TestOperatorAPIWithoutItsDatabase(t *testing.T) {
 	}
 	way.Cut()
 	wantUnavailable(t, h)
-	way.Pass()
+	way.Restore()
 	if w := ask(t, h, "dead-letters", ""); w.Code != http.StatusOK {
 		t.Errorf("back again: %d %s", w.Code, w.Body)
 	}

@@ -130,7 +130,7 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 		t.Skip("DATABASE_URL is not set: `make test` starts a PostgreSQL")
 	}
 	direct := sqltest.URL(t, sqldb.Postgres)
-	way, through := sqltest.NewProxy(t, direct)
+	way, through := testkit.NewURLProxy(t, direct)
 	observer := sqltest.Connect(t, direct, sqltest.Schema{Name: "outbox", FS: outbox.Schema})
 	f := newFixture(t, sqltest.Connect(t, through), kafkatest.Start(t, topics()...))
 	logs := countLogs(f)
@@ -148,7 +148,7 @@ func TestDatabaseAwaySpendsNothing(t *testing.T) {
 		f.produce(moved(fmt.Sprint("a", i), 1))
 	}
 	testkit.Eventually(t, "it waits", func() bool { return gauge(reg, "consumer_paused") == 1 })
-	way.Pass()
+	way.Restore()
 	testkit.Eventually(t, "all are handled", func() bool {
 		return sqltest.Count(t, observer, `SELECT COUNT(*) FROM accounts WHERE version = 1`) == 101
 	})

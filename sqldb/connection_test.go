@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"pizzaflow/internal/testkit"
 	"pizzaflow/sqldb"
 	"pizzaflow/sqldb/sqltest"
 )
@@ -14,7 +15,7 @@ import (
 // After a firewall forgot all connections the first statement, whatever it is, takes
 // seconds, and the later ones do not: all connections are replaced.
 func TestSilentConnections(t *testing.T) {
-	proxy, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
+	proxy, through := testkit.NewURLProxy(t, sqltest.URL(t, sqldb.Postgres))
 	db := sqltest.Connect(t, through, schema)
 	transaction := func(ctx context.Context) error {
 		return db.Tx(ctx, func(tx *sql.Tx) error {
@@ -33,7 +34,7 @@ func TestSilentConnections(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			giveBack(t, borrow(t, db, 5))
-			proxy.Silence()
+			proxy.Silence(false)
 			began := time.Now()
 			if err := ask(t.Context()); err != nil && (!errors.Is(err, sqldb.ErrNoAnswer) || !sqldb.SaysUnavailable(err)) {
 				t.Errorf("%v, want %v", err, sqldb.ErrNoAnswer)

@@ -332,7 +332,7 @@ func TestConnectionErrorClasses(t *testing.T) {
 			t.Errorf("%v: %q, unavailable %t", c.err, got, sqldb.IsUnavailable(c.err))
 		}
 	}
-	proxy, through := sqltest.NewProxy(t, sqltest.URL(t, sqldb.Postgres))
+	proxy, through := testkit.NewURLProxy(t, sqltest.URL(t, sqldb.Postgres))
 	proxy.Cut()
 	if _, err := sqldb.Open(t.Context(), through); !sqldb.IsUnavailable(err) || sqldb.IsFatal(err) {
 		t.Errorf("a server that hangs up: %v", err)
