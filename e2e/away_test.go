@@ -9,19 +9,19 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// shopkeeping is everything of ours but broker and sandbox.
-const shopkeeping = "order,payment,notification,frontend"
+// ourServices are all services but broker and sandbox.
+const ourServices = "order,payment,notification,frontend"
 
-// testOutsideAway takes away, one after the other, what the services need.
+// testOutsideAway takes sandbox, broker and database away, one after the other.
 func testOutsideAway(t *testing.T, s setup) {
-	s.processes, s.behind = []string{shopkeeping, "sandbox"}, s.engine == sqldb.Postgres
+	s.processes, s.behind = []string{ourServices, "sandbox"}, s.engine == sqldb.Postgres
 	if !s.realKafka {
 		s.processes = append(s.processes, "broker")
 	}
 	d := prepare(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
 
-	// The first start finds neither broker nor sandbox; nor is it ready.
-	d.launch(shopkeeping)
+	// At the first start there is neither broker nor sandbox.
+	d.launch(ourServices)
 	eventually(t, startLimit, func() string {
 		if status, body, err := fetch(t.Context(), d.shop("/api/v1/menu")); err != nil || status != http.StatusOK {
 			return "no menu: " + string(body)
@@ -29,7 +29,7 @@ func testOutsideAway(t *testing.T, s setup) {
 		return ""
 	})
 	if !s.realKafka {
-		if wrong := d.process(shopkeeping).ready(t.Context()); !strings.Contains(wrong, "503") {
+		if wrong := d.process(ourServices).ready(t.Context()); !strings.Contains(wrong, "503") {
 			t.Errorf("without a broker it is ready: %q", wrong)
 		}
 	}
@@ -37,7 +37,7 @@ func testOutsideAway(t *testing.T, s setup) {
 	if !s.realKafka {
 		d.start("broker")
 	}
-	d.awaitReady(shopkeeping)
+	d.awaitReady(ourServices)
 	d.awaitAttempts(t)
 	if o := d.await(t, first.OrderID, "pending", paidLimit); o.Version != 1 {
 		t.Errorf("without a payment provider: %+v", o)
@@ -46,7 +46,7 @@ func testOutsideAway(t *testing.T, s setup) {
 	d.checkServed(t, first, 1)
 
 	if !s.realKafka {
-		d.awaitPublished(t, paidLimit) // what comes now waits alone
+		d.awaitPublished(t, paidLimit) // so that only the next event waits
 		d.kill("broker")
 		second := d.place(t, customer(2, ""))
 		if n := d.value(t, "order", `SELECT COUNT(*) FROM outbox WHERE published_at IS NULL`); n != "1" {
@@ -61,7 +61,7 @@ func testOutsideAway(t *testing.T, s setup) {
 	d.awaitSettled(t, len(d.rows(t, "order", `SELECT id FROM orders`)))
 }
 
-// awaitAttempts waits until the provider and both channels were tried in vain.
+// awaitAttempts waits until a charge and a delivery of each channel have failed.
 func (d *deployment) awaitAttempts(t *testing.T) {
 	t.Helper()
 	eventually(t, paidLimit, func() string {
@@ -75,7 +75,7 @@ func (d *deployment) awaitAttempts(t *testing.T) {
 	})
 }
 
-// checkServed wants the order paid once, and told.
+// checkServed wants the order paid once, and its messages sent.
 func (d *deployment) checkServed(t *testing.T, o order, guest int) {
 	t.Helper()
 	d.await(t, o.OrderID, "paid", settleLimit)
@@ -88,7 +88,7 @@ func (d *deployment) checkServed(t *testing.T, o order, guest int) {
 	}
 }
 
-// checkDatabaseAway cuts the database off in the middle.
+// checkDatabaseAway cuts the database off, and restores it.
 func (d *deployment) checkDatabaseAway(t *testing.T) {
 	t.Helper()
 	d.db.Cut()
@@ -99,18 +99,18 @@ func (d *deployment) checkDatabaseAway(t *testing.T) {
 	if kind := header.Get("Content-Type"); !strings.HasPrefix(kind, "application/problem+json") || strings.Contains(string(body), "sql") || strings.Contains(string(body), "dial") {
 		t.Errorf("without a database: %s %s", kind, body)
 	}
-	if wrong := d.process(shopkeeping).ready(t.Context()); !strings.Contains(wrong, "503") {
+	if wrong := d.process(ourServices).ready(t.Context()); !strings.Contains(wrong, "503") {
 		t.Errorf("without a database it is ready: %q", wrong)
 	}
-	metrics := scrape(t, d) // which is 200
-	if _, told := metrics["go_goroutines"]; !told || sumOf(metrics, "pizza_orders_total", `status="paid"`) == 0 {
+	metrics := scrape(t, d) // which checks the status
+	if _, ok := metrics["go_goroutines"]; !ok || sumOf(metrics, "pizza_orders_total", `status="paid"`) == 0 {
 		t.Errorf("without a database the metrics are %v", metrics)
 	}
-	d.db.Lead(host(t, d.dbURL))
+	d.db.Lead(hostOf(t, d.dbURL))
 	o, err := d.post(t.Context(), customer(3, ""), "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.suspect(o.OrderID)
+	d.printOnFailure(o.OrderID)
 	d.checkServed(t, o, 3)
 }

@@ -20,8 +20,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// TestBrowser orders a pizza as a customer does, and watches the order become
-// paid.
+// TestBrowser orders a pizza in a browser, and waits until the tracker shows the
+// order as paid.
 func TestBrowser(t *testing.T) {
 	t.Parallel()
 	chromium := startChromium(t)
@@ -55,7 +55,7 @@ func testShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 		chromedp.Click(chromedp.CSS(`[data-pizza="`+margherita+`"] [data-add]`)),
 	)
 	tab.shoot("shop")
-	// The basket outlives a reload.
+	// The basket survives a reload.
 	tab.do(chromedp.Reload(), chromedp.WaitVisible(chromedp.CSS(`[data-basket-lines] .line`)))
 	if sum := tab.text(`.basket .total`); !strings.Contains(digits(sum), "120000") {
 		t.Errorf("the basket comes to %q, want 1200.00", sum)
@@ -65,7 +65,7 @@ func testShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 	tab.submit()
 	orderID := tab.tracked(d)
 
-	// The bank takes two seconds. The mark tells whether the page was loaded anew.
+	// The bank takes two seconds. A variable of the page is lost if it is loaded again.
 	tab.do(chromedp.WaitVisible(chromedp.CSS(`.tracker__head--pending`)))
 	tab.run(`window.notReloaded = true`)
 	if line := tab.text(`[data-link]`); line == "" || strings.Contains(line, `"`) {
@@ -76,7 +76,7 @@ func testShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 	tab.do(chromedp.WaitVisible(chromedp.CSS(`.tracker__head--paid`)))
 	tab.shoot("paid")
 	if !tab.run(`window.notReloaded === true`) {
-		t.Error("the page was reloaded; it should have been told")
+		t.Error("the page was loaded again and not updated by its event stream")
 	}
 	if after := tab.text(`[data-headline]`); after == before || after == "" {
 		t.Errorf("the headline is %q, and was %q while the order was pending", after, before)
@@ -88,7 +88,7 @@ func testShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 	d.checkOrdered(t, orderID, guest)
 }
 
-// testPlainShop orders without JavaScript, by form and by refreshing page.
+// testPlainShop orders without JavaScript, with a form and a page that refreshes.
 func testPlainShop(t *testing.T, d *deployment, tab *tab, lang string, guest int) {
 	tab.do(func(ctx context.Context, target *chromedp.Target) (chromedp.Void, error) {
 		_, err := cdp.Call(ctx, target, emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: true})
@@ -109,14 +109,14 @@ func testPlainShop(t *testing.T, d *deployment, tab *tab, lang string, guest int
 	d.checkOrdered(t, orderID, guest)
 }
 
-// browserGuest has a bank that takes two seconds, so that there is something
-// to see.
+// browserGuest is a customer whose bank takes two seconds, so that the pending order
+// can be seen.
 func browserGuest(guest int) orderRequest { return customer(guest, "+slow") }
 
-// checkOrdered wants exactly what the customer ordered, once.
+// checkOrdered wants one paid order of the customer, and one charge.
 func (d *deployment) checkOrdered(t *testing.T, orderID string, guest int) {
 	t.Helper()
-	d.suspect(orderID)
+	d.printOnFailure(orderID)
 	o := d.await(t, orderID, "paid", paidLimit)
 	if string(o.TotalAmount) != "1200.00" {
 		t.Errorf("order %s comes to %s, want 1200.00", orderID, o.TotalAmount)
@@ -129,15 +129,15 @@ func (d *deployment) checkOrdered(t *testing.T, orderID string, guest int) {
 	}
 }
 
-// A tab is one page of a browser of its own, as wide as it was asked for.
+// A tab is a page of a browser context of its own, with the given width.
 type tab struct {
 	t     *testing.T
 	ctx   context.Context
 	width int64
 	host  string
 
-	mu      sync.Mutex
-	trouble []string // what the page itself complained about
+	mu     sync.Mutex
+	errors []string // of the page
 }
 
 func startChromium(t *testing.T) context.Context {
@@ -158,8 +158,8 @@ func startChromium(t *testing.T) context.Context {
 	return ctx
 }
 
-// openTab opens a tab that fails the test when its page has a mistake or asks
-// another host for anything.
+// openTab opens a tab that fails the test when its page reports an error or requests
+// something from another host.
 func openTab(chromium context.Context, t *testing.T, d *deployment, width int64) *tab {
 	t.Helper()
 	tab := &tab{t: t, width: width, host: d.address("HTTP_ADDR")}
@@ -173,7 +173,7 @@ func openTab(chromium context.Context, t *testing.T, d *deployment, width int64)
 		}
 		tab.mu.Lock()
 		defer tab.mu.Unlock()
-		for _, line := range tab.trouble {
+		for _, line := range tab.errors {
 			t.Errorf("the page: %s", line)
 		}
 	})
@@ -187,21 +187,21 @@ func openTab(chromium context.Context, t *testing.T, d *deployment, width int64)
 }
 
 func (tab *tab) listen(event any) {
-	complain := func(format string, args ...any) {
+	report := func(format string, args ...any) {
 		tab.mu.Lock()
 		defer tab.mu.Unlock()
-		tab.trouble = append(tab.trouble, fmt.Sprintf(format, args...))
+		tab.errors = append(tab.errors, fmt.Sprintf(format, args...))
 	}
 	switch e := event.(type) {
 	case *runtime.EventExceptionThrown:
-		complain("exception: %s", e.ExceptionDetails.Text)
+		report("exception: %s", e.ExceptionDetails.Text)
 	case *devtools.EventEntryAdded:
 		if e.Entry.Level == devtools.EntryLevelError {
-			complain("%s: %s %s", e.Entry.Source, e.Entry.Text, e.Entry.URL)
+			report("%s: %s %s", e.Entry.Source, e.Entry.Text, e.Entry.URL)
 		}
 	case *network.EventRequestWillBeSent:
 		if u, err := url.Parse(e.Request.URL); err != nil || u.Host != tab.host && u.Scheme != "about" && u.Scheme != "data" && u.Scheme != "blob" {
-			complain("asks another host: %s", e.Request.URL)
+			report("asks another host: %s", e.Request.URL)
 		}
 	}
 }
@@ -222,7 +222,7 @@ func (tab *tab) text(selector string) string {
 	return strings.TrimSpace(text)
 }
 
-// run evaluates an expression that is true or false.
+// run evaluates a boolean expression.
 func (tab *tab) run(expression string) bool {
 	tab.t.Helper()
 	is, err := chromedp.Run(tab.ctx, chromedp.Evaluate[bool](expression))
@@ -243,8 +243,8 @@ func (tab *tab) fillIn(guest int) {
 	}
 }
 
-// submit places the order, once the bar at the bottom has made way for the
-// button, and waits for the tracker.
+// submit places the order, once the bar at the bottom does not cover the button, and
+// waits for the tracker.
 func (tab *tab) submit() {
 	tab.t.Helper()
 	button := chromedp.CSS(`[data-submit]`)
@@ -264,7 +264,7 @@ func (tab *tab) tracked(d *deployment) string {
 	if err != nil || !is || len(id) != 36 {
 		tab.t.Fatalf("after the order the browser is at %s", location)
 	}
-	d.suspect(id)
+	d.printOnFailure(id)
 	return id
 }
 
@@ -288,7 +288,7 @@ func (tab *tab) mustSpeak(lang string) {
 	}
 }
 
-// shoot keeps a picture of the whole page.
+// shoot saves a picture of the whole page.
 func (tab *tab) shoot(what string) {
 	tab.t.Helper()
 	folder := os.Getenv("PIZZA_SCREENSHOTS")

@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// client neither keeps connections over a kill nor follows redirects.
+// client keeps no connections, which a kill would break, and follows no redirects.
 var client = &http.Client{
 	Timeout:       45 * time.Second,
 	Transport:     &http.Transport{DisableKeepAlives: true},
@@ -47,7 +47,7 @@ type line struct {
 	Size     string `json:"size"`
 }
 
-// ivan's order is the example that everybody knows: two large pizzas, 1200.00.
+// ivan is the request of the API's documentation: two large pizzas, 1200.00.
 func ivan(email string) orderRequest {
 	return orderRequest{
 		CustomerName: "Иван Иванов", CustomerEmail: email, CustomerPhone: "+7-900-123-45-67",
@@ -55,10 +55,10 @@ func ivan(email string) orderRequest {
 	}
 }
 
-// margherita is the first pizza of the menu, whose id is for ever.
+// margherita is the first pizza of the menu, whose id never changes.
 const margherita = "ac2176b3-ac09-4589-9a12-de3265692c5b"
 
-// An order is one as the API tells it.
+// An order is one as the API returns it.
 type order struct {
 	OrderID       string          `json:"order_id"`
 	OrderNumber   string          `json:"order_number"`
@@ -109,29 +109,30 @@ func (d *deployment) post(ctx context.Context, body any, key string) (order, err
 
 func (d *deployment) shop(path string) string { return "http://" + d.address("HTTP_ADDR") + path }
 
-// place places an order, which must be accepted, and remembers it for the case
-// that the test fails.
+// place places an order, which must be accepted. Its history is printed when the
+// test fails.
 func (d *deployment) place(t *testing.T, body any) order {
 	t.Helper()
 	o, err := d.post(t.Context(), body, "")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.suspect(o.OrderID)
+	d.printOnFailure(o.OrderID)
 	return o
 }
 
-// suspect has the order's history told when the test fails.
-func (d *deployment) suspect(id string) {
+// printOnFailure lets the order's history be printed when the test fails, for up to
+// three orders.
+func (d *deployment) printOnFailure(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if len(d.suspects) < 3 && !slices.Contains(d.suspects, id) {
-		d.suspects = append(d.suspects, id)
+	if len(d.printed) < 3 && !slices.Contains(d.printed, id) {
+		d.printed = append(d.printed, id)
 	}
 }
 
-// look asks for an order.
-func (d *deployment) look(ctx context.Context, id string) (order, error) {
+// getOrder reads an order.
+func (d *deployment) getOrder(ctx context.Context, id string) (order, error) {
 	var o order
 	status, body, err := fetch(ctx, d.shop("/api/v1/orders/"+id))
 	if err != nil {
@@ -149,7 +150,7 @@ func (d *deployment) await(t *testing.T, id, status string, within time.Duration
 	var o order
 	wrong := waitFor(t.Context(), within, func() string {
 		var err error
-		if o, err = d.look(t.Context(), id); err != nil {
+		if o, err = d.getOrder(t.Context(), id); err != nil {
 			return err.Error()
 		}
 		if o.Status != status {
@@ -159,14 +160,14 @@ func (d *deployment) await(t *testing.T, id, status string, within time.Duration
 	})
 	if wrong != "" {
 		d.mu.Lock()
-		d.suspects = []string{id}
+		d.printed = []string{id}
 		d.mu.Unlock()
 		t.Fatalf("order %s is not %s after %s: %s", id, status, within, wrong)
 	}
 	return o
 }
 
-// The evidence of the sandbox.
+// What the sandbox has recorded.
 type (
 	charge struct {
 		ID             string `json:"id"`
@@ -192,7 +193,7 @@ type (
 	}
 )
 
-// list reads a list of the sandbox; filter is name=value pairs, or nothing.
+// list reads a list of the sandbox; filter is names and values in turn.
 func list[T any](t *testing.T, d *deployment, path string, filter ...string) []T {
 	t.Helper()
 	query := url.Values{}
@@ -215,7 +216,7 @@ func (d *deployment) charges(t *testing.T, orderID string) []charge {
 	return list[charge](t, d, "/payments/charges", "order_reference", orderID)
 }
 
-// succeeded are the charges that took money and kept it.
+// succeeded is how many charges took money and were not refunded.
 func succeeded(charges []charge) int {
 	n := 0
 	for _, c := range charges {
@@ -226,8 +227,8 @@ func succeeded(charges []charge) int {
 	return n
 }
 
-// awaitMessages waits until the customer has so many mails and SMS, and gives
-// them; a moment more of either is looked for by the callers who care.
+// awaitMessages waits until the customer has n mails and n SMS or more, and returns
+// them.
 func (d *deployment) awaitMessages(t *testing.T, email, phone string, n int, within time.Duration) (mails []mail, texts []sms) {
 	t.Helper()
 	eventually(t, within, func() string {

@@ -15,18 +15,18 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// clockEnv names the file that says by how much a process's clock is wrong.
+// clockEnv is the variable with the file that has the error of a process's clock.
 const clockEnv = "PIZZA_TEST_CLOCK"
 
-// wrongNow takes the place of sqldb.Now. The functions beside it are those of
-// the package time by a clock that was wrong from the start; one that is set
-// later shows in sqldb.Now alone, for the monotonic clock is never set.
+// wrongNow replaces sqldb.Now. The other functions replace those of the package time
+// for a clock that was wrong from the start; a clock that is set later changes only
+// sqldb.Now, because the monotonic clock cannot be set.
 const wrongNow = `
 func Now() time.Time { return time.Now().Add(clockShift()).UTC().Truncate(time.Microsecond) }
 
 func clockShift() time.Duration {
-	said, _ := os.ReadFile(os.Getenv("` + clockEnv + `"))
-	shift, _ := time.ParseDuration(string(said))
+	text, _ := os.ReadFile(os.Getenv("` + clockEnv + `"))
+	shift, _ := time.ParseDuration(string(text))
 	return shift
 }
 
@@ -114,12 +114,12 @@ var wrongClock = sync.OnceValues(func() (binary string, err error) {
 	return binary, nil
 })
 
-// clock is the file that says by how much the clock of a process is wrong.
+// clock is the file with the error of a process's clock.
 func (d *deployment) clock(name string) string {
 	return filepath.Join(filepath.Dir(d.dir), "clock-"+strings.NewReplacer(",", "+", "/", "-").Replace(name))
 }
 
-// setClock sets the clock of a process, also of one that runs.
+// setClock sets the clock of a process, which may be running.
 func (d *deployment) setClock(t *testing.T, name string, by time.Duration) {
 	t.Helper()
 	if err := os.WriteFile(d.clock(name), []byte(by.String()), 0o600); err != nil {
@@ -127,7 +127,7 @@ func (d *deployment) setClock(t *testing.T, name string, by time.Duration) {
 	}
 }
 
-// clocked is a deployment of the program whose clock can be set.
+// clocked deploys the program whose clock can be set.
 func clocked(t *testing.T, engine sqldb.Engine, processes ...string) *deployment {
 	t.Helper()
 	if engine == sqldb.Postgres {
@@ -141,8 +141,8 @@ func clocked(t *testing.T, engine sqldb.Engine, processes ...string) *deployment
 }
 
 // TestClocksApart has two processes send messages, of which one is ahead by more
-// than a lease, on one PostgreSQL and at a mail server that takes its time: what
-// one has in hand does not look dead to the other, and nothing is sent twice.
+// than a lease, with one PostgreSQL and a slow mail server: neither takes over the
+// other's leases, and no message is sent twice.
 func TestClocksApart(t *testing.T) {
 	t.Parallel()
 	const world, behind, ahead = "sandbox,order,payment,frontend", "notification", "notification/ahead"
@@ -152,9 +152,9 @@ func TestClocksApart(t *testing.T) {
 	d.start("broker", world)
 	d.start(behind, ahead)
 	orders := 0
-	for began := time.Now(); time.Since(began) < 15*time.Second; orders++ { // nobody inherits before a lease has passed
+	for began := time.Now(); time.Since(began) < 15*time.Second; orders++ { // a process takes over only after a lease has passed
 		d.place(t, customer(orders, ""))
-		eventually(t, settleLimit, func() string { // a steady stream
+		eventually(t, settleLimit, func() string { // so that few mails wait
 			if n := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE channel = 'email' AND status = 'pending'`); len(n) > 1 {
 				return n + " mails are on their way"
 			}
@@ -174,26 +174,26 @@ func TestClocksApart(t *testing.T) {
 	t.Logf("%d orders, each with two mails", orders)
 }
 
-// TestClockIsSet sets the clock while provider, mail server and gateway are
-// away: the payment gets its attempt, no message is given up, and nothing waits
-// for the clock to come back.
+// TestClockIsSet sets the clock while provider, mail server and SMS gateway are
+// away: the payment gets its attempt, no message is given up, and no retry waits
+// until the clock is right again.
 func TestClockIsSet(t *testing.T) {
 	t.Parallel()
 	for _, engine := range []sqldb.Engine{sqldb.SQLite, sqldb.Postgres} {
 		for _, by := range []time.Duration{20 * time.Minute, 25 * time.Hour, -20 * time.Minute, -25 * time.Hour} {
 			t.Run(fmt.Sprint(engine, by), func(t *testing.T) {
 				t.Parallel()
-				d := clocked(t, engine, "broker", shopkeeping, "sandbox")
+				d := clocked(t, engine, "broker", ourServices, "sandbox")
 				d.start("broker", "sandbox")
 				sandbox, smtp := d.process("sandbox").address("SANDBOX_ADDR"), d.process("sandbox").address("SANDBOX_SMTP_ADDR")
 				d.sandbox.Cut()
 				d.smtp.Cut()
-				d.start(shopkeeping)
+				d.start(ourServices)
 				o := d.place(t, customer(1, ""))
 				d.awaitAttempts(t)
-				d.setClock(t, shopkeeping, by)
+				d.setClock(t, ourServices, by)
 				tried := d.value(t, "notification", `SELECT SUM(attempts) FROM notification_deliveries`)
-				eventually(t, settleLimit, func() string { // with the clock as it is now
+				eventually(t, settleLimit, func() string { // by the clock as it is now
 					if d.value(t, "notification", `SELECT SUM(attempts) FROM notification_deliveries`) == tried {
 						return "no message was tried again"
 					}

@@ -12,7 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// retryDelay is long enough to see other orders go on between two attempts.
+// retryDelay is long enough for other orders to be paid between two attempts.
 const retryDelay = 700 * time.Millisecond
 
 // A deadLetter is the value of a record on a dead-letter topic.
@@ -28,21 +28,21 @@ type deadLetter struct {
 	OriginalValueBase64 []byte          `json:"original_value_base64"`
 }
 
-// testDeadLetters puts records on the topics that somebody cannot handle.
+// testDeadLetters puts records on the topics that services cannot handle.
 func testDeadLetters(t *testing.T, s setup) {
 	d := deploy(t, s.with("RETRY_DELAY="+retryDelay.String(), "PAYMENT_PROVIDER_TIMEOUT=1s"))
 	first := d.place(t, ivan("first@example.com"))
-	d.await(t, first.OrderID, "paid", paidLimit) // from here on everything is warm
+	d.await(t, first.OrderID, "paid", paidLimit) // so that all services have started working
 
 	t.Run("tried three times while others go on", func(t *testing.T) { d.testRetries(t) })
 	t.Run("never valid", func(t *testing.T) { d.testInvalid(t) })
 	t.Run("another amount", func(t *testing.T) { d.testMismatch(t) })
 }
 
-// testRetries has the order service told of the payment of an order that does
-// not exist. An order whose payment is told behind it, in the same partition,
-// is paid before that is dead. A busy machine may take longer for each of them:
-// it is asked again.
+// testRetries produces a PaymentCompleted for an order that does not exist. An order
+// whose payment event comes after it in the same partition is paid before that
+// record is a dead letter. On a busy machine that may take longer, so it is tried
+// up to five times.
 func (d *deployment) testRetries(t *testing.T) {
 	var sent *kgo.Record
 	for late := 0; ; {
@@ -58,7 +58,7 @@ func (d *deployment) testRetries(t *testing.T) {
 		for id := range paidAt {
 			paidAt[id] = *d.await(t, id, "paid", paidLimit).PaidAt
 		}
-		letter := d.awaitLetters(t, sent, 1)[0]
+		letter := d.awaitDeadLetters(t, sent, 1)[0]
 		if letter.ConsumerGroup != "order-service" || letter.RetryCount != 3 {
 			t.Errorf("dead letter of %s after %d attempts, want order-service after 3", letter.ConsumerGroup, letter.RetryCount)
 		}
@@ -71,7 +71,7 @@ func (d *deployment) testRetries(t *testing.T) {
 			break
 		}
 		if late++; late == 5 {
-			t.Fatalf("the payments behind the record waited until it was dead at %s: paid at %v", letter.FailedAt, paidAt)
+			t.Fatalf("the payments after the record waited until it was a dead letter, at %s: paid at %v", letter.FailedAt, paidAt)
 		}
 	}
 	var attempts []time.Time
@@ -121,8 +121,8 @@ func (d *deployment) toldBehind(t *testing.T, sent *kgo.Record) map[string]bool 
 	return orders
 }
 
-// testInvalid sends what no retry can cure, which both groups of the topic say
-// at once.
+// testInvalid sends records that no retry can cure: both groups of the topic write
+// their dead letters at once.
 func (d *deployment) testInvalid(t *testing.T) {
 	notJSON := record("order-events", newID(t), []byte("\xff not JSON"))
 	unknown := newID(t)
@@ -131,7 +131,7 @@ func (d *deployment) testInvalid(t *testing.T) {
 	badAmount := record("order-events", wrongType, envelopeOf(t, "OrderCreated", wrongType, map[string]any{"order_id": wrongType, "total_amount": "much"}))
 	for _, r := range []*kgo.Record{notJSON, noItems, badAmount} {
 		sent := d.produce(t, r)
-		for _, letter := range d.awaitLetters(t, sent, 2) {
+		for _, letter := range d.awaitDeadLetters(t, sent, 2) {
 			if letter.RetryCount != 1 {
 				t.Errorf("%s tried %q %d times, want once", letter.ConsumerGroup, r.Value, letter.RetryCount)
 			}
@@ -139,7 +139,7 @@ func (d *deployment) testInvalid(t *testing.T) {
 	}
 }
 
-// testMismatch tells the order service that another amount was paid.
+// testMismatch produces a PaymentCompleted with another amount than the order has.
 func (d *deployment) testMismatch(t *testing.T) {
 	pending := d.place(t, ivan("guest+hang-always@example.com"))
 	payment := newID(t)
@@ -147,7 +147,7 @@ func (d *deployment) testMismatch(t *testing.T) {
 		"payment_id": payment, "order_id": pending.OrderID, "amount": json.RawMessage("1.00"), "currency": "RUB",
 		"transaction_id": "ch_e2e", "completed_at": time.Now().UTC(),
 	})))
-	if letter := d.awaitLetters(t, sent, 1)[0]; letter.ConsumerGroup != "order-service" || letter.RetryCount != 1 {
+	if letter := d.awaitDeadLetters(t, sent, 1)[0]; letter.ConsumerGroup != "order-service" || letter.RetryCount != 1 {
 		t.Errorf("dead letter of %s after %d attempts, want order-service after 1", letter.ConsumerGroup, letter.RetryCount)
 	}
 	if o := d.await(t, pending.OrderID, "pending", paidLimit); o.PaidAt != nil {
@@ -159,13 +159,13 @@ func (d *deployment) testMismatch(t *testing.T) {
 	}
 }
 
-// awaitLetters waits for n dead letters of the record, each of another group,
-// and checks all that can be said of any.
-func (d *deployment) awaitLetters(t *testing.T, sent *kgo.Record, n int) []deadLetter {
+// awaitDeadLetters waits for n dead letters of the record, each of another group,
+// and checks them.
+func (d *deployment) awaitDeadLetters(t *testing.T, sent *kgo.Record, n int) []deadLetter {
 	t.Helper()
 	var letters []deadLetter
 	eventually(t, paidLimit, func() string {
-		if letters = d.letters(t, sent); len(letters) < n {
+		if letters = d.deadLetters(t, sent); len(letters) < n {
 			return fmt.Sprintf("%d dead letters of %q, want %d", len(letters), sent.Value, n)
 		}
 		return ""
@@ -190,7 +190,7 @@ func (d *deployment) awaitLetters(t *testing.T, sent *kgo.Record, n int) []deadL
 }
 
 // letters are the dead letters of the record, whose key and headers they keep.
-func (d *deployment) letters(t *testing.T, sent *kgo.Record) []deadLetter {
+func (d *deployment) deadLetters(t *testing.T, sent *kgo.Record) []deadLetter {
 	t.Helper()
 	var letters []deadLetter
 	for _, r := range d.records(t, sent.Topic+"-dlq") {
@@ -223,7 +223,7 @@ func newID(t *testing.T) string {
 	return id.String()
 }
 
-// envelopeOf is an event as anybody may write it.
+// envelopeOf is an event as another program may write it.
 func envelopeOf(t *testing.T, eventType, aggregate string, data any) []byte {
 	t.Helper()
 	value, err := json.Marshal(map[string]any{
@@ -235,7 +235,7 @@ func envelopeOf(t *testing.T, eventType, aggregate string, data any) []byte {
 	return value
 }
 
-// record is a record with the headers that a writer in another language gives.
+// record is a record with headers as another program may write them.
 func record(topic, key string, value []byte) *kgo.Record {
 	r := &kgo.Record{Topic: topic, Key: []byte(key), Value: value, Headers: []kgo.RecordHeader{
 		{Key: "x-writer", Value: []byte("e2e")}, {Key: "x-binary", Value: []byte{0, 0xff, 7}},

@@ -21,18 +21,18 @@ import (
 type setup struct {
 	engine    sqldb.Engine
 	realKafka bool              // Apache Kafka, not the embedded broker
-	processes []string          // SERVICES of each process, "order/2" being another with "order"; empty is one process with everything
+	processes []string          // SERVICES of each process; "order/2" is a second one with "order"; without any there is one process with all services
 	settings  map[string]string // the same for all processes
 	behind    bool              // PostgreSQL is behind a proxy
-	own       *ownServers       // instead of those that all use
-	binary    string            // if it is another
+	own       *ownServers       // in place of DATABASE_URL and KAFKA_BROKERS
+	binary    string            // in place of pizza
 }
 
 // ownServers are a PostgreSQL and an Apache Kafka of one test.
 type ownServers struct {
 	database string // its URL, "" on SQLite
 	brokers  []string
-	access   []kgo.Opt                               // how the test itself gets in
+	access   []kgo.Opt                               // for clients of the test
 	login    func(services string) map[string]string // further settings of the process with these services, if any
 }
 
@@ -58,29 +58,29 @@ func (s setup) with(settings ...string) setup {
 // A deployment is a system deployed for one test. Its folder and databases
 // outlive its processes, which can be killed and started again.
 type deployment struct {
-	t       *testing.T
-	setup   setup
-	dir     string // DATA_DIR
-	logs    string // a folder
-	dbURL   string // the PostgreSQL database, "" on SQLite
-	brokers []string
-	access  []kgo.Opt
-	doors   map[string]*testkit.Proxy // in front of the HTTP_ADDR of each process that serves the order API or the pages
-	sandbox *testkit.Proxy            // in front of the process of that service, where another needs it
-	smtp    *testkit.Proxy
-	db      *testkit.Proxy
+	t           *testing.T
+	setup       setup
+	dir         string // DATA_DIR
+	logs        string // a folder
+	dbURL       string // the PostgreSQL database, "" on SQLite
+	brokers     []string
+	access      []kgo.Opt
+	httpProxies map[string]*testkit.Proxy // before the HTTP_ADDR of each process with the order service or the frontend
+	sandbox     *testkit.Proxy            // before the process with the sandbox
+	smtp        *testkit.Proxy
+	db          *testkit.Proxy
 
 	mu        sync.Mutex
-	processes map[string]*process // by name; those that were started last
-	suspects  []string            // orders to tell about when the test fails
-	turn      int                 // whose it is of several that serve the same
+	processes map[string]*process // by name, as started last
+	printed   []string            // orders to tell about when the test fails
+	turn      int                 // how often address was called
 }
 
-// kafkaFree is held by the one deployment that may use the real Kafka.
+// kafkaFree is locked by the one deployment that uses the shared Kafka.
 var kafkaFree sync.Mutex
 
-// deploy starts the system on empty storage and returns when it is ready. It
-// is stopped when the test ends, which must go well.
+// deploy starts the system on empty storage and returns when it is ready. When the
+// test ends it is stopped, and fails the test if a process does not stop cleanly.
 func deploy(t *testing.T, s setup) *deployment {
 	t.Helper()
 	d := prepare(t, s)
@@ -110,23 +110,23 @@ func prepare(t *testing.T, s setup) *deployment {
 		t.Cleanup(kafkaFree.Unlock)
 		wipeKafka(t, d.brokers)
 	case slices.Contains(s.processes, "broker"):
-		d.brokers = []string{quietAddress(t)}
+		d.brokers = []string{stableAddress(t)}
 	}
 	if s.behind {
 		d.db = testkit.NewProxy(t)
-		d.db.Lead(host(t, d.dbURL))
+		d.db.Lead(hostOf(t, d.dbURL))
 	}
-	d.doors, d.sandbox, d.smtp = map[string]*testkit.Proxy{}, testkit.NewProxy(t), testkit.NewProxy(t)
+	d.httpProxies, d.sandbox, d.smtp = map[string]*testkit.Proxy{}, testkit.NewProxy(t), testkit.NewProxy(t)
 	for _, name := range s.processes {
 		if runs(name, "order") || runs(name, "frontend") {
-			d.doors[name] = testkit.NewProxy(t)
+			d.httpProxies[name] = testkit.NewProxy(t)
 		}
 	}
 	t.Cleanup(d.end)
 	return d
 }
 
-// servicesOf is what SERVICES of the process says.
+// servicesOf is the value of SERVICES of the process.
 func servicesOf(name string) string {
 	services, _, _ := strings.Cut(name, "/")
 	return services
@@ -180,10 +180,10 @@ func (d *deployment) awaitReady(name string) {
 	d.lead(name, p)
 }
 
-// lead points the proxies at the ports that the process got.
+// lead lets the proxies lead to the ports of the process.
 func (d *deployment) lead(name string, p *process) {
-	if door := d.doors[name]; door != nil {
-		door.Lead(p.address("HTTP_ADDR"))
+	if proxy := d.httpProxies[name]; proxy != nil {
+		proxy.Lead(p.address("HTTP_ADDR"))
 	}
 	if runs(name, "sandbox") {
 		d.sandbox.Lead(p.address("SANDBOX_ADDR"))
@@ -191,14 +191,14 @@ func (d *deployment) lead(name string, p *process) {
 	}
 }
 
-// environment is all that a process is told.
+// environment is the environment of a process.
 func (d *deployment) environment(name string) []string {
 	env := map[string]string{
 		"PATH": os.Getenv("PATH"), "HOME": filepath.Dir(d.dir), "TMPDIR": os.TempDir(), "GOCOVERDIR": os.Getenv("GOCOVERDIR"),
 		"DATA_DIR": d.dir, "LOG_FORMAT": "json",
 		"HTTP_ADDR": "127.0.0.1:0", "ADMIN_ADDR": "127.0.0.1:0", "KAFKA_LISTEN": "127.0.0.1:0",
 		"SANDBOX_ADDR": "127.0.0.1:0", "SANDBOX_SMTP_ADDR": "127.0.0.1:0",
-		"STOP_GRACE": "0s", // nobody balances load here
+		"STOP_GRACE": "0s", // there is no load balancer here
 	}
 	if name != "" {
 		env["SERVICES"] = servicesOf(name)
@@ -241,19 +241,19 @@ func (d *deployment) environment(name string) []string {
 	return out
 }
 
-// urls are where the processes that run the service are reached, also when they
-// were started again, by commas.
+// urls are the URLs of the processes that run the service, separated by commas. They
+// stay valid when a process is started again.
 func (d *deployment) urls(service string) string {
 	var urls []string
 	for _, name := range d.setup.processes {
 		if runs(name, service) {
-			urls = append(urls, "http://"+d.doors[name].Addr())
+			urls = append(urls, "http://"+d.httpProxies[name].Addr())
 		}
 	}
 	return strings.Join(urls, ",")
 }
 
-func host(t *testing.T, rawURL string) string {
+func hostOf(t *testing.T, rawURL string) string {
 	t.Helper()
 	u, err := url.Parse(rawURL)
 	if err != nil {
@@ -276,15 +276,15 @@ func (d *deployment) process(name string) *process {
 	return d.processes[name]
 }
 
-// address is where the deployment serves what the key names: each time another,
-// if there are several.
+// address is the address of a process by its key, such as HTTP_ADDR: of several
+// processes each in turn.
 func (d *deployment) address(key string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	var all []string
 	for _, name := range d.setup.processes {
 		if key == "HTTP_ADDR" && servicesOf(name) == "order" {
-			continue // the door is the frontend's
+			continue // customers use the frontend's
 		}
 		if p := d.processes[name]; p != nil && p.alive() && p.address(key) != "" {
 			all = append(all, p.address(key))
@@ -328,17 +328,17 @@ func (d *deployment) stop(names ...string) {
 	stopping.Wait()
 }
 
-// end stops what is running. When the test has failed it first tells all that
-// is known.
+// end stops all processes. When the test has failed it prints the histories of
+// orders and the logs.
 func (d *deployment) end() {
 	if d.t.Failed() {
-		d.confess()
+		d.printHistories()
 	}
 	d.stop()
 	if d.t.Failed() {
 		files, _ := filepath.Glob(filepath.Join(d.logs, "*.log"))
 		for _, f := range files {
-			d.t.Log(troubles(f))
+			d.t.Log(lastWarnings(f))
 		}
 	}
 }

@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// TestFullDisk fills the disk under everything: it is not ready, says so, takes
-// no order, ends on time, and loses nothing.
+// TestFullDisk fills the disk of all data: the process is not ready, refuses orders,
+// stops on time, and loses nothing.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	d := prepare(t, embedded)
@@ -37,7 +37,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	d.awaitEnd(t, p)
 	if took := time.Since(began); took > promisedStop {
-		t.Errorf("it took %v", took)
+		t.Errorf("the stop took %v", took)
 	}
 	if err := os.Remove(filler); err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func TestFullDisk(t *testing.T) {
 	d.start("")
 	d.await(t, first.OrderID, "paid", settleLimit)
 	d.await(t, d.place(t, customer(2, "")).OrderID, "paid", settleLimit)
-	d.stop() // before its disk is gone
+	d.stop() // before its disk is unmounted
 }
 
 // mountSmall makes the folder a small file system of its own.
@@ -56,7 +56,7 @@ func mountSmall(t *testing.T, dir string) {
 	}
 	err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "mode=700,size=48m")
 	if errors.Is(err, syscall.EPERM) {
-		t.Skip("a small disk is mounted by root alone")
+		t.Skip("only root can mount a small disk")
 	}
 	if err != nil {
 		t.Fatal(err)

@@ -17,7 +17,7 @@ import (
 
 var domain = []string{"order", "payment", "notification"}
 
-// database opens a service's database, past the service.
+// database opens the database of a service.
 func (d *deployment) database(ctx context.Context, service string) (*sqldb.DB, error) {
 	if d.dbURL == "" {
 		return sqldb.Open(ctx, "sqlite:"+filepath.Join(d.dir, service+".db"))
@@ -39,10 +39,10 @@ func (d *deployment) query(ctx context.Context, service, statement string, args 
 		return nil, nil, err
 	}
 	defer db.Close()
-	return ask(ctx, db, statement, args...)
+	return queryText(ctx, db, statement, args...)
 }
 
-func ask(ctx context.Context, db *sqldb.DB, statement string, args ...any) (columns []string, rows [][]string, err error) {
+func queryText(ctx context.Context, db *sqldb.DB, statement string, args ...any) (columns []string, rows [][]string, err error) {
 	found, err := db.Read().QueryContext(ctx, statement, args...)
 	if err != nil {
 		return nil, nil, err
@@ -80,7 +80,7 @@ func asText(v any) string {
 	return fmt.Sprint(v)
 }
 
-// rows is query for tests: no error is expected.
+// rows is query for tests, which ends the test on an error.
 func (d *deployment) rows(t *testing.T, service, statement string, args ...any) [][]string {
 	t.Helper()
 	_, rows, err := d.query(t.Context(), service, statement, args...)
@@ -90,7 +90,7 @@ func (d *deployment) rows(t *testing.T, service, statement string, args ...any) 
 	return rows
 }
 
-// value is the one value that a statement asks for.
+// value is the only value of a statement's result.
 func (d *deployment) value(t *testing.T, service, statement string, args ...any) string {
 	t.Helper()
 	rows := d.rows(t, service, statement, args...)
@@ -122,7 +122,7 @@ func (d *deployment) awaitPublished(t *testing.T, within time.Duration) map[stri
 	return counts
 }
 
-// broker is where the topics are.
+// broker is the addresses of the brokers.
 func (d *deployment) broker() []string {
 	if len(d.brokers) > 0 {
 		return d.brokers
@@ -144,7 +144,7 @@ func (d *deployment) records(t *testing.T, topic string) []*kgo.Record {
 
 func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, error) {
 	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...), kgo.ConsumeTopics(topic), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()),
-		kgo.FetchMaxWait(100*time.Millisecond))...) // a fetch that met only empty partitions holds up the others
+		kgo.FetchMaxWait(100*time.Millisecond))...) // a fetch from empty partitions delays those from others
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +156,7 @@ func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, err
 	if err != nil {
 		return nil, err
 	}
-	left := map[int32]int64{} // the end of each partition that is not reached
+	left := map[int32]int64{} // the ends of the partitions that are not read to their end
 	ends.Each(func(o kadm.ListedOffset) {
 		if o.Offset > 0 {
 			left[o.Partition] = o.Offset
@@ -180,8 +180,8 @@ func (d *deployment) read(ctx context.Context, topic string) ([]*kgo.Record, err
 	return records, nil
 }
 
-// produce puts a record on a topic, as anybody could, and returns it with its
-// place.
+// produce writes a record to a topic, as another program could, and returns it with
+// its partition and offset.
 func (d *deployment) produce(t *testing.T, r *kgo.Record) *kgo.Record {
 	t.Helper()
 	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...), kgo.MetadataMinAge(250*time.Millisecond))...)
@@ -197,27 +197,27 @@ func (d *deployment) produce(t *testing.T, r *kgo.Record) *kgo.Record {
 	return r
 }
 
-// confess tells all that is known of the suspected orders.
-func (d *deployment) confess() {
+// printHistories prints the histories of the orders that printOnFailure was called for.
+func (d *deployment) printHistories() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	for _, id := range d.suspects {
+	for _, id := range d.printed {
 		d.t.Log(d.history(ctx, id))
 	}
 }
 
-// history is all that is known of an order: what the API says, the rows in
-// each database, the records on each topic.
+// history is everything about an order: the answer of the API, the rows in each
+// database, the records on each topic.
 func (d *deployment) history(ctx context.Context, orderID string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "===== the history of order %s\n", orderID)
 	status, body, err := fetch(ctx, d.shop("/api/v1/orders/"+orderID))
 	fmt.Fprintf(&b, "GET order: %d %s %v\n", status, body, err)
-	paymentID := orderID // as a stand-in that matches nothing more
+	paymentID := orderID // matches no other row while there is no payment
 	if _, rows, err := d.query(ctx, "payment", `SELECT id FROM payments WHERE order_id = $1`, orderID); err == nil && len(rows) > 0 {
 		paymentID = rows[0][0]
 	}
-	tell := func(service, statement string, args ...any) {
+	print := func(service, statement string, args ...any) {
 		columns, rows, err := d.query(ctx, service, statement, args...)
 		fmt.Fprintf(&b, "--- %s: %s: %d rows", service, statement, len(rows))
 		if err != nil {
@@ -231,27 +231,27 @@ func (d *deployment) history(ctx context.Context, orderID string) string {
 			b.WriteByte('\n')
 		}
 	}
-	tell("order", `SELECT * FROM orders WHERE id = $1`, orderID)
-	tell("order", `SELECT * FROM order_items WHERE order_id = $1 ORDER BY line`, orderID)
-	tell("order", `SELECT * FROM order_history WHERE order_id = $1 ORDER BY version`, orderID)
-	tell("payment", `SELECT * FROM payments WHERE order_id = $1`, orderID)
+	print("order", `SELECT * FROM orders WHERE id = $1`, orderID)
+	print("order", `SELECT * FROM order_items WHERE order_id = $1 ORDER BY line`, orderID)
+	print("order", `SELECT * FROM order_history WHERE order_id = $1 ORDER BY version`, orderID)
+	print("payment", `SELECT * FROM payments WHERE order_id = $1`, orderID)
 	if paymentID != orderID {
-		tell("payment", `SELECT * FROM payment_attempts WHERE payment_id = $1 ORDER BY attempt`, paymentID)
-		tell("payment", `SELECT * FROM refunds WHERE payment_id = $1`, paymentID)
+		print("payment", `SELECT * FROM payment_attempts WHERE payment_id = $1 ORDER BY attempt`, paymentID)
+		print("payment", `SELECT * FROM refunds WHERE payment_id = $1`, paymentID)
 	}
-	tell("notification", `SELECT * FROM order_contacts WHERE order_id = $1`, orderID)
-	tell("notification", `SELECT * FROM notifications WHERE order_id = $1`, orderID)
-	tell("notification", `SELECT * FROM notification_deliveries WHERE order_id = $1`, orderID)
+	print("notification", `SELECT * FROM order_contacts WHERE order_id = $1`, orderID)
+	print("notification", `SELECT * FROM notifications WHERE order_id = $1`, orderID)
+	print("notification", `SELECT * FROM notification_deliveries WHERE order_id = $1`, orderID)
 	for _, service := range domain {
-		tell(service, `SELECT seq, id, aggregate_id, aggregate_version, event_type, topic, event_data, value, created_at, published_at
+		print(service, `SELECT seq, id, aggregate_id, aggregate_version, event_type, topic, event_data, value, created_at, published_at
 			FROM outbox WHERE aggregate_id IN ($1, $2) ORDER BY seq`, orderID, paymentID)
-		tell(service, `SELECT * FROM parked_records WHERE key IN ($1, $2) ORDER BY seq`, []byte(orderID), []byte(paymentID))
+		print(service, `SELECT * FROM parked_records WHERE key IN ($1, $2) ORDER BY seq`, []byte(orderID), []byte(paymentID))
 	}
-	d.tellRecords(ctx, &b, tell, orderID)
+	d.printRecords(ctx, &b, print, orderID)
 	return b.String()
 }
 
-func (d *deployment) tellRecords(ctx context.Context, b *strings.Builder, tell func(service, statement string, args ...any), orderID string) {
+func (d *deployment) printRecords(ctx context.Context, b *strings.Builder, print func(service, statement string, args ...any), orderID string) {
 	for _, topic := range topics {
 		short, cancel := context.WithTimeout(ctx, 10*time.Second)
 		records, err := d.read(short, topic)
@@ -266,7 +266,7 @@ func (d *deployment) tellRecords(ctx context.Context, b *strings.Builder, tell f
 				continue
 			}
 			for _, service := range domain {
-				tell(service, `SELECT * FROM inbox_events WHERE event_id = $1`, headerOf(r, "ce_id"))
+				print(service, `SELECT * FROM inbox_events WHERE event_id = $1`, headerOf(r, "ce_id"))
 			}
 		}
 	}

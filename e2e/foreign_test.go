@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os/exec"
@@ -10,9 +11,9 @@ import (
 	"time"
 )
 
-// testForeignWriter has kcat, which knows nothing of us, write to our topics
-// and read from them: an order with a header and fields of a later version, and
-// one that nobody can handle.
+// testForeignWriter writes and reads our topics with kcat, a program that is not
+// ours: an order with a header and fields of a later version, and an order that no
+// service can handle.
 func testForeignWriter(t *testing.T, s setup) {
 	kcat := program(t, "kcat")
 	d := deploy(t, s)
@@ -41,12 +42,12 @@ func testForeignWriter(t *testing.T, s setup) {
 	if !strings.Contains(paid, `"event_type":"PaymentCompleted"`) || !strings.Contains(paid, id) {
 		t.Errorf("kcat reads no PaymentCompleted of the order: %s", paid)
 	}
-	d.checkForeignLetters(t, kcat, bad, invalid)
+	d.checkForeignDeadLetters(t, kcat, bad, invalid)
 }
 
-// checkForeignLetters reads with kcat that both groups gave the invalid event
-// up, with its key and header, and nothing else.
-func (d *deployment) checkForeignLetters(t *testing.T, kcat, key string, invalid []byte) {
+// checkForeignDeadLetters reads with kcat that both groups wrote a dead letter of the
+// invalid event, with its key and header, and no other.
+func (d *deployment) checkForeignDeadLetters(t *testing.T, kcat, key string, invalid []byte) {
 	t.Helper()
 	var lines []string
 	eventually(t, paidLimit, func() string {
@@ -74,16 +75,18 @@ func (d *deployment) checkForeignLetters(t *testing.T, kcat, key string, invalid
 	}
 }
 
-// writeWithKcat puts one record with a header nobody knows on order-events.
+// writeWithKcat writes a record with an unknown header to order-events.
 func (d *deployment) writeWithKcat(t *testing.T, kcat, key string, value []byte) {
 	t.Helper()
 	d.kcat(t, kcat, value, "-t", "order-events", "-P", "-k", key, "-H", "x-colour=green")
 }
 
-// kcat runs it with an input and returns what it prints.
+// kcat runs kcat with an input and returns its output.
 func (d *deployment) kcat(t *testing.T, kcat string, input []byte, args ...string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), kcat, append([]string{"-b", strings.Join(d.broker(), ",")}, args...)...)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, kcat, append([]string{"-b", strings.Join(d.broker(), ",")}, args...)...)
 	cmd.Stdin = bytes.NewReader(input)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

@@ -17,8 +17,8 @@ import (
 	"pizzaflow/kafka/kafkatest"
 )
 
-// Apache Kafka's own command-line tools do against the embedded broker what
-// they do against Apache Kafka.
+// TestForeignTools runs Apache Kafka's own command-line tools with the embedded
+// broker and with Apache Kafka, and wants the same results.
 func TestForeignTools(t *testing.T) {
 	t.Parallel()
 	home := real.Home(t)
@@ -48,7 +48,7 @@ func testForeignTools(t *testing.T, home string, brokers []string) {
 	for _, step := range []struct {
 		name, stdin, tool string
 		args              []string
-		want              []string // each is found in what it prints, in any order; after "!" it is not
+		want              []string // patterns of the output, in any order; with "!" before it the output must not match
 	}{
 		{"create", "", topicTool, append(at, "--create", "--topic", topic, "--partitions", "2", "--replication-factor", "1", "--config", "retention.ms=3600000"), []string{"Created topic " + topic}},
 		{"create it again", "", topicTool, append(at, "--create", "--topic", topic, "--partitions", "2"), []string{"already exists"}},
@@ -100,7 +100,7 @@ func testForeignTools(t *testing.T, home string, brokers []string) {
 	}
 }
 
-// tools is a Java machine that runs one tool after the other.
+// A tools is a Java virtual machine that runs one tool after the other.
 type tools struct {
 	jars    string
 	brokers string
@@ -136,7 +136,7 @@ func startTools(t *testing.T, home, brokers string) *tools {
 	}()
 	t.Cleanup(func() {
 		cancel()
-		for range j.lines { // so that the reader ends
+		for range j.lines { // so that the goroutine that reads can end
 		}
 		<-read
 		_ = cmd.Wait() // killed
@@ -144,7 +144,7 @@ func startTools(t *testing.T, home, brokers string) *tools {
 	return j
 }
 
-// run runs one tool and returns what it prints.
+// run runs one tool and returns its output.
 func (j *tools) run(t *testing.T, stdin, class string, args ...string) string {
 	t.Helper()
 	words := []string{stdin, class}
@@ -165,12 +165,12 @@ func (j *tools) run(t *testing.T, stdin, class string, args ...string) string {
 			}
 			out.WriteString(line + "\n")
 		case <-limit:
-			t.Fatalf("%s %q does not end:\n%s", class, args, out.String())
+			t.Fatalf("%s %q has not ended within a minute:\n%s", class, args, out.String())
 		}
 	}
 }
 
-// alone runs a tool that tells what it did when its machine ends.
+// alone runs a tool that prints its result when its virtual machine ends.
 func (j *tools) alone(t *testing.T, _, class string, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// good is a body that is accepted; each bad one differs from it in one thing.
+// good is a body that is accepted; each bad body differs from it in one thing.
 const good = `{"customer_name":"Иван Иванов","customer_email":"ivan@example.com","customer_phone":"+7-900-123-45-67",` +
 	`"items":[{"pizza_id":"` + margherita + `","quantity":2,"size":"large"}],"delivery_address":"ул. Пушкина, д. 10"}`
 
@@ -61,8 +61,8 @@ var badInput = []struct {
 	{"a megabyte", changed("Иван Иванов", strings.Repeat("Я", 1<<19)), "", 413, "", ""},
 }
 
-// testBadInput sends what must be refused: each gets its status and a problem
-// that points to the field, and none leaves a trace.
+// testBadInput sends bodies that must be refused: each gets its status and a problem
+// that points to the field, and none leaves a row.
 func testBadInput(t *testing.T, s setup) {
 	d := deploy(t, s)
 	for _, bad := range badInput {
@@ -107,9 +107,9 @@ func testBadInput(t *testing.T, s setup) {
 	}
 }
 
-// postRaw posts a body as it is, as JSON unless another type is given. It does
-// without http.Client, which may tell that it could not send all of a large
-// body instead of what was answered meanwhile.
+// postRaw posts a body as it is, as JSON unless another type is given. It does not
+// use http.Client, which may return that it could not send all of a large body
+// instead of the answer that came meanwhile.
 func (d *deployment) postRaw(t *testing.T, body, contentType string) (int, http.Header, []byte) {
 	t.Helper()
 	if contentType == "" {
@@ -120,7 +120,7 @@ func (d *deployment) postRaw(t *testing.T, body, contentType string) (int, http.
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", contentType)
-	req.Header.Set("Idempotency-Key", "bad-input") // a refused request must leave none either
+	req.Header.Set("Idempotency-Key", "bad-input") // a refused request must leave no key either
 	conn, err := net.Dial("tcp", req.URL.Host)
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func (d *deployment) postRaw(t *testing.T, body, contentType string) (int, http.
 		t.Fatal(err)
 	}
 	var sending sync.WaitGroup
-	sending.Go(func() { _ = req.Write(conn) }) // the answer tells
+	sending.Go(func() { _ = req.Write(conn) }) // the answer is checked
 	defer sending.Wait()
 	defer conn.Close()
 	resp, err := http.ReadResponse(bufio.NewReader(conn), req)

@@ -18,19 +18,18 @@ const (
 	loadClients = 8
 )
 
-// settleLimit is how long after the last kill everything may take to come to
-// its end: what was on its way to a mail server is taken up again 45 s later.
+// settleLimit is how long after the last kill all orders may take to be done: a mail
+// that was being sent is sent again 45 s later.
 const settleLimit = 3 * time.Minute
 
-// loadLimit is for a load with all that is done to the system meanwhile: several
-// starts, each of which may take its time.
+// loadLimit is for a load during which processes are started again, several times.
 const loadLimit = 5 * time.Minute
 
 // testKill kills processes with SIGKILL in the middle of 200 orders and starts
 // them again: together all at once, apart one by one.
 func testKill(t *testing.T, s setup) {
 	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
-	random := chance(t)
+	random := seededRand(t)
 	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	victims := [][]string{d.setup.processes, d.setup.processes, d.setup.processes}
@@ -42,20 +41,20 @@ func testKill(t *testing.T, s setup) {
 	}
 	var requests []orderRequest
 	var loads []*load
-	inFlight := map[string]int{} // deliveries that a kill met on their way, and how often
+	inFlight := map[string]int{} // how many kills interrupted each delivery
 	for i, v := range victims {
 		wave := guests(i*1000, loadOrders/len(victims)+1)
 		first := d.startLoad(ctx, wave[:1], 1)
-		d.await(t, first.wait(t)[0].OrderID, "paid", settleLimit) // everything is at work again
+		d.await(t, first.wait(t)[0].OrderID, "paid", settleLimit) // so that all services work again
 		rest := d.startLoad(ctx, wave[1:], loadClients)
 		requests, loads = append(requests, wave...), append(loads, first, rest)
 
 		rest.awaitAccepted(t, random.IntN(len(wave)-1))
-		moment(random, []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond}[random.IntN(3)])
+		pauseUpTo(random, []time.Duration{time.Millisecond, 50 * time.Millisecond, 300 * time.Millisecond}[random.IntN(3)])
 		d.kill(v...)
-		onTheirWay := d.deliveriesInFlight(t)
-		t.Logf("killed %q after %d of %d orders, with %d messages on their way", v, rest.count(), len(wave)-1, len(onTheirWay))
-		for _, id := range onTheirWay {
+		interrupted := d.deliveriesInFlight(t)
+		t.Logf("killed %q after %d of %d orders, with %d messages in flight", v, rest.count(), len(wave)-1, len(interrupted))
+		for _, id := range interrupted {
 			inFlight[id]++
 		}
 		d.start(v...)
@@ -70,17 +69,17 @@ func testKill(t *testing.T, s setup) {
 	d.verify(t)
 }
 
-// verify has pizza verify find nothing.
+// verify runs pizza verify, which must find no violation.
 func (d *deployment) verify(t *testing.T, args ...string) {
 	t.Helper()
-	name := "payment,notification" // as one of these, it is told where the sandbox is
+	name := "payment,notification" // whose environment has the sandbox's address
 	if len(d.setup.processes) == 1 {
 		name = d.setup.processes[0]
 	}
 	t.Logf("pizza verify:\n%s", d.commandAs(t, name, append([]string{"verify", "--wait", "10m", "--require", "topics,sandbox"}, args...)...))
 }
 
-// guests are n customers, one in ten of whom has trouble with his card.
+// guests are the requests of n customers; the card of one in ten is declined, fails or is slow.
 func guests(from, n int) []orderRequest {
 	tags := []string{"+lost", "+declined", "+timeout", "+error", "+hang", "+slow", "+late"}
 	requests := make([]orderRequest, n)
@@ -94,16 +93,16 @@ func guests(from, n int) []orderRequest {
 	return requests
 }
 
-// deliveriesInFlight are the messages of which a kill may have taken the
-// record away after they were sent.
+// deliveriesInFlight are the messages that may have been sent without that being
+// recorded, because of a kill.
 func (d *deployment) deliveriesInFlight(t *testing.T) []string {
 	t.Helper()
 	const statement = `SELECT id FROM notification_deliveries WHERE status = 'pending' AND attempts > 0`
 	if d.setup.engine == sqldb.Postgres {
 		return column(d.rows(t, "notification", statement))
 	}
-	// Only a copy is looked at: opening the files would mend them, which the
-	// killed process must be able to do for itself.
+	// It opens a copy: to open the files would recover them, which the killed process
+	// must be able to do itself.
 	copied := t.TempDir()
 	for _, file := range []string{"notification.db", "notification.db-wal"} {
 		content, err := os.ReadFile(filepath.Join(d.dir, file))
@@ -119,7 +118,7 @@ func (d *deployment) deliveriesInFlight(t *testing.T) []string {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	_, rows, err := ask(t.Context(), db, statement)
+	_, rows, err := queryText(t.Context(), db, statement)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,11 +133,11 @@ func column(rows [][]string) []string {
 	return out
 }
 
-// testTerminate stops everything with SIGTERM under load, twice. Unlike a kill
-// it must leave nothing in doubt, so that nothing is done twice.
+// testTerminate stops all processes with SIGTERM under load, twice. Unlike after a
+// kill no outcome may be unknown, so that nothing is done twice.
 func testTerminate(t *testing.T, s setup) {
 	d := deploy(t, s)
-	random := chance(t)
+	random := seededRand(t)
 	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
 	defer cancel()
 	requests := make([]orderRequest, loadOrders)
@@ -148,7 +147,7 @@ func testTerminate(t *testing.T, s setup) {
 	l := d.startLoad(ctx, requests, loadClients)
 	for i := range 2 {
 		l.awaitAccepted(t, i*loadOrders/2+random.IntN(loadOrders/3)+10)
-		moment(random, 50*time.Millisecond)
+		pauseUpTo(random, 50*time.Millisecond)
 		began := time.Now()
 		d.stop()
 		if t.Failed() {
@@ -157,8 +156,8 @@ func testTerminate(t *testing.T, s setup) {
 		t.Logf("stopped after %d orders in %s", l.count(), time.Since(began))
 		for table, service := range map[string]string{"payments": "payment", "notification_deliveries": "notification"} {
 			if taken := column(d.rows(t, service, `SELECT order_id FROM `+table+` WHERE lease_token IS NOT NULL`)); len(taken) > 0 {
-				d.suspect(taken[0])
-				t.Errorf("a clean stop left %d rows of %s taken, so that nobody takes them up until their lease has passed", len(taken), table)
+				d.printOnFailure(taken[0])
+				t.Errorf("a clean stop left %d rows of %s with a lease, so that no process takes them before it runs out", len(taken), table)
 			}
 		}
 		d.start(d.setup.processes...)
@@ -169,8 +168,7 @@ func testTerminate(t *testing.T, s setup) {
 	d.checkNothingTwice(t)
 }
 
-// checkNothingTwice wants every event once on the topics, as clean stops leave
-// it.
+// checkNothingTwice wants every event once on the topics, as after clean stops.
 func (d *deployment) checkNothingTwice(t *testing.T) {
 	t.Helper()
 	for _, topic := range []string{"order-events", "payment-events"} {
@@ -185,7 +183,8 @@ func (d *deployment) checkNothingTwice(t *testing.T) {
 	}
 }
 
-// awaitSettled waits until n orders and all that follows from them are done.
+// awaitSettled waits until n orders are paid or failed, their messages are sent, and
+// their events are published.
 func (d *deployment) awaitSettled(t *testing.T, n int) {
 	t.Helper()
 	for service, statement := range map[string]string{
@@ -211,24 +210,25 @@ func (d *deployment) awaitSettled(t *testing.T, n int) {
 			return ""
 		})
 		if wrong != "" {
-			d.suspect(wrong)
+			d.printOnFailure(wrong)
 			t.Fatalf("%s: %d are left of: %s", unfinished.service, len(left), unfinished.statement)
 		}
 	}
 	d.awaitPublished(t, paidLimit)
 }
 
-// checkLoad holds what became of the orders against the promise. A message may
-// have come again only where a kill met it on its way.
+// checkLoad wants each order paid or declined, charged once or never, and its
+// messages sent once. A message may have been sent again only if a kill interrupted
+// its delivery (inFlight).
 func (d *deployment) checkLoad(t *testing.T, requests []orderRequest, orders []order, inFlight map[string]int) {
 	t.Helper()
 	charges := map[string][]charge{}
 	for _, c := range list[charge](t, d, "/payments/charges") {
 		charges[c.OrderReference] = append(charges[c.OrderReference], c)
 	}
-	copies := map[string]int{}            // of each delivery
+	copies := map[string]int{}            // how often each delivery was sent
 	kinds := map[string]map[string]bool{} // the deliveries of each contact
-	told := func(contact, delivery string) {
+	sent := func(contact, delivery string) {
 		if kinds[contact] == nil {
 			kinds[contact] = map[string]bool{}
 		}
@@ -237,10 +237,10 @@ func (d *deployment) checkLoad(t *testing.T, requests []orderRequest, orders []o
 	}
 	for _, m := range list[mail](t, d, "/mail/messages") {
 		id, _, _ := strings.Cut(strings.Trim(m.MessageID, "<>"), "@")
-		told(m.To[0], id)
+		sent(m.To[0], id)
 	}
 	for _, m := range list[sms](t, d, "/sms/messages") {
-		told(m.To, m.Reference)
+		sent(m.To, m.Reference)
 	}
 
 	statuses := map[string]string{}
@@ -255,7 +255,7 @@ func (d *deployment) checkLoad(t *testing.T, requests []orderRequest, orders []o
 		wrong := statuses[o.OrderID] != want || succeeded(charges[o.OrderID]) != takings ||
 			len(kinds[requests[i].CustomerEmail]) != 2 || len(kinds[requests[i].CustomerPhone]) != 2
 		if wrong {
-			d.suspect(o.OrderID)
+			d.printOnFailure(o.OrderID)
 			t.Errorf("order %s of %s is %q, want %s; %d charges succeeded, want %d; %d different mails and %d different SMS, want 2 of each",
 				o.OrderID, requests[i].CustomerEmail, statuses[o.OrderID], want, succeeded(charges[o.OrderID]), takings,
 				len(kinds[requests[i].CustomerEmail]), len(kinds[requests[i].CustomerPhone]))
@@ -267,22 +267,21 @@ func (d *deployment) checkLoad(t *testing.T, requests []orderRequest, orders []o
 	again := 0
 	for id, n := range copies {
 		if again += n - 1; n > 1+inFlight[id] {
-			t.Errorf("message %s came %d times, and %d kills met it on its way", id, n, inFlight[id])
+			t.Errorf("message %s was sent %d times, and %d kills interrupted it", id, n, inFlight[id])
 		}
 	}
-	t.Logf("%d of %d messages came again, %d were on their way at a kill", again, len(copies), len(inFlight))
+	t.Logf("%d of %d messages were sent again, %d were in flight at a kill", again, len(copies), len(inFlight))
 	d.checkRecords(t, orders)
 }
 
-// checkRecords looks for each order's events on the topics: all there, the
-// first occurrences of each aggregate in order and without a gap, and no dead
-// letters.
+// checkRecords wants each order's events on the topics, the first occurrences of each
+// aggregate in order and without a gap, and no dead letters.
 func (d *deployment) checkRecords(t *testing.T, orders []order) {
 	t.Helper()
 	repeated := 0
 	types := map[string][]string{} // of each order
 	for _, topic := range topics {
-		versions := map[string]int{} // of each aggregate, the last
+		versions := map[string]int{} // the last one of each aggregate
 		seen := map[string]bool{}
 		for _, r := range d.records(t, topic) {
 			if strings.HasSuffix(topic, "-dlq") {
@@ -302,14 +301,14 @@ func (d *deployment) checkRecords(t *testing.T, orders []order) {
 	}
 	for _, o := range orders {
 		if got := types[o.OrderID]; !slices.Equal(got, []string{"OrderCreated", "OrderPaid"}) && !slices.Equal(got, []string{"OrderCreated", "OrderPaymentFailed"}) {
-			d.suspect(o.OrderID)
+			d.printOnFailure(o.OrderID)
 			t.Errorf("the events of order %s are %v", o.OrderID, got)
 		}
 	}
-	t.Logf("%d records came again", repeated)
+	t.Logf("%d records were published again", repeated)
 }
 
-// checkKeys repeats every request: its key must stand for the same order.
+// checkKeys repeats every request: its key must return the same order.
 func (d *deployment) checkKeys(ctx context.Context, t *testing.T, requests []orderRequest, orders []order) {
 	t.Helper()
 	for i, r := range requests {

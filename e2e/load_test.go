@@ -6,23 +6,24 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"pizzaflow/internal/retry"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 )
 
-// customer is guest number i of a load. Each has his own contacts, so that
-// what he was charged and told can be counted. Some have trouble with their
-// cards, as the tag says.
+// customer is the request of guest number i of a load. Each guest has contacts of
+// their own, so that charges and messages can be counted. The tag says what the
+// sandbox does with the card.
 func customer(i int, tag string) orderRequest {
 	r := ivan(fmt.Sprintf("guest%d%s@example.com", i, tag))
 	r.CustomerPhone = guestPhone(i)
 	return r
 }
 
-// A load is orders placed by several clients at once, each of whom repeats a
-// request under its key until it is accepted.
+// A load is orders placed by several clients at once, each of which repeats a request
+// under its key until it is accepted.
 type load struct {
 	requests []orderRequest
 	done     chan struct{} // closed when all are accepted or one is refused
@@ -42,7 +43,7 @@ func (d *deployment) startLoad(ctx context.Context, requests []orderRequest, cli
 		working.Go(func() {
 			for i := c; i < len(requests); i += clients {
 				if err := l.place(ctx, d, i); err != nil {
-					l.settle(i, order{}, err)
+					l.record(i, order{}, err)
 					return
 				}
 			}
@@ -61,23 +62,19 @@ func (l *load) place(ctx context.Context, d *deployment, i int) error {
 	for {
 		o, err := d.post(ctx, l.requests[i], l.requests[i].CustomerEmail)
 		if err == nil {
-			l.settle(i, o, nil)
+			l.record(i, o, nil)
 			return nil
 		}
 		if errors.Is(err, errRefused) {
 			return err
 		}
-		pause := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			pause.Stop()
-			return fmt.Errorf("%w, at last: %w", ctx.Err(), err)
-		case <-pause.C:
+		if !retry.Sleep(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("order %d is not accepted: %w: %w", i, ctx.Err(), err)
 		}
 	}
 }
 
-func (l *load) settle(i int, o order, err error) {
+func (l *load) record(i int, o order, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if err != nil {
@@ -89,7 +86,7 @@ func (l *load) settle(i int, o order, err error) {
 	l.cond.Broadcast()
 }
 
-// awaitAccepted waits until n orders are accepted.
+// awaitAccepted waits until n orders are accepted, as long as the load's context lasts.
 func (l *load) awaitAccepted(t *testing.T, n int) {
 	t.Helper()
 	l.mu.Lock()
@@ -109,7 +106,8 @@ func (l *load) count() int {
 	return l.accepted
 }
 
-// wait waits until all orders are accepted and returns them by request.
+// wait waits until all orders are accepted, as long as the load's context lasts, and
+// returns them by request.
 func (l *load) wait(t *testing.T) []order {
 	t.Helper()
 	<-l.done
@@ -121,9 +119,9 @@ func (l *load) wait(t *testing.T) []order {
 	return l.orders
 }
 
-// chance is a source of randomness whose seed is printed; PIZZA_TEST_SEED
-// repeats a run, as far as the machine does.
-func chance(t *testing.T) *rand.Rand {
+// seededRand is a source of random numbers whose seed is printed; PIZZA_TEST_SEED
+// repeats a run, but for the timing of the machine.
+func seededRand(t *testing.T) *rand.Rand {
 	t.Helper()
 	seed := rand.Uint64()
 	if s := os.Getenv("PIZZA_TEST_SEED"); s != "" {
@@ -136,5 +134,5 @@ func chance(t *testing.T) *rand.Rand {
 	return rand.New(rand.NewPCG(seed, seed))
 }
 
-// moment waits for a random moment within d.
-func moment(r *rand.Rand, d time.Duration) { <-time.After(time.Duration(r.Int64N(int64(d)))) }
+// pauseUpTo waits for a random time up to d.
+func pauseUpTo(r *rand.Rand, d time.Duration) { <-time.After(time.Duration(r.Int64N(int64(d)))) }

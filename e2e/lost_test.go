@@ -12,17 +12,16 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// The orders around a loss: some are long done, some are on their way, some
-// come afterwards.
+// The orders around a loss: some are done, some are in progress, some are placed
+// afterwards.
 const (
 	lostBefore = 20
 	lostDuring = 30
 	lostAfter  = 5
 )
 
-// testLost has the topics lose everything, as lose does it to a deployment in
-// the middle of a load. All orders must come to their end all the same, and
-// nobody be charged or told twice.
+// testLost lets lose delete all records during a load. All orders must be paid or
+// declined all the same, without a second charge or message.
 func testLost(t *testing.T, s setup, lose func(d *deployment)) {
 	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
 	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
@@ -41,7 +40,7 @@ func testLost(t *testing.T, s setup, lose func(d *deployment)) {
 	d.checkLoad(t, requests, orders, nil)
 }
 
-// testBrokerWiped stops everything, and starts it again on an empty broker.
+// testBrokerWiped stops all processes, and starts them again with an empty broker.
 func testBrokerWiped(t *testing.T, s setup) {
 	testLost(t, s, func(d *deployment) {
 		d.stop()
@@ -62,7 +61,7 @@ func testTopicsRecreated(t *testing.T, s setup) {
 			t.Fatal(err, deleted.Error())
 		}
 		eventually(t, startLimit, func() string {
-			for _, topic := range lost { // it is gone when its name is free
+			for _, topic := range lost { // it is deleted when its name is free
 				created, err := admin.CreateTopic(t.Context(), 12, -1, nil, topic)
 				if err == nil {
 					err = created.Err
@@ -77,7 +76,7 @@ func testTopicsRecreated(t *testing.T, s setup) {
 	})
 }
 
-// admin is a client to change the topics with, as an administrator would.
+// admin is a client that may change topics.
 func (d *deployment) admin(t *testing.T) *kadm.Client {
 	t.Helper()
 	client, err := kgo.NewClient(append(slices.Clip(d.access), kgo.SeedBrokers(d.broker()...))...)

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
 	flag.Parse()
-	// Most of the time these tests wait for something: one more of them than there are processors keeps these busy.
+	// These tests mostly wait: one more test at a time than there are processors keeps the processors busy.
 	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
 		if err := p.Value.Set(strconv.Itoa(runtime.GOMAXPROCS(0) + 1)); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -36,7 +36,7 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // what stays is a file of /tmp
+	defer func() { _ = os.RemoveAll(dir) }() // an error leaves files in /tmp
 	scratch = dir
 	if pizza = os.Getenv("PIZZA_BINARY"); pizza != "" {
 		return m.Run()
@@ -49,8 +49,8 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
-// missing skips the test for want of something, or fails it where that was
-// promised to be there.
+// missing skips a test that needs a program or server that is not there, or fails
+// it where PIZZA_TEST_REQUIRE names that.
 func missing(t *testing.T, what, why string) {
 	t.Helper()
 	if slices.Contains(strings.Split(os.Getenv("PIZZA_TEST_REQUIRE"), ","), what) {
@@ -59,7 +59,7 @@ func missing(t *testing.T, what, why string) {
 	t.Skipf("no %s: %s; make test has it", what, why)
 }
 
-// program finds an external program, or has the test skipped.
+// program is the path of an external program; without it the test is skipped.
 func program(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
@@ -79,8 +79,8 @@ func databaseServer(t *testing.T) string {
 	return url
 }
 
-// kafkaBrokers are the addresses of the Apache Kafka to use. It must be on
-// this machine: its topics are deleted, and nobody's orders shall go that way.
+// kafkaBrokers are the addresses of the Apache Kafka to use. It must be on this
+// machine, because its topics are deleted.
 func kafkaBrokers(t *testing.T) []string {
 	t.Helper()
 	if os.Getenv("KAFKA_BROKERS") == "" {
@@ -96,7 +96,8 @@ func kafkaBrokers(t *testing.T) []string {
 	return brokers
 }
 
-// eventually waits until done returns "", which else says what is wrong yet.
+// eventually waits until done returns "" instead of what is still wrong, and ends
+// the test with that if it takes too long.
 func eventually(t *testing.T, within time.Duration, done func() string) {
 	t.Helper()
 	if wrong := waitFor(t.Context(), within, done); wrong != "" {
@@ -104,8 +105,8 @@ func eventually(t *testing.T, within time.Duration, done func() string) {
 	}
 }
 
-// waitFor polls until done returns "" and returns "", or what was wrong when
-// the time was over. The longer it takes the less often it looks.
+// waitFor polls until done returns "", and returns "", or what is wrong when the
+// time is over. The pauses become longer.
 func waitFor(ctx context.Context, within time.Duration, done func() string) string {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()

@@ -21,8 +21,8 @@ import (
 	pizzaload "pizzaflow/load"
 )
 
-// many is several of each service, on PostgreSQL and Apache Kafka. They share
-// nothing but these, and two frontends know all three of the order service.
+// many runs several processes of each service, which share only PostgreSQL and Apache
+// Kafka. Both frontends know all three processes of the order service.
 var many = func() setup {
 	s := servers
 	s.processes = []string{
@@ -31,9 +31,9 @@ var many = func() setup {
 	return s
 }()
 
-// testRollingRestart replaces each process in turn, under load, by SIGTERM and
-// a new start, as an upgrade does. Nothing is lost, and because every stop is
-// clean nothing is done twice either, down to the records on the topics.
+// testRollingRestart stops each process with SIGTERM and starts it again, one after
+// the other under load, as an upgrade does. Nothing is lost, and because every stop
+// is clean nothing is done twice, no record on the topics either.
 func testRollingRestart(t *testing.T, s setup) {
 	d := deploy(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), loadLimit)
@@ -55,12 +55,11 @@ func testRollingRestart(t *testing.T, s setup) {
 	d.checkNothingTwice(t)
 }
 
-// TestEverythingDies runs several of each service on a PostgreSQL and three
-// brokers of its own, under the load of pizza load, which notes what it was
-// promised. Each process and each broker is killed in turn and started again,
-// and PostgreSQL is stopped at once, twice. Then pizza verify must find nothing.
-// PIZZA_TEST_RATE is how many orders are placed a second; one second of them is
-// let through between one death and the next.
+// TestEverythingDies runs several processes of each service on a PostgreSQL and three
+// brokers of its own, under pizza load, which logs the answers it got. Each process
+// and each broker is killed in turn and started again, and PostgreSQL crashes, twice.
+// Then pizza verify must find no violation. PIZZA_TEST_RATE is how many orders are
+// placed a second; between two kills the orders of one second are placed.
 func TestEverythingDies(t *testing.T) {
 	t.Parallel()
 	cluster, database := server.Kafka(t, 3), server.Postgres(t)
@@ -78,51 +77,51 @@ func TestEverythingDies(t *testing.T) {
 	stop := d.startPizzaLoad(t, "--rate", rate, "--log", promised)
 
 	began := time.Now()
-	tell := func(what string) { t.Logf("%5.1f s: %s", time.Since(began).Seconds(), what) }
-	more := func() { // orders of a second
+	log := func(what string) { t.Logf("%5.1f s: %s", time.Since(began).Seconds(), what) }
+	more := func() { // waits for the orders of a second
 		placed := placedIn(t, promised)
 		eventually(t, settleLimit, func() string {
 			if now := placedIn(t, promised); now < placed+perSecond {
-				return fmt.Sprintf("%d orders are placed, %d a while ago", now, placed)
+				return fmt.Sprintf("%d orders are placed, %d before", now, placed)
 			}
 			return ""
 		})
 	}
-	for _, name := range s.processes[1:] { // all but the sandbox, which is the world outside
+	for _, name := range s.processes[1:] { // without the sandbox, which is not ours
 		more()
 		d.kill(name)
 		d.start(name)
-		tell("killed and started " + name)
+		log("killed and started " + name)
 	}
 	for range 2 {
 		more()
 		database.Crash()
 		database.Start()
-		tell("crashed and started PostgreSQL")
+		log("crashed and started PostgreSQL")
 		for _, name := range s.processes[1:] {
 			d.awaitReady(name)
 		}
-		tell("all are ready again")
+		log("all are ready again")
 	}
 	for broker := 1; broker <= 3; broker++ {
 		more()
 		cluster.Kill(broker)
-		tell("killed a broker")
+		log("killed a broker")
 		more()
 		cluster.Restart(broker)
 		d.awaitTopics(t, func(topic kafka.TopicState) string { return strings.Join(topic.Warnings, "; ") })
-		tell("it is back in sync")
+		log("it is back in sync")
 	}
 	t.Logf("pizza load:\n%s", stop())
 	d.verify(t, "--log", promised)
-	tell("settled and verified")
+	log("settled and verified")
 }
 
-// placedIn counts the promises in the log of pizza load.
+// placedIn is the number of accepted orders in the log of pizza load.
 func placedIn(t *testing.T, file string) (n int) {
 	t.Helper()
 	f, err := os.Open(file)
-	if errors.Is(err, fs.ErrNotExist) { // it has only just begun
+	if errors.Is(err, fs.ErrNotExist) { // pizza load has only just begun
 		return 0
 	}
 	if err != nil {
@@ -141,8 +140,7 @@ func placedIn(t *testing.T, file string) (n int) {
 	return n
 }
 
-// startPizzaLoad places orders by pizza load until the returned function is
-// called, which returns the report.
+// startPizzaLoad runs pizza load until stop is called, which returns its report.
 func (d *deployment) startPizzaLoad(t *testing.T, args ...string) (stop func() []byte) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), pizza, append([]string{"load", "--url", d.urls("frontend"), "--duration", "1h"}, args...)...)
@@ -156,8 +154,10 @@ func (d *deployment) startPizzaLoad(t *testing.T, args ...string) (stop func() [
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
 			t.Fatal(err)
 		}
+		kill := time.AfterFunc(stopLimit, func() { _ = cmd.Process.Kill() }) // Wait then returns that it was killed
+		defer kill.Stop()
 		if err := cmd.Wait(); err != nil {
-			t.Fatalf("pizza load: %v\n%s\n%s", err, &report, &said)
+			t.Fatalf("pizza load, within %s of the interrupt: %v\n%s\n%s", stopLimit, err, &report, &said)
 		}
 		return report.Bytes()
 	}

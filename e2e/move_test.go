@@ -14,14 +14,15 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// movedOrders are done when the embedded system stops; as many are not.
+// movedOrders is how many orders are done when the embedded system stops, and how many
+// are not.
 const movedOrders = 25
 
 // TestMove moves a system with its data from SQLite and the embedded broker to
-// PostgreSQL and an empty Apache Kafka, with orders that the provider has not
-// let through yet. All must come to their end there, and nobody be charged or
-// told twice: neither by a payment that was begun here and ended there, nor by
-// the events that are published again.
+// PostgreSQL and an empty Apache Kafka, with payments that the provider has not
+// answered. All orders must be paid there, without a second charge or message:
+// neither by a payment that was begun before the move, nor by the events that are
+// published again.
 func TestMove(t *testing.T) {
 	t.Parallel()
 	databaseServer(t)
@@ -40,7 +41,7 @@ func TestMove(t *testing.T) {
 	orders = append(orders, d.startLoad(ctx, requests[movedOrders:2*movedOrders], loadClients).wait(t)...)
 	eventually(t, settleLimit, func() string {
 		if n := d.value(t, "payment", `SELECT COUNT(*) FROM payments WHERE status = 'unknown'`); n == "0" {
-			return "no payment is in doubt yet"
+			return "no payment is unknown yet"
 		}
 		return ""
 	})
@@ -51,13 +52,13 @@ func TestMove(t *testing.T) {
 	}
 	d.stop()
 	if n := d.value(t, "order", `SELECT COUNT(*) FROM orders WHERE status = 'pending'`); n == "0" {
-		t.Fatal("nothing was left to be done after the move")
+		t.Fatal("no order is pending before the move")
 	}
 	for _, try := range []struct {
 		args          []string
 		moved, before int
 	}{
-		{append(move, "--service", "payment"), 1, 0}, // as after a crash in the middle
+		{append(move, "--service", "payment"), 1, 0}, // as after a crash during the move
 		{move, 2, 1},
 		{move, 0, 3},
 	} {
@@ -75,7 +76,7 @@ func TestMove(t *testing.T) {
 		}
 	}
 
-	d.settleElsewhere(t, target)
+	d.restartOn(t, target)
 	d.behave(t, `{}`)
 	d.awaitSettled(t, len(orders))
 	orders = append(orders, d.startLoad(ctx, requests[len(orders):], loadClients).wait(t)...)
@@ -109,19 +110,19 @@ func (d *deployment) tables(t *testing.T) map[string]string {
 	return counts
 }
 
-// settleElsewhere starts the stopped deployment again on PostgreSQL and Apache
-// Kafka. Its folder still holds the sandbox: the provider is the same.
-func (d *deployment) settleElsewhere(t *testing.T, database string) {
+// restartOn starts the stopped deployment again on PostgreSQL and Apache Kafka. The
+// sandbox keeps its folder: the provider is the same.
+func (d *deployment) restartOn(t *testing.T, database string) {
 	t.Helper()
 	kafkaFree.Lock()
 	t.Cleanup(kafkaFree.Unlock)
 	d.setup.engine, d.setup.realKafka, d.dbURL, d.brokers = sqldb.Postgres, true, database, kafkaBrokers(t)
 	wipeKafka(t, d.brokers)
-	t.Cleanup(d.end) // before another may have the Kafka
+	t.Cleanup(d.end) // before kafkaFree is unlocked
 	d.start(d.setup.processes...)
 }
 
-// behave tells the provider how to treat all traffic.
+// behave sets how the provider treats all requests.
 func (d *deployment) behave(t *testing.T, behaviour string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+d.address("SANDBOX_ADDR")+"/payments/behaviour", strings.NewReader(behaviour))
@@ -134,8 +135,8 @@ func (d *deployment) behave(t *testing.T, behaviour string) {
 	}
 }
 
-// tool runs the binary, with no option but those given, to its end, and
-// returns its exit code and what it said.
+// tool runs pizza with only the given options to its end, and returns its exit code
+// and its output.
 func (d *deployment) tool(t *testing.T, args ...string) (code int, said string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)

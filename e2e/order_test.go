@@ -13,12 +13,12 @@ import (
 	"time"
 )
 
-// paidLimit is how long an order may take to be paid while everything works.
-// By itself it takes a tenth of a second; the machine may have other work.
+// paidLimit is how long an order may take to be paid while everything works: on an
+// idle machine it takes a tenth of a second.
 const paidLimit = 45 * time.Second
 
-// testOrder is the order that everything is about: taken, paid, told, and
-// visible on the topics, in the databases, in the logs and in the metrics.
+// testOrder places one order, which is paid, and looks at its messages, the topics,
+// the databases, the logs and the metrics.
 func testOrder(t *testing.T, s setup) {
 	kcat := program(t, "kcat")
 	d := deploy(t, s)
@@ -104,8 +104,8 @@ func checkMessages(t *testing.T, o order, mails []mail, texts []sms) {
 	}
 }
 
-// checkTopics reads the topics with a client that knows nothing of us, and
-// returns the type of each event by its id.
+// checkTopics reads the topics with kcat, and returns the type of each event by its
+// id.
 func checkTopics(t *testing.T, d *deployment, kcat, orderID string) map[string]string {
 	t.Helper()
 	paymentID := d.value(t, "payment", `SELECT id FROM payments WHERE order_id = $1`, orderID)

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// An ending is what an order with a certain customer must come to.
+// An ending is the outcome that the order of a certain customer must have.
 type ending struct {
 	tag     string
 	status  string
@@ -28,8 +28,8 @@ var endings = []ending{
 	{tag: "late", status: "paid", charges: 1, within: 2 * time.Minute},
 }
 
-// testPayments tries everything that a provider can do to a charge. On real
-// servers, where the tests take turns, the late one is left to testKill.
+// testPayments has the provider do everything that it can do with a charge. With the
+// shared Kafka, where tests run one after the other, the slowest is left to testKill.
 func testPayments(t *testing.T, s setup) {
 	d := deploy(t, s.with("PAYMENT_PROVIDER_TIMEOUT=1s"))
 	endings := endings
@@ -64,15 +64,15 @@ func testPayments(t *testing.T, s setup) {
 	}
 	if t.Failed() {
 		for _, o := range orders {
-			d.suspect(o.OrderID)
+			d.printOnFailure(o.OrderID)
 		}
 	}
 }
 
-// guestPhone is the phone of guest number i.
+// guestPhone is the phone number of guest number i.
 func guestPhone(i int) string { return fmt.Sprintf("+7900%07d", 1000000+i) }
 
-// decided is when the order became what it is.
+// decided is when the order got its status.
 func (o order) decided() time.Time {
 	if len(o.History) == 0 {
 		return time.Time{}
@@ -80,8 +80,8 @@ func (o order) decided() time.Time {
 	return o.History[len(o.History)-1].At
 }
 
-// checkOutcomeTold wants the order confirmed and its outcome told, each once
-// by each channel.
+// checkOutcomeTold wants two messages by each channel: the confirmation of the order
+// and the outcome of its payment.
 func checkOutcomeTold(t *testing.T, o order, mails []mail, texts []sms) {
 	t.Helper()
 	if len(mails) != 2 || len(texts) != 2 {

@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	startLimit = 2 * time.Minute // generous: two cores may build and test everything else meanwhile
+	startLimit = 2 * time.Minute // long, because other packages may be built and tested at the same time
 	stopLimit  = 30 * time.Second
 )
 
@@ -26,13 +26,13 @@ type process struct {
 	services string // the value of SERVICES, "" for the default
 	cmd      *exec.Cmd
 	log      string        // the file of its standard error
-	ended    chan struct{} // closed when it has ended
+	ended    chan struct{} // closed at the end of the process
 
 	mu        sync.Mutex
-	addresses map[string]string // what it printed, by key
+	addresses map[string]string // that it printed, by key
 }
 
-// launch starts a binary with exactly this environment.
+// launch starts a binary with this environment and no other variables.
 func launch(t *testing.T, binary, services string, env []string, dir, log string) *process {
 	t.Helper()
 	stderr, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
@@ -42,7 +42,7 @@ func launch(t *testing.T, binary, services string, env []string, dir, log string
 	defer stderr.Close()
 	p := &process{services: services, log: log, ended: make(chan struct{}), addresses: map[string]string{}}
 	p.cmd = exec.Command(binary)
-	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.SysProcAttr = dir, env, stderr, dieWithUs()
+	p.cmd.Dir, p.cmd.Env, p.cmd.Stderr, p.cmd.SysProcAttr = dir, env, stderr, dieWithParent()
 	stdout, err := p.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -58,13 +58,13 @@ func launch(t *testing.T, binary, services string, env []string, dir, log string
 				p.mu.Unlock()
 			}
 		}
-		_ = p.cmd.Wait() // whoever waits for ended asks for the exit code
+		_ = p.cmd.Wait() // ProcessState has the exit code
 		close(p.ended)
 	}()
 	return p
 }
 
-// address is what the process printed for the key, "" as long as it has not.
+// address is the address that the process printed for the key, "" before.
 func (p *process) address(key string) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -80,9 +80,9 @@ func (p *process) alive() bool {
 	}
 }
 
-// ready says why the process is not ready yet, or "".
+// ready returns "" when the process is ready, and else why it is not.
 func (p *process) ready(ctx context.Context) string {
-	if p.services == "sandbox" { // it has no admin address
+	if p.services == "sandbox" { // which has no ADMIN_ADDR
 		for _, key := range []string{"SANDBOX_ADDR", "SANDBOX_SMTP_ADDR"} {
 			if p.address(key) == "" {
 				return "no " + key
@@ -104,19 +104,20 @@ func (p *process) ready(ctx context.Context) string {
 	return ""
 }
 
-// kill ends the process with SIGKILL and waits until it is gone.
+// kill ends the process with SIGKILL and waits for its end.
 func (p *process) kill() {
-	_ = p.cmd.Process.Kill() // it may be gone already
+	_ = p.cmd.Process.Kill() // it may have ended already
 	<-p.ended
 }
 
-// stop asks the process to end with SIGTERM and returns how it did; "" is well.
+// stop sends SIGTERM and waits for the end of the process. It returns what went wrong,
+// or "".
 func (p *process) stop() string {
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.ended:
 	case <-time.After(stopLimit):
-		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // its goroutines are in the log then
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT) // which writes its goroutines to the log
 		select {
 		case <-p.ended:
 		case <-time.After(5 * time.Second):
@@ -130,7 +131,7 @@ func (p *process) stop() string {
 	return ""
 }
 
-// logLines are the JSON lines that the processes of the log file wrote.
+// logLines are the JSON lines of a log file.
 func logLines(t *testing.T, file string) []map[string]any {
 	t.Helper()
 	raw, err := os.ReadFile(file)
@@ -147,8 +148,8 @@ func logLines(t *testing.T, file string) []map[string]any {
 	return lines
 }
 
-// troubles are the last lines of a log that are neither access log nor routine.
-func troubles(file string) string {
+// lastWarnings are the last lines of a log above level INFO.
+func lastWarnings(file string) string {
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		return err.Error()

@@ -14,12 +14,12 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// atOnce is how long an answer may take that needs nothing to be there, on a
-// machine that has much else to do: as long as a probe waits.
+// atOnce is how long an answer may take that needs no server, on a busy machine: as
+// long as a probe waits.
 const atOnce = 5 * time.Second
 
-// silence is the address of a server that takes connections and never says a word.
-func silence(t *testing.T) string {
+// silentServer is the address of a server that accepts connections and never answers.
+func silentServer(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -38,13 +38,13 @@ func silence(t *testing.T) string {
 	return ln.Addr().String()
 }
 
-// TestStartWithTheDatabaseAway wants every port to answer before the database
-// does: what needs none with itself, the rest with when to come back.
+// TestStartWithTheDatabaseAway wants every port to answer before the database does:
+// requests that need no database get their answer, others 503 with Retry-After.
 func TestStartWithTheDatabaseAway(t *testing.T) {
 	t.Parallel()
 	for name, away := range map[string]func(*testing.T) string{
 		"hangs up": func(*testing.T) string { return "" },
-		"silent":   silence,
+		"silent":   silentServer,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -62,13 +62,13 @@ func TestStartWithTheDatabaseAway(t *testing.T) {
 			eventually(t, time.Minute, func() string {
 				why := p.ready(t.Context())
 				if !strings.Contains(why, "503") || !strings.Contains(why, "still starting") || !strings.Contains(why, "order database: configuration: DATABASE_URL: ") {
-					return "/readyz does not tell what is waited for: " + why
+					return "/readyz does not say which database it waits for: " + why
 				}
 				return ""
 			})
-			d.checkClosed(t) // still
+			d.checkClosed(t)
 
-			d.db.Lead(host(t, d.dbURL))
+			d.db.Lead(hostOf(t, d.dbURL))
 			d.awaitReady("")
 			o := d.place(t, customer(1, ""))
 			d.await(t, o.OrderID, "paid", settleLimit)
@@ -76,7 +76,7 @@ func TestStartWithTheDatabaseAway(t *testing.T) {
 	}
 }
 
-// checkClosed asks for what is served, without a database.
+// checkClosed makes requests that need a database, and requests that need none.
 func (d *deployment) checkClosed(t *testing.T) {
 	t.Helper()
 	for _, c := range []struct {
@@ -111,17 +111,17 @@ func (d *deployment) checkClosed(t *testing.T) {
 	}
 }
 
-// TestReadyWhileWritesAreRefused wants /readyz to tell that orders cannot be
-// stored, and that they can again, although nobody orders.
+// TestReadyWhileWritesAreRefused wants /readyz to say that orders cannot be stored,
+// and that they can again, without an order being placed.
 func TestReadyWhileWritesAreRefused(t *testing.T) {
 	t.Parallel()
 	for _, engine := range []sqldb.Engine{sqldb.SQLite, sqldb.Postgres} {
 		t.Run(string(engine), func(t *testing.T) {
 			t.Parallel()
 			d := deploy(t, setup{engine: engine})
-			let := d.lockOut(t, "order", "orders")
+			unlock := d.lockWrites(t, "order", "orders")
 			d.awaitUnready(t, "the order database does not take writes")
-			let()
+			unlock()
 			d.awaitReady("")
 			if engine == sqldb.Postgres {
 				d.execute(t, "order", `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET default_transaction_read_only = on', current_database()); END $$`)
@@ -136,6 +136,7 @@ func TestReadyWhileWritesAreRefused(t *testing.T) {
 	}
 }
 
+// awaitUnready waits until the only process says that it is not ready, for that reason.
 func (d *deployment) awaitUnready(t *testing.T, because string) {
 	t.Helper()
 	eventually(t, time.Minute, func() string {
@@ -159,21 +160,21 @@ func (d *deployment) execute(t *testing.T, service, statement string) {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if _, err := db.ExecContext(t.Context(), statement, pgx.QueryExecModeSimpleProtocol); err != nil { // takes several at once
+	if _, err := db.ExecContext(t.Context(), statement, pgx.QueryExecModeSimpleProtocol); err != nil { // which takes several statements
 		t.Fatalf("%s: %v", statement, err)
 	}
 }
 
-// lockOut keeps everybody else from writing to the table, or on SQLite to the
-// file, until the function that it returns is called.
-func (d *deployment) lockOut(t *testing.T, service, table string) (let func()) {
+// lockWrites keeps other connections from writing to the table, or on SQLite to the
+// file, until unlock is called.
+func (d *deployment) lockWrites(t *testing.T, service, table string) (unlock func()) {
 	t.Helper()
 	db, err := d.database(t.Context(), service)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { db.Close() })
-	tx, err := db.BeginTx(t.Context(), nil) // SQLite's writes at once
+	tx, err := db.BeginTx(t.Context(), nil) // which takes SQLite's write lock
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -182,5 +183,5 @@ func (d *deployment) lockOut(t *testing.T, service, table string) (let func()) {
 			t.Fatal(err)
 		}
 	}
-	return func() { _ = tx.Rollback() } // the end of the test does it, too
+	return func() { _ = tx.Rollback() } // the end of the test has done it, maybe
 }

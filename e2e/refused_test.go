@@ -11,17 +11,18 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
-// testRefused has the broker refuse a topic, and a record: everything else goes
-// on, and it can be seen and mended.
+// testRefused has the broker refuse a topic, and a record: all other events are
+// published, and the refusal can be seen and repaired.
 func testRefused(t *testing.T, s setup) {
 	d := deploy(t, s)
 	first := d.place(t, customer(0, ""))
-	d.await(t, first.OrderID, "paid", paidLimit) // from here on everything is warm
+	d.await(t, first.OrderID, "paid", paidLimit) // so that all services have started working
 	t.Run("a topic that may not be written to", d.testNoRights)
 	t.Run("a record above the limit", d.testOversized)
 	d.awaitSettled(t, len(d.rows(t, "order", `SELECT id FROM orders`)))
@@ -30,7 +31,7 @@ func testRefused(t *testing.T, s setup) {
 // testNoRights takes the right to write to payment-events away for a while.
 func (d *deployment) testNoRights(t *testing.T) {
 	admin := d.admin(t)
-	// Where a topic has any rule, what no rule allows is forbidden; and what one forbids, none can allow.
+	// Once a topic has a rule, an operation without a rule is forbidden; and a rule that denies outweighs all others.
 	all := kadm.NewACLs().Topics("payment-events").Operations(kadm.OpAll).Allow("User:*").AllowHosts("*").ResourcePatternType(kadm.ACLPatternLiteral)
 	deny := kadm.NewACLs().Topics("payment-events").Operations(kadm.OpWrite).Deny("User:*").DenyHosts("*").ResourcePatternType(kadm.ACLPatternLiteral)
 	for _, acl := range []*kadm.ACLBuilder{all, deny} {
@@ -53,14 +54,14 @@ func (d *deployment) testNoRights(t *testing.T) {
 		}
 		return err
 	}
-	t.Cleanup(func() { // or nobody can use the topic any more
+	t.Cleanup(func() { // other tests use the topic
 		if err := forgive(); err != nil {
 			t.Error(err)
 		}
 	})
 	before := sumOf(scrape(t, d), "pizza_outbox_publish_errors_total")
 
-	// The order is confirmed and charged; only the news of the charge waits.
+	// The order is confirmed and charged; only the event about the charge waits.
 	stuck := d.place(t, customer(1, ""))
 	d.awaitMessages(t, customer(1, "").CustomerEmail, guestPhone(1), 1, paidLimit)
 	eventually(t, paidLimit, func() string {
@@ -82,8 +83,8 @@ func (d *deployment) testNoRights(t *testing.T) {
 		}
 		return ""
 	})
-	if o, err := d.look(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
-		t.Errorf("without the news of its payment the order is %q: %v", o.Status, err)
+	if o, err := d.getOrder(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
+		t.Errorf("without the event about its payment the order is %q: %v", o.Status, err)
 	}
 	if !d.logged(t, "partition paused", "payment-events") {
 		t.Error("the refusal is not in the log")
@@ -94,7 +95,7 @@ func (d *deployment) testNoRights(t *testing.T) {
 	d.checkServed(t, stuck, 1)
 }
 
-// smallLimit is room for an order of one line, and not for one of many.
+// smallLimit has room for an order of one line, and not for one of many.
 const smallLimit = 1500
 
 // testOversized lowers the limit of order-events below one large order.
@@ -109,7 +110,7 @@ func (d *deployment) testOversized(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, paidLimit, func() string { // the broker learns of it from its controller
+		eventually(t, paidLimit, func() string { // until the broker has it from its controller
 			described, err := admin.DescribeTopicConfigs(t.Context(), "order-events")
 			if err != nil {
 				return err.Error()
@@ -139,18 +140,18 @@ func (d *deployment) testOversized(t *testing.T) {
 	})
 	other := d.place(t, customer(3, ""))
 	d.checkServed(t, other, 3)
-	if o, err := d.look(t.Context(), blocked.OrderID); err != nil || o.Status != "pending" {
+	if o, err := d.getOrder(t.Context(), blocked.OrderID); err != nil || o.Status != "pending" {
 		t.Errorf("the order that is blocked is %q: %v", o.Status, err)
 	}
 	if !d.logged(t, "event blocked", blocked.OrderID) {
 		t.Error("the refusal is not in the log")
 	}
-	d.mendBlocked(t, blocked, limit)
+	d.retryBlocked(t, blocked, limit)
 	d.checkServed(t, blocked, 2)
 }
 
-// mendBlocked is what an operator does about an order whose events are refused.
-func (d *deployment) mendBlocked(t *testing.T, o order, limit func(bytes int)) {
+// retryBlocked does what an operator does about an order whose events are blocked.
+func (d *deployment) retryBlocked(t *testing.T, o order, limit func(bytes int)) {
 	t.Helper()
 	var status []struct {
 		Service string
@@ -174,18 +175,24 @@ func (d *deployment) mendBlocked(t *testing.T, o order, limit func(bytes int)) {
 }
 
 // command runs pizza with arguments, beside the processes of the deployment, and
-// returns what it prints.
+// returns its output.
 func (d *deployment) command(t *testing.T, args ...string) []byte {
 	t.Helper()
 	return d.commandAs(t, d.setup.processes[0], args...)
 }
 
-// commandAs is command with what a process of that name is told.
+// commandLimit is how long a command may take: pizza verify waits for up to ten
+// minutes.
+const commandLimit = 15 * time.Minute
+
+// commandAs is command with the environment of the process of that name.
 func (d *deployment) commandAs(t *testing.T, name string, args ...string) []byte {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), pizza, args...)
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, pizza, args...)
 	cmd.Env, cmd.Dir = d.environment(name), filepath.Dir(d.dir)
-	if len(d.setup.processes) == 1 { // it chose its own ports
+	if len(d.setup.processes) == 1 { // which chose its own ports
 		cmd.Env = append(cmd.Env, "SANDBOX_ADDR="+d.address("SANDBOX_ADDR"), "KAFKA_LISTEN="+d.address("KAFKA_LISTEN"))
 	}
 	var said bytes.Buffer

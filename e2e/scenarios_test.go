@@ -7,7 +7,7 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// A scenario is a test of a deployed system, however it is deployed.
+// A scenario is a test that runs in several setups.
 type scenario struct {
 	name string
 	run  func(t *testing.T, s setup)
@@ -24,7 +24,7 @@ var scenarios = []scenario{
 	{"OutsideAway", testOutsideAway},
 }
 
-// What is lost and refused on each broker.
+// The scenarios that only one of the brokers can have.
 var (
 	embeddedOnly = []scenario{{"BrokerWiped", testBrokerWiped}}
 	kafkaOnly    = []scenario{{"TopicsRecreated", testTopicsRecreated}, {"Refused", testRefused}}
@@ -41,8 +41,8 @@ func TestEmbedded(t *testing.T) {
 	}
 }
 
-// TestServers runs on PostgreSQL and Apache Kafka, whose topics have fixed
-// names: one after the other.
+// TestServers runs on PostgreSQL and Apache Kafka: one scenario after the other,
+// because the topics have fixed names.
 func TestServers(t *testing.T) {
 	t.Parallel()
 	databaseServer(t)
@@ -62,8 +62,7 @@ func TestServers(t *testing.T) {
 	})
 }
 
-// TestMixed runs on one engine and the other's usual broker, and apart where
-// TestServers does not.
+// TestMixed runs the other combinations of engine, broker and processes.
 func TestMixed(t *testing.T) {
 	t.Parallel()
 	order, kill := scenario{"Order", testOrder}, scenario{"Kill", testKill}

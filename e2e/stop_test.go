@@ -17,8 +17,8 @@ import (
 // promisedStop is how long a stop may take, whatever is full, locked or silent.
 const promisedStop = time.Minute
 
-// TestRequestsAreTakenWhileItStops wants whoever balances the load to be told
-// before the first request is refused.
+// TestRequestsAreTakenWhileItStops wants /readyz to say that the process stops before
+// the first request is refused, so that a load balancer sends no more.
 func TestRequestsAreTakenWhileItStops(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, setup{engine: sqldb.SQLite}.with("STOP_GRACE=10s"))
@@ -38,30 +38,30 @@ func TestRequestsAreTakenWhileItStops(t *testing.T) {
 		t.Fatalf("refused %v after SIGTERM: %v", took, err)
 	}
 	if err == nil {
-		d.suspect(o.OrderID)
+		d.printOnFailure(o.OrderID)
 	}
 	select {
 	case <-p.ended:
 	case <-time.After(promisedStop):
-		t.Fatal("it does not end")
+		t.Fatalf("it has not ended %s after SIGTERM", promisedStop)
 	}
 	if code, took := p.cmd.ProcessState.ExitCode(), time.Since(signalled); code != 0 || took < 10*time.Second {
 		t.Errorf("it ended with %d after %v, within its grace", code, took)
 	}
 	d.start("")
-	if err == nil { // else the machine was too slow to ask in time
+	if err == nil { // else the request came after the grace, on a slow machine
 		d.await(t, o.OrderID, "paid", settleLimit)
 	}
 }
 
-// TestStopWhileFilesAreLocked has payments and messages under way that cannot be
-// recorded: what does not end is named, and then the process ends all the same.
+// TestStopWhileFilesAreLocked stops a process whose payments and messages in flight
+// cannot be recorded: it logs which parts have not ended, and then it ends.
 func TestStopWhileFilesAreLocked(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, setup{engine: sqldb.SQLite, processes: []string{"order,payment,notification,frontend,broker", "sandbox"}})
 	shop := d.process("order,payment,notification,frontend,broker")
-	quiet := silence(t)
-	d.sandbox.Lead(quiet) // so calls are under way when it is told to stop
+	quiet := silentServer(t)
+	d.sandbox.Lead(quiet) // so that calls are in flight at the stop
 	d.smtp.Lead(quiet)
 	for i := range 10 {
 		d.place(t, customer(i, ""))
@@ -70,11 +70,11 @@ func TestStopWhileFilesAreLocked(t *testing.T) {
 		calls := d.value(t, "payment", `SELECT COUNT(*) FROM payments WHERE status = 'processing'`)
 		sending := d.value(t, "notification", `SELECT COUNT(*) FROM notification_deliveries WHERE lease_token IS NOT NULL`)
 		if calls == "0" || sending == "0" {
-			return calls + " charges and " + sending + " messages are under way"
+			return calls + " charges and " + sending + " messages are in flight"
 		}
 		return ""
 	})
-	lets := []func(){d.lockOut(t, "payment", ""), d.lockOut(t, "notification", ""), d.lockOut(t, "order", "")}
+	unlocks := []func(){d.lockWrites(t, "payment", ""), d.lockWrites(t, "notification", ""), d.lockWrites(t, "order", "")}
 	began := time.Now()
 	if err := shop.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
@@ -82,20 +82,19 @@ func TestStopWhileFilesAreLocked(t *testing.T) {
 	d.awaitEnd(t, shop)
 	took := time.Since(began)
 	if took > promisedStop {
-		t.Errorf("it took %v", took)
+		t.Errorf("the stop took %v", took)
 	}
-	if code := shop.cmd.ProcessState.ExitCode(); code != 0 && !named(t, shop.log) {
-		t.Errorf("it ended with %d after %v, and does not say what it left behind", code, took)
+	if code := shop.cmd.ProcessState.ExitCode(); code != 0 && !logsLeftovers(t, shop.log) {
+		t.Errorf("it ended with %d after %v, and did not log which parts had not ended", code, took)
 	}
-	for _, let := range lets {
-		let()
+	for _, unlock := range unlocks {
+		unlock()
 	}
 	d.start(d.setup.processes...)
 	d.awaitSettled(t, 10)
 }
 
-// TestStopWithASilentDatabase has everything wait for a server that says nothing
-// any more, at first as it is found.
+// TestStopWithASilentDatabase stops a process whose database does not answer any more.
 func TestStopWithASilentDatabase(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, setup{engine: sqldb.Postgres, behind: true})
@@ -110,27 +109,27 @@ func TestStopWithASilentDatabase(t *testing.T) {
 	}
 	d.awaitEnd(t, p)
 	if took := time.Since(began); took > promisedStop {
-		t.Errorf("it took %v", took)
+		t.Errorf("the stop took %v", took)
 	}
 	d.db.EndSilence()
 	d.start("")
 	d.awaitSettled(t, 10)
 }
 
-// awaitEnd waits for a process that was told to end, and kills it when it breaks
-// the promise.
+// awaitEnd waits for the end of a process after SIGTERM, and kills it if that takes
+// longer than promised.
 func (d *deployment) awaitEnd(t *testing.T, p *process) {
 	t.Helper()
 	select {
 	case <-p.ended:
-	case <-time.After(promisedStop + 15*time.Second): // so that the log tells where it hangs
+	case <-time.After(promisedStop + 15*time.Second): // so that it can log which parts hang
 		t.Errorf("it did not end within %v", promisedStop)
 		p.kill()
 	}
 }
 
-// named reports whether the log says what was left behind.
-func named(t *testing.T, file string) bool {
+// logsLeftovers reports whether the log names the parts that had not ended.
+func logsLeftovers(t *testing.T, file string) bool {
 	t.Helper()
 	return slices.ContainsFunc(logLines(t, file), func(l map[string]any) bool {
 		what, _ := l["what"].(string)
@@ -138,10 +137,9 @@ func named(t *testing.T, file string) bool {
 	})
 }
 
-// TestEndsInSilence are the ends that nobody asked for and nobody heard of: a
-// terminal that closes asks for a good end, and a log that nobody reads any more
-// is no reason to end at all.
-func TestEndsInSilence(t *testing.T) {
+// TestClosedTerminalAndLog closes the terminal, which is a stop like that by SIGTERM,
+// and the pipe that reads the log, after which the process goes on.
+func TestClosedTerminalAndLog(t *testing.T) {
 	t.Parallel()
 	t.Run("the terminal closes", func(t *testing.T) {
 		t.Parallel()
@@ -153,17 +151,17 @@ func TestEndsInSilence(t *testing.T) {
 		select {
 		case <-p.ended:
 		case <-time.After(promisedStop):
-			t.Fatal("it goes on")
+			t.Fatalf("it has not ended %s after SIGHUP", promisedStop)
 		}
-		told := slices.ContainsFunc(logLines(t, p.log), func(l map[string]any) bool {
+		logged := slices.ContainsFunc(logLines(t, p.log), func(l map[string]any) bool {
 			because, _ := l["because"].(string)
 			return l["msg"] == "stopping" && strings.Contains(because, "hangup")
 		})
-		if code := p.cmd.ProcessState.ExitCode(); code != 0 || !told {
-			t.Errorf("ended with %d, and told why: %v", code, told)
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 || !logged {
+			t.Errorf("it ended with %d, and logged why: %v", code, logged)
 		}
 	})
-	t.Run("nobody reads the log", func(t *testing.T) {
+	t.Run("the pipe of the log closes", func(t *testing.T) {
 		t.Parallel()
 		d := prepare(t, embedded)
 		reader, writer, err := os.Pipe()
@@ -176,7 +174,7 @@ func TestEndsInSilence(t *testing.T) {
 		}
 		defer out.Close()
 		cmd := exec.Command(pizza)
-		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = filepath.Dir(d.dir), d.environment(""), out, writer, dieWithUs()
+		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.SysProcAttr = filepath.Dir(d.dir), d.environment(""), out, writer, dieWithParent()
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -196,7 +194,7 @@ func TestEndsInSilence(t *testing.T) {
 			}
 			return p.ready(t.Context())
 		})
-		if status, _, err := fetch(t.Context(), "http://"+p.addresses["HTTP_ADDR"]+"/"); err != nil || status != http.StatusOK { // writes a line
+		if status, _, err := fetch(t.Context(), "http://"+p.addresses["HTTP_ADDR"]+"/"); err != nil || status != http.StatusOK { // and the process writes a line to its log
 			t.Errorf("%d %v", status, err)
 		}
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -208,7 +206,7 @@ func TestEndsInSilence(t *testing.T) {
 				t.Errorf("it ended with %v", err)
 			}
 		case <-time.After(promisedStop):
-			t.Error("it does not end")
+			t.Errorf("it has not ended %s after SIGTERM", promisedStop)
 			_ = cmd.Process.Kill()
 		}
 	})

@@ -42,7 +42,7 @@ func databaseOn(t *testing.T, server string, options ...string) string {
 // execute runs statements on a connection of its own to a PostgreSQL.
 func execute(t *testing.T, url string, statements ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // cleanups have no other
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // the test's has ended in cleanups
 	defer cancel()
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
@@ -61,7 +61,7 @@ var (
 	groups = []string{"order-service", "payment-service", "notification-service"}
 )
 
-// wipeKafka deletes our topics and groups, whoever left them.
+// wipeKafka deletes our topics and groups.
 func wipeKafka(t *testing.T, brokers []string) {
 	t.Helper()
 	client, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
@@ -70,7 +70,7 @@ func wipeKafka(t *testing.T, brokers []string) {
 	}
 	defer client.Close()
 	admin := kadm.NewClient(client)
-	eventually(t, startLimit, func() string { // a killed member's group is empty only after its session
+	eventually(t, startLimit, func() string { // the group of a killed member is empty after its session
 		deleted, err := admin.DeleteGroups(t.Context(), groups...)
 		if err == nil {
 			err = deleted.Error()
@@ -97,9 +97,9 @@ func wipeKafka(t *testing.T, brokers []string) {
 	})
 }
 
-// quietAddress is an address for a server that must come back on the same
-// port: a free one below those that the kernel gives to connections.
-func quietAddress(t *testing.T) string {
+// stableAddress is an address for a server that must come back on the same port: a
+// free one below those that the kernel gives to connections.
+func stableAddress(t *testing.T) string {
 	t.Helper()
 	for range 100 {
 		ln, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+mathrand.IntN(12000)))

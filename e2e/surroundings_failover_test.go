@@ -10,24 +10,24 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// TestFailover has another PostgreSQL take over while the old one stays alive
-// and may only be read: who is connected to it is not cut off, new connections
-// lead to the new one, which at first is a standby still.
+// TestFailover promotes a standby while the old primary stays alive and read-only:
+// connections to it stay open, and new connections lead to the new primary, which at
+// first is still a standby.
 func TestFailover(t *testing.T) {
 	t.Parallel()
-	primary := server.Postgres(t, "default_transaction_isolation=serializable") // which a standby refuses in words of its own
+	primary := server.Postgres(t, "default_transaction_isolation=serializable") // which a standby refuses with another error
 	execute(t, primary.URL, `CREATE DATABASE pizza`)
 	standby := primary.Standby()
 	of := func(d *server.Database) string { return strings.Replace(d.URL, "/postgres?", "/pizza?", 1) }
 	d := deploy(t, setup{
 		engine: sqldb.Postgres, behind: true, processes: []string{"broker,sandbox", "order,payment,notification,frontend"},
-		own: &ownServers{database: of(primary), brokers: []string{quietAddress(t)}},
+		own: &ownServers{database: of(primary), brokers: []string{stableAddress(t)}},
 	}.with("RETRY_DELAY=100ms"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)
 
 	execute(t, primary.URL, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
-	d.db.Lead(host(t, standby.URL))
+	d.db.Lead(hostOf(t, standby.URL))
 	s.awaitRefused(t, 3)
 	d.awaitNotReady(t, answerLimit)
 	const committed = "&default_transaction_isolation=read%20committed"
@@ -38,8 +38,8 @@ func TestFailover(t *testing.T) {
 	s.finish(t)
 }
 
-// awaitSame waits until the standby has all that the primary has, which takes
-// no more writes.
+// awaitSame waits until the standby has all data of the primary, which takes no more
+// writes.
 func awaitSame(t *testing.T, primary, standby string) {
 	t.Helper()
 	eventually(t, answerLimit, func() string {

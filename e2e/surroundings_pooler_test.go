@@ -17,7 +17,7 @@ func TestPooler(t *testing.T) {
 	t.Run("session", func(t *testing.T) {
 		d := deploy(t, pooled(t, database))
 		s := d.startStream(t, 10)
-		<-time.After(3 * time.Second)
+		time.Sleep(3 * time.Second) // of orders
 		s.finish(t)
 		d.checkSchemas(t)
 	})
@@ -29,9 +29,9 @@ func TestPooler(t *testing.T) {
 			}
 		})
 	}
-	t.Run("deaf", func(t *testing.T) { // to what is asked of a new session; and what is behind it crashes
+	t.Run("parameters ignored", func(t *testing.T) { // in the first message; and the server crashes
 		d := deploy(t, pooled(t, database, "ignore_startup_parameters = search_path, idle_in_transaction_session_timeout, statement_timeout, options",
-			"server_login_retry = 1")) // by default it does not look for 15 s
+			"server_login_retry = 1")) // the default is 15 s
 		s := d.startStream(t, 5)
 		s.awaitServed(t, paidLimit)
 		database.Crash()
@@ -43,13 +43,13 @@ func TestPooler(t *testing.T) {
 	})
 }
 
-// pooled is everything in one process behind a pgbouncer with the settings, on
-// an empty database of the server.
+// pooled runs all services in one process behind a pgbouncer with the settings, on an
+// empty database of the server.
 func pooled(t *testing.T, database *server.Database, settings ...string) setup {
 	t.Helper()
 	direct := databaseOn(t, database.URL)
 	pooler := server.Pooler(t, database, []string{"postgres"}, settings...)
-	return setup{engine: sqldb.Postgres, own: &ownServers{database: direct}}.with("DATABASE_URL=" + onHost(direct, host(t, pooler)))
+	return setup{engine: sqldb.Postgres, own: &ownServers{database: direct}}.with("DATABASE_URL=" + onHost(direct, hostOf(t, pooler)))
 }
 
 // checkSchemas wants the tables of each service in a schema of its own.
@@ -63,8 +63,7 @@ func (d *deployment) checkSchemas(t *testing.T) {
 	}
 }
 
-// startsNot wants the process to end by itself with an error, and returns what
-// it said.
+// startsNot wants the process to end by itself with an error, and returns its log.
 func startsNot(t *testing.T, s setup) string {
 	t.Helper()
 	d := prepare(t, s)
@@ -73,7 +72,7 @@ func startsNot(t *testing.T, s setup) string {
 	select {
 	case <-p.ended:
 	case <-time.After(startLimit):
-		t.Fatalf("it has not ended within %s", startLimit)
+		t.Fatalf("the process has not ended within %s, want an error", startLimit)
 	}
 	said, err := os.ReadFile(p.log)
 	if err != nil {

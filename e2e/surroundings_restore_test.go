@@ -8,11 +8,10 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// TestNumbersBehind has the identity sequences of all tables stand far behind
-// what was numbered before, as they do after a dump that was restored in parts,
-// or a replica that was promoted: with the rows still there, with the rows
-// pruned, and while the services run. Nothing that is accepted stays
-// unpublished.
+// TestNumbersBehind restarts the identity sequences of all tables below the numbers of
+// their rows, as they are after a dump that was restored in parts, or a replica that
+// was promoted: with the rows kept, with the rows pruned, and while the services run.
+// Every accepted order is published.
 func TestNumbersBehind(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, setup{engine: sqldb.Postgres, behind: true})
@@ -32,12 +31,12 @@ func TestNumbersBehind(t *testing.T) {
 			s.pause(t)
 			d.awaitSettled(t, len(s.orders))
 		})
-		t.Run(name+", under way", func(t *testing.T) {
+		t.Run(name+", while running", func(t *testing.T) {
 			d.db.Cut()
 			s.resume()
 			s.awaitRefused(t, 1)
 			d.renumber(t, prune)
-			d.db.Lead(host(t, d.dbURL))
+			d.db.Lead(hostOf(t, d.dbURL))
 			s.awaitServed(t, backLimit)
 			s.pause(t)
 			d.awaitSettled(t, len(s.orders))
@@ -46,8 +45,8 @@ func TestNumbersBehind(t *testing.T) {
 	s.finish(t)
 }
 
-// renumber has all identity sequences begin again, and if asked to deletes the
-// events that are published, with their ranges, as the relay does after a week.
+// renumber restarts all identity sequences, and with prune deletes the published
+// events with their ranges, as the relay does after a week.
 func (d *deployment) renumber(t *testing.T, prune bool) {
 	t.Helper()
 	for _, service := range domain {
@@ -66,8 +65,8 @@ func (d *deployment) renumber(t *testing.T, prune bool) {
 	}
 }
 
-// TestOtherEncoding has databases in other encodings than UTF-8: what a
-// customer writes would be stored as something else.
+// TestOtherEncoding has databases in other encodings than UTF-8, which would change
+// the texts of customers. The process does not start.
 func TestOtherEncoding(t *testing.T) {
 	t.Parallel()
 	for _, encoding := range []string{"WIN1251", "SQL_ASCII"} {

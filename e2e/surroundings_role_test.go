@@ -8,16 +8,16 @@ import (
 	server "pizzaflow/e2e/servers"
 )
 
-// oddSettings are what a role may have for the sake of other programs.
+// oddSettings are settings that a role may have for other programs.
 var oddSettings = []string{
 	`DateStyle = 'German, DMY'`, `TimeZone = 'Asia/Kathmandu'`, `IntervalStyle = 'sql_standard'`, `bytea_output = 'escape'`, `extra_float_digits = -10`,
 	`standard_conforming_strings = off`, `client_encoding = 'WIN1251'`, `search_path = 'pg_catalog'`, `default_transaction_isolation = 'serializable'`,
 	`default_transaction_deferrable = on`, `synchronous_commit = off`, `plan_cache_mode = 'force_generic_plan'`, `transform_null_equals = on`, `array_nulls = off`,
 }
 
-// TestImpatientRole runs the services as a role whose statements and locks have
-// little time, with odd settings besides, while somebody locks one table after another, each for longer
-// than three attempts at a record take.
+// TestImpatientRole runs the services as a role with short time-outs for statements
+// and locks, and with odd settings, while another session locks one table after
+// another, each for longer than three attempts at a record take.
 func TestImpatientRole(t *testing.T) {
 	t.Parallel()
 	database := server.Postgres(t)
@@ -32,23 +32,23 @@ func TestImpatientRole(t *testing.T) {
 		}
 		return tables
 	}
-	locked := func(felt feeling, tables ...string) {
+	locked := func(effect effect, tables ...string) {
 		t.Run(strings.TrimPrefix(tables[0], "order_service."), func(t *testing.T) {
-			d.goThrough(t, s, trouble{felt: felt, holds: 2 * time.Second, begin: func(t *testing.T) func() { return h.lock(t, tables...) }})
+			d.runIncident(t, s, incident{effect: effect, lasts: 2 * time.Second, begin: func(t *testing.T) func() { return h.lock(t, tables...) }})
 		})
 	}
 	locked(atIntake, "order_service.orders", "order_service.order_items")
 	locked(atIntake, "order_service.idempotency_keys")
 	locked(atIntake, ofAll("outbox_events")...)
 	locked(byConsumers, ofAll("inbox_events")...)
-	locked(nowhere, ofAll("parked_records")...)
+	locked(noEffect, ofAll("parked_records")...)
 	locked(byConsumers, "payment_service.payments")
-	h.execute(t, `ALTER ROLE pizza RESET lock_timeout`, `ALTER ROLE pizza SET statement_timeout = '500ms'`, h.endAll())
-	locked(nowhere, "payment_service.payment_attempts")
+	h.execute(t, `ALTER ROLE pizza RESET lock_timeout`, `ALTER ROLE pizza SET statement_timeout = '500ms'`, h.terminateSessions())
+	locked(noEffect, "payment_service.payment_attempts")
 	locked(byConsumers, "notification_service.order_contacts", "notification_service.notifications")
 	locked(byConsumers, "notification_service.notification_deliveries")
-	locked(nowhere, ofAll("outbox_published")...)
-	locked(nowhere, ofAll("outbox_lease")...)
+	locked(noEffect, ofAll("outbox_published")...)
+	locked(noEffect, ofAll("outbox_lease")...)
 	locked(atIntake, "order_service.order_history")
 	s.finish(t)
 }

@@ -7,22 +7,21 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// TestSilentDatabase has what is between the services and PostgreSQL swallow
-// all that goes through it, as a firewall does that forgot its connections.
-// Whatever waits for something due goes on within seconds, by itself: intake,
-// relays, retries of events, payments and messages that are tried again, the
+// TestSilentDatabase has a proxy before PostgreSQL drop all bytes, like a firewall that
+// forgot its connections. Within seconds, and without a restart, all parts go on:
+// intake, relays, retries of events, payments and messages that are tried again, the
 // mark of an order that is overdue, and the process that stands by.
 func TestSilentDatabase(t *testing.T) {
 	t.Parallel()
 	const first, second = "order,payment,notification,frontend", "order,payment,notification,frontend/2"
 	d := deploy(t, setup{
 		engine: sqldb.Postgres, behind: true, processes: []string{"broker,sandbox", first, second},
-		own: &ownServers{database: newDatabase(t), brokers: []string{quietAddress(t)}},
+		own: &ownServers{database: newDatabase(t), brokers: []string{stableAddress(t)}},
 	}.with("RETRY_DELAY=2s", "RETRY_ATTEMPTS=30", "ORDER_DEADLINE=12s", "PAYMENT_PROVIDER_TIMEOUT=1s"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)
 
-	// what is sent while nobody hears of it is sent again: as at a kill
+	// A message whose record is lost in the silence is sent again, as after a kill.
 	inFlight := map[string]int{}
 	silence := func(newOnes bool) {
 		d.db.Silence(newOnes)
@@ -30,7 +29,7 @@ func TestSilentDatabase(t *testing.T) {
 			inFlight[id]++
 		}
 	}
-	d.smtp.Cut() // so that mails wait for their second attempt
+	d.smtp.Cut() // so that mails need a second attempt
 	unanswered := d.place(t, customer(10_000, "+lost"))
 	d.obstruct(t)
 	failing := d.place(t, obstructed)
@@ -60,7 +59,7 @@ func TestSilentDatabase(t *testing.T) {
 		d.db.EndSilence()
 		s.awaitServed(t, backLimit)
 	})
-	t.Run("who stands by takes over", func(t *testing.T) {
+	t.Run("the standby takes over", func(t *testing.T) {
 		silence(false)
 		s.breaks.Store(true)
 		defer s.breaks.Store(false)
@@ -79,8 +78,8 @@ func TestSilentDatabase(t *testing.T) {
 	d.checkNothingParked(t)
 }
 
-// obstructed is the order of a customer whose payments the database refuses
-// while it is obstructed, as it would refuse what a defect writes.
+// obstructed is the order of a customer whose payments the database refuses between
+// obstruct and clear, as it would refuse invalid rows.
 var obstructed = customer(20_000, "+obstructed")
 
 func (d *deployment) obstruct(t *testing.T) {

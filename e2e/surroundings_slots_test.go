@@ -7,17 +7,17 @@ import (
 	server "pizzaflow/e2e/servers"
 )
 
-// TestFewConnections runs two of each service on a PostgreSQL that has fewer
+// TestFewConnections runs two processes of each service on a PostgreSQL with fewer
 // connections than they may open together.
 func TestFewConnections(t *testing.T) {
 	t.Parallel()
-	// 20, and some for this test's own look at it
+	// 20 for the services, and 7 for this test
 	h := newHost(t, server.Postgres(t, "max_connections=27", "superuser_reserved_connections=10"))
 	s := h.setup
 	s.processes = []string{"broker,sandbox,frontend", "order", "order/2", "payment", "payment/2", "notification", "notification/2"}
-	s.own.brokers = []string{quietAddress(t)}
+	s.own.brokers = []string{stableAddress(t)}
 	d := deploy(t, s)
 	load := d.startStream(t, 40)
-	<-time.After(10 * time.Second)
+	time.Sleep(10 * time.Second) // of orders
 	load.finish(t)
 }

@@ -8,20 +8,20 @@ import (
 	"pizzaflow/sqldb"
 )
 
-// TestLockedFiles has another process hold the SQLite files locked, as a backup
-// or an open editor does: first those behind the consumers, then all.
+// TestLockedFiles locks the SQLite files from another process, as a backup or an open
+// editor does: first those of two consumers, then all.
 func TestLockedFiles(t *testing.T) {
 	t.Parallel()
 	d := deploy(t, embedded.with("RETRY_DELAY=100ms"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)
-	d.goThrough(t, s, trouble{felt: byConsumers, holds: time.Second, begin: func(t *testing.T) func() { return d.lockFiles(t, "payment", "notification") }})
-	d.goThrough(t, s, trouble{felt: atIntake, holds: time.Second, begin: func(t *testing.T) func() { return d.lockFiles(t, domain...) }})
+	d.runIncident(t, s, incident{effect: byConsumers, lasts: time.Second, begin: func(t *testing.T) func() { return d.lockFiles(t, "payment", "notification") }})
+	d.runIncident(t, s, incident{effect: atIntake, lasts: time.Second, begin: func(t *testing.T) func() { return d.lockFiles(t, domain...) }})
 	s.finish(t)
 }
 
-// lockFiles locks them until the returned function is called. This process is
-// another one than those that hold them open.
+// lockFiles locks the files of services, which other processes have open, until end is
+// called.
 func (d *deployment) lockFiles(t *testing.T, services ...string) (end func()) {
 	t.Helper()
 	var ends []func()
@@ -34,7 +34,7 @@ func (d *deployment) lockFiles(t *testing.T, services ...string) (end func()) {
 			t.Fatal(err)
 		}
 		ends = append(ends, func() {
-			if err := db.Close(); err != nil { // with the transaction
+			if err := db.Close(); err != nil { // which ends the transaction
 				t.Error(err)
 			}
 		})

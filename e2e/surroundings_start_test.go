@@ -9,25 +9,25 @@ import (
 	server "pizzaflow/e2e/servers"
 )
 
-// TestStartInTrouble starts everything while the database cannot serve: the
-// doors are open at once and say so, and it goes on by itself.
-func TestStartInTrouble(t *testing.T) {
+// TestStartDuringIncidents starts a process while the database cannot serve: it listens
+// at once and says that it is not ready, and becomes ready by itself.
+func TestStartDuringIncidents(t *testing.T) {
 	t.Parallel()
 	database := server.Postgres(t, "max_connections=30")
 	h := newHost(t, database)
 	d := prepare(t, h.setup)
-	for _, tr := range []trouble{
-		{name: "read-only, and new", felt: atIntake, begin: func(t *testing.T) func() {
+	for _, in := range []incident{
+		{name: "read-only, and new", effect: atIntake, begin: func(t *testing.T) func() {
 			h.execute(t, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
 			return func() { h.execute(t, `ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`) }
 		}},
-		{name: "away", felt: atIntake, begin: func(*testing.T) func() { database.Stop(); return database.Start }},
-		{name: "all connections taken by others", felt: atIntake, begin: h.occupy},
-		{name: "locked", holds: 2 * time.Second, begin: func(t *testing.T) func() {
+		{name: "away", effect: atIntake, begin: func(*testing.T) func() { database.Stop(); return database.Start }},
+		{name: "all connections taken by others", effect: atIntake, begin: h.occupy},
+		{name: "locked", lasts: 2 * time.Second, begin: func(t *testing.T) func() {
 			return h.lock(t, "order_service.outbox_events", "payment_service.outbox_lease", "notification_service.outbox_migrations")
 		}},
 	} {
-		t.Run(tr.name, func(t *testing.T) { d.startIn(t, tr) })
+		t.Run(in.name, func(t *testing.T) { d.startDuring(t, in) })
 	}
 	d.start("")
 	s := d.startStream(t, 5)
@@ -35,8 +35,8 @@ func TestStartInTrouble(t *testing.T) {
 	s.finish(t)
 }
 
-func (d *deployment) startIn(t *testing.T, tr trouble) {
-	end := tr.begin(t)
+func (d *deployment) startDuring(t *testing.T, in incident) {
+	end := in.begin(t)
 	ended := false
 	defer func() {
 		if !ended {
@@ -52,7 +52,7 @@ func (d *deployment) startIn(t *testing.T, tr trouble) {
 		return ""
 	})
 	asked := time.Now()
-	status, header, body, err := d.ask(t.Context(), customer(0, ""))
+	status, header, body, err := d.postWithKey(t.Context(), customer(0, ""))
 	if err != nil || status != http.StatusServiceUnavailable || header.Get("Retry-After") == "" {
 		t.Errorf("an order gets %d, Retry-After %q, %s %v", status, header.Get("Retry-After"), body, err)
 	}
@@ -60,15 +60,15 @@ func (d *deployment) startIn(t *testing.T, tr trouble) {
 		t.Errorf("the answer took %s", took)
 	}
 	d.awaitNotReady(t, 10*time.Second)
-	if tr.felt&atIntake != 0 {
+	if in.effect&atIntake != 0 {
 		eventually(t, answerLimit, func() string {
 			if reason := p.ready(t.Context()); !strings.Contains(reason, "waiting for the order database: ") {
-				return "it does not tell what it waits for: " + reason
+				return "/readyz does not say which database it waits for: " + reason
 			}
 			return ""
 		})
 	}
-	<-time.After(tr.holds)
+	time.Sleep(in.lasts)
 	ended = true
 	end()
 	eventually(t, backLimit, func() string { return p.ready(t.Context()) })

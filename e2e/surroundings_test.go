@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"pizzaflow/internal/retry"
 	"strconv"
 	"strings"
 	"sync"
@@ -14,26 +15,26 @@ import (
 	"time"
 )
 
-// answerLimit is how long a customer may wait for an answer, whatever has
-// become of the database: a statement is given up after 10 s.
+// answerLimit is how long a customer may wait for an answer, whatever state the
+// database is in: the deadline of a statement is 10 s.
 const answerLimit = 20 * time.Second
 
-// A stream is orders placed at a steady pace by customers who repeat a request
-// under its key until it is accepted, as a 503 asks them to. Anything that is
-// neither 201 nor a 503 with Retry-After is a fault.
+// A stream is orders placed at a steady rate by customers that repeat a request under
+// its key until it is accepted, as a 503 asks them to. An answer that is neither 201
+// nor a 503 with Retry-After fails the test.
 type stream struct {
 	d      *deployment
 	cancel context.CancelFunc
 	placed sync.WaitGroup
-	breaks atomic.Bool  // a connection may break, because processes are killed
-	paused atomic.Bool  // nothing new is placed
+	breaks atomic.Bool  // connections may break, because processes are killed
+	paused atomic.Bool  // no new orders are placed
 	open   atomic.Int64 // orders that are not accepted yet
 
 	mu       sync.Mutex
-	requests []orderRequest // those that are placed
+	requests []orderRequest // that were accepted
 	orders   []order        // by request
-	refused  int            // 503
-	wrong    []string       // answers that nobody may get
+	refused  int            // requests with 503
+	wrong    []string       // other answers
 }
 
 // startStream places perSecond orders a second until it is finished.
@@ -63,12 +64,12 @@ func (d *deployment) startStream(t *testing.T, perSecond int) *stream {
 	return s
 }
 
-// place asks until the order is accepted.
+// place repeats the request until the order is accepted.
 func (s *stream) place(ctx context.Context, r orderRequest) {
 	defer s.open.Add(-1)
 	for {
 		asked := time.Now()
-		status, header, body, err := s.d.ask(ctx, r)
+		status, header, body, err := s.d.postWithKey(ctx, r)
 		took := time.Since(asked)
 		if ctx.Err() != nil {
 			return
@@ -93,14 +94,14 @@ func (s *stream) place(ctx context.Context, r orderRequest) {
 			s.wrong = append(s.wrong, fmt.Sprintf("an answer (%d) took %s", status, took))
 		}
 		s.mu.Unlock()
-		if o.OrderID != "" || !pauseFor(ctx, time.Second) {
+		if o.OrderID != "" || !retry.Sleep(ctx, time.Second) {
 			return
 		}
 	}
 }
 
 // ask posts an order under its customer's key and returns the whole answer.
-func (d *deployment) ask(ctx context.Context, r orderRequest) (int, http.Header, []byte, error) {
+func (d *deployment) postWithKey(ctx context.Context, r orderRequest) (int, http.Header, []byte, error) {
 	raw, err := json.Marshal(r)
 	if err != nil {
 		return 0, nil, nil, err
@@ -114,19 +115,7 @@ func (d *deployment) ask(ctx context.Context, r orderRequest) (int, http.Header,
 	return send(req)
 }
 
-// pauseFor waits, and reports false when ctx has ended.
-func pauseFor(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
-// pause has nothing new placed, and waits until all that was is accepted.
+// pause stops placing new orders, and waits until the placed ones are accepted.
 func (s *stream) pause(t *testing.T) {
 	t.Helper()
 	s.paused.Store(true)
@@ -148,7 +137,7 @@ func (s *stream) expect(r orderRequest, o order) {
 	s.requests, s.orders = append(s.requests, r), append(s.orders, o)
 }
 
-// counts are how many were accepted and how often was refused so far.
+// counts are how many orders were accepted, and how many requests refused.
 func (s *stream) counts() (accepted, refused int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -167,8 +156,8 @@ func (s *stream) awaitRefused(t *testing.T, n int) {
 	})
 }
 
-// awaitServed waits until an order that is placed from now on is accepted and
-// paid, and returns how long that took.
+// awaitServed waits until an order that is accepted from now on is paid, and returns
+// how long that took.
 func (s *stream) awaitServed(t *testing.T, within time.Duration) time.Duration {
 	t.Helper()
 	began := time.Now()
@@ -179,7 +168,7 @@ func (s *stream) awaitServed(t *testing.T, within time.Duration) time.Duration {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		for _, o := range s.orders[from:] {
-			if now, err := s.d.look(t.Context(), o.OrderID); err == nil && now.Status == "paid" {
+			if now, err := s.d.getOrder(t.Context(), o.OrderID); err == nil && now.Status == "paid" {
 				return ""
 			}
 		}
@@ -188,9 +177,8 @@ func (s *stream) awaitServed(t *testing.T, within time.Duration) time.Duration {
 	return time.Since(began)
 }
 
-// finish ends the stream and wants everything done as if nothing had been in
-// the way: each order accepted, paid once and told, nothing tried more often
-// than it had to be.
+// finish ends the stream and wants the same result as without incidents: each order
+// accepted, paid once and its messages sent, no record parked and no attempt spent.
 func (s *stream) finish(t *testing.T) {
 	t.Helper()
 	s.settle(t, nil)
@@ -198,8 +186,8 @@ func (s *stream) finish(t *testing.T) {
 	s.d.checkNothingSpent(t)
 }
 
-// settle ends the stream and wants each order accepted, paid once and told;
-// messages may have come again that a kill met on their way.
+// settle ends the stream and wants each order accepted, paid once and its messages
+// sent; messages whose delivery a kill interrupted may have been sent again.
 func (s *stream) settle(t *testing.T, inFlight map[string]int) {
 	t.Helper()
 	s.cancel()
@@ -226,7 +214,7 @@ func (s *stream) settle(t *testing.T, inFlight map[string]int) {
 	}
 }
 
-// checkNothingParked wants that no record has failed but those of obstructed.
+// checkNothingParked wants no parked record, except those of obstructed.
 func (d *deployment) checkNothingParked(t *testing.T) {
 	t.Helper()
 	for _, service := range domain {
@@ -236,11 +224,10 @@ func (d *deployment) checkNothingParked(t *testing.T) {
 	}
 }
 
-// checkNothingSpent wants that nothing was charged again on account of the
-// database, and that no message failed. What was committed although the answer
-// to COMMIT was lost is begun by nobody until its lease has run out: such a
-// payment is charged once a lookup has found nothing, such a delivery is sent
-// at its second attempt.
+// checkNothingSpent wants no second charge because of the database, and no failed
+// message. If the answer to a COMMIT was lost, the committed row is taken only when
+// its lease has run out: such a payment is charged once a lookup has found nothing,
+// such a delivery is sent at its second attempt.
 func (d *deployment) checkNothingSpent(t *testing.T) {
 	t.Helper()
 	rows := d.rows(t, "payment", `
@@ -258,8 +245,8 @@ func (d *deployment) checkNothingSpent(t *testing.T) {
 	}
 }
 
-// metric adds up the series of all processes that have the labels. A process
-// that gives no metrics counts as none.
+// metric is the sum of the series with the labels over all processes. A process
+// without metrics adds nothing.
 func (d *deployment) metric(ctx context.Context, name string, labels ...string) (sum float64) {
 	for _, process := range d.setup.processes {
 		admin := d.process(process).address("ADMIN_ADDR")

@@ -15,8 +15,8 @@ import (
 // get into logs.
 var canaries = []string{"Канарейкин", "canary.bird@example.com", "79031112233", "903-111-22-33", "Чёрный пруд"}
 
-// checkLogs looks for the two lines of each event, and for what must not be
-// there.
+// checkLogs looks for the two lines of each event, and for personal data, which must
+// not be in the log.
 func checkLogs(t *testing.T, d *deployment, ids map[string]string) {
 	t.Helper()
 	published, processed := map[string]int{}, map[string]int{}
@@ -63,7 +63,7 @@ func requireFields(t *testing.T, line map[string]any, eventType string, names ..
 	}
 }
 
-// checkMetrics looks at what the process tells about itself after one order.
+// checkMetrics checks the metrics of the process after one order.
 func checkMetrics(t *testing.T, d *deployment) {
 	t.Helper()
 	var metrics map[string]float64
@@ -106,7 +106,7 @@ func checkMetrics(t *testing.T, d *deployment) {
 		{"pizza_notification_deliveries_oldest_seconds", []string{`channel="email"`}, 0},
 		{"pizza_orders_attention", []string{`reason="payment_overdue"`}, 0},
 	}
-	eventually(t, paidLimit, func() string { // what is counted in the background is there from the second look on
+	eventually(t, paidLimit, func() string { // metrics that are counted in the background are there from the second scrape on
 		metrics = scrape(t, d)
 		for _, want := range wanted {
 			if value, series := sum(want.name, want.labels...); series == 0 || value != want.value {
@@ -122,7 +122,7 @@ func checkMetrics(t *testing.T, d *deployment) {
 		"order-service": {"payment-events"}, "payment-service": {"order-events"}, "notification-service": {"order-events", "payment-events"},
 	} {
 		for _, topic := range topics {
-			eventually(t, paidLimit, func() string { // the lag is as of the last fetch
+			eventually(t, paidLimit, func() string { // the lag is that of the last fetch
 				metrics = scrape(t, d)
 				if lag, series := sum("pizza_consumer_lag", `group="`+group+`"`, `topic="`+topic+`"`); lag != 0 || series == 0 {
 					return fmt.Sprintf("pizza_consumer_lag of %s on %s is %v in %d series, want 0", group, topic, lag, series)

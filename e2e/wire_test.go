@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,13 +21,13 @@ import (
 	"pizzaflow/kafka"
 )
 
-// mechanisms are how each user logs in. The password is the user's name.
+// mechanisms are the SASL mechanisms of the users. The password of each is its name.
 var mechanisms = map[string]string{
 	"order": "SCRAM-SHA-256", "payment": "SCRAM-SHA-512", "notification": "PLAIN", "frontend": "SCRAM-SHA-512", "operator": "SCRAM-SHA-256",
 }
 
-// TestSecureWire runs the services on a PostgreSQL and an Apache Kafka that
-// want TLS, each as a user of its own with the rights that the handbook lists.
+// TestSecureWire runs the services on a PostgreSQL and an Apache Kafka that require
+// TLS, each as a user of its own with the rights that docs/operations.md lists.
 func TestSecureWire(t *testing.T) {
 	t.Parallel()
 	cluster := server.SecureKafka(t, "notification", "operator")
@@ -65,7 +66,7 @@ func TestSecureWire(t *testing.T) {
 	t.Run("PostgreSQL", func(t *testing.T) { d.testVerifiedDatabase(t) })
 }
 
-// verified is the URL of a database whose certificate must be for its host.
+// verified is the URL with sslmode=verify-full and the authority.
 func verified(t *testing.T, rawURL, authority string) string {
 	t.Helper()
 	u, err := url.Parse(rawURL)
@@ -76,13 +77,13 @@ func verified(t *testing.T, rawURL, authority string) string {
 	return u.String()
 }
 
-// createUsers makes the users that log in by SCRAM, operator by both kinds.
+// createUsers creates the users that log in by SCRAM, operator by both kinds.
 func createUsers(t *testing.T, admin *kadm.Client) {
 	t.Helper()
 	create := func(user, mechanism string) {
 		kind := map[string]kadm.ScramMechanism{"SCRAM-SHA-256": kadm.ScramSha256, "SCRAM-SHA-512": kadm.ScramSha512}[mechanism]
 		if kind == 0 {
-			return // by PLAIN the broker knows them from its start
+			return // users of PLAIN are in the broker's configuration
 		}
 		altered, err := admin.AlterUserSCRAMs(t.Context(), nil, []kadm.UpsertSCRAM{{User: user, Mechanism: kind, Iterations: 4096, Password: user}})
 		if err == nil {
@@ -98,7 +99,7 @@ func createUsers(t *testing.T, admin *kadm.Client) {
 	create("operator", "SCRAM-SHA-512")
 }
 
-// A right is a line of the handbook's table.
+// A right is a line of the table in docs/operations.md.
 type right struct{ user, kind, name, operations string }
 
 // handbookRights reads the table of docs/operations.md.
@@ -113,7 +114,7 @@ func handbookRights(t *testing.T) []right {
 		rights = append(rights, right{m[1], m[2], m[3], m[4]})
 	}
 	if len(rights) < 15 {
-		t.Fatalf("the handbook has no table of rights: %v", rights)
+		t.Fatalf("docs/operations.md has no table of rights: %v", rights)
 	}
 	return rights
 }
@@ -161,8 +162,8 @@ func revoke(t *testing.T, admin *kadm.Client, r right) {
 	awaitRight(t, admin, r, 0)
 }
 
-// awaitRight waits until the broker knows so many ACLs of the right: the
-// controller says yes before, to users that were created earlier, too.
+// awaitRight waits until the broker has so many ACLs of the right: the controller
+// answers before.
 func awaitRight(t *testing.T, admin *kadm.Client, r right, acls int) {
 	t.Helper()
 	eventually(t, startLimit, func() string {
@@ -185,14 +186,14 @@ func (d *deployment) testWithoutTopics(t *testing.T) {
 	d.launch("order")
 	eventually(t, startLimit, func() string {
 		if wrong := d.process("order").ready(t.Context()); !strings.Contains(wrong, "the topics are not there yet") {
-			return "not unready for want of topics: " + wrong
+			return "/readyz does not say that the topics are missing: " + wrong
 		}
 		for _, line := range logLines(t, d.process("order").log) {
 			if line["msg"] == "waiting for the topics" && strings.Contains(fmt.Sprint(line["reason"]), "pizza topics apply") {
 				return ""
 			}
 		}
-		return "the log does not say what to do"
+		return "the log does not say that pizza topics apply creates the topics"
 	})
 	d.pizza(t, "order", 1, "TOPIC_AUTHORIZATION_FAILED", "topics", "apply")
 	d.pizza(t, "operator", 0, "topic created", "topics", "apply")
@@ -201,23 +202,25 @@ func (d *deployment) testWithoutTopics(t *testing.T) {
 	d.stop("order")
 }
 
-// pizza runs a command as the user, a service or the operator, with what
-// settings KEY=value there are among the arguments, and checks how it ends and
-// that it says the words.
+// pizza runs a command as the user, a service or the operator, with the settings
+// KEY=value among the arguments, and checks its exit code and that its output has the
+// words.
 func (d *deployment) pizza(t *testing.T, user string, code int, words string, args ...string) string {
 	t.Helper()
 	services := user
 	if user == "operator" {
 		services = "frontend" // any
 	}
-	cmd := exec.CommandContext(t.Context(), pizza)
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, pizza)
 	cmd.Env, cmd.Dir = d.environment(services), filepath.Dir(d.dir)
 	for key, value := range d.setup.own.login(user) {
 		cmd.Env = append(cmd.Env, key+"="+value)
 	}
 	for _, a := range args {
 		if key, _, is := strings.Cut(a, "="); is && strings.ToUpper(key) == key {
-			cmd.Env = append(cmd.Env, a) // of two values the last holds
+			cmd.Env = append(cmd.Env, a) // the last one of two values counts
 		} else {
 			cmd.Args = append(cmd.Args, a)
 		}
@@ -233,11 +236,11 @@ func (d *deployment) pizza(t *testing.T, user string, code int, words string, ar
 	return out.String()
 }
 
-// testSecureDeadLetters has every group write to the dead letters it may.
+// testSecureDeadLetters has every group write dead letters.
 func (d *deployment) testSecureDeadLetters(t *testing.T) {
 	for _, topic := range []string{"order-events", "payment-events"} {
 		sent := d.produce(t, record(topic, newID(t), []byte("not JSON")))
-		d.awaitLetters(t, sent, 2)
+		d.awaitDeadLetters(t, sent, 2)
 	}
 }
 
@@ -259,8 +262,8 @@ func (d *deployment) testMissingWrite(t *testing.T, admin *kadm.Client) {
 		}
 		return ""
 	})
-	if o, err := d.look(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
-		t.Errorf("without the news of its payment the order is %q: %v", o.Status, err)
+	if o, err := d.getOrder(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
+		t.Errorf("without the event about its payment the order is %q: %v", o.Status, err)
 	}
 	grant(t, admin, missed)
 	d.checkServed(t, stuck, 1)
@@ -282,14 +285,14 @@ func (d *deployment) testMissingRead(t *testing.T, admin *kadm.Client) {
 	})
 	stuck := d.place(t, customer(2, ""))
 	d.awaitMessages(t, customer(2, "").CustomerEmail, guestPhone(2), 2, paidLimit)
-	if o, err := d.look(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
+	if o, err := d.getOrder(t.Context(), stuck.OrderID); err != nil || o.Status != "pending" {
 		t.Errorf("without its rights the order service knows that the order is %q: %v", o.Status, err)
 	}
 	grant(t, admin, missed...)
 	d.checkServed(t, stuck, 2)
 }
 
-// testLogins tries each mechanism, rightly and wrongly.
+// testLogins tries each mechanism, with right and wrong settings.
 func (d *deployment) testLogins(t *testing.T) {
 	describe := func(code int, words string, settings ...string) {
 		t.Helper()
@@ -306,8 +309,8 @@ func (d *deployment) testLogins(t *testing.T) {
 	d.pizza(t, "frontend", 2, "KAFKA_SASL_PASSWORD", "run", "KAFKA_SASL_PASSWORD=wrong")
 }
 
-// testVerifiedDatabase looks at the services' sessions, and tries a server that
-// is not trusted.
+// testVerifiedDatabase checks that the services' sessions are encrypted, and tries a
+// server with a certificate that is not trusted.
 func (d *deployment) testVerifiedDatabase(t *testing.T) {
 	if n := d.value(t, "order", `SELECT COUNT(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) WHERE a.application_name = 'pizzaflow' AND NOT s.ssl`); n != "0" {
 		t.Errorf("%s sessions of the services are in clear", n)

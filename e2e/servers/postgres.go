@@ -7,19 +7,19 @@ import (
 	"testing"
 )
 
-// Database is a running PostgreSQL.
+// A Database is a running PostgreSQL.
 type Database struct {
-	// URL is for its superuser, as DATABASE_URL takes it.
+	// URL is that of its superuser, for DATABASE_URL.
 	URL string
-	// CA is the file of the authority behind its certificate, "" where it has none.
+	// CA is the file of the authority of its certificate, "" without one.
 	CA string
 
 	t       testing.TB
 	dir     string
-	options string // of the server, as its command line takes them
+	options string // of the server's command line
 }
 
-// Postgres starts an empty PostgreSQL, with settings (name=value) that are not its defaults.
+// Postgres starts an empty PostgreSQL with settings (name=value).
 func Postgres(t testing.TB, settings ...string) *Database {
 	t.Helper()
 	d := &Database{t: t, dir: folder(t, "postgres")}
@@ -31,7 +31,7 @@ func Postgres(t testing.TB, settings ...string) *Database {
 	return d
 }
 
-// SecurePostgres is Postgres with a certificate of its own for 127.0.0.1, by an authority of its own, d.CA.
+// SecurePostgres is Postgres with a certificate for 127.0.0.1, issued by an authority of its own, CA.
 func SecurePostgres(t testing.TB) *Database {
 	t.Helper()
 	d := &Database{t: t, dir: folder(t, "postgres")}
@@ -46,25 +46,25 @@ func SecurePostgres(t testing.TB) *Database {
 	return d
 }
 
-// Crash ends the server at once, so that its next start must recover from the log. One that is down stays down.
+// Crash ends the server at once, so that its next start must recover from the log. A stopped server stays stopped.
 func (d *Database) Crash() {
 	d.t.Helper()
 	script(d.t, "postgres-stop", d.dir, "immediate")
 }
 
-// Stop ends the server in order: it cuts its sessions and writes everything down first.
+// Stop ends the server cleanly: it ends the sessions and writes all data to the disk.
 func (d *Database) Stop() {
 	d.t.Helper()
 	script(d.t, "postgres-stop", d.dir, "fast")
 }
 
-// StopSmart has the server let nobody in any more and end when the last session has ended, and waits for nothing.
+// StopSmart lets the server refuse new sessions, and end when the last session has. It does not wait for that.
 func (d *Database) StopSmart() {
 	d.t.Helper()
 	script(d.t, "postgres-stop", d.dir, "smart")
 }
 
-// Start starts the server again after Crash or Stop, on the same URL with its data, and returns when it serves.
+// Start starts the server again after Crash or Stop, with its URL and data, and returns when it accepts sessions.
 func (d *Database) Start() {
 	d.t.Helper()
 	var env []string
@@ -74,8 +74,8 @@ func (d *Database) Start() {
 	d.URL = scriptWith(d.t, env, "postgres", d.dir)
 }
 
-// Standby starts a PostgreSQL that follows d: it has what d has and may only be read, until it is promoted. For the
-// copy d is stopped in order and started again.
+// Standby starts a standby of d: it has the data of d and is read-only until it is promoted. For the copy d is stopped
+// and started again.
 func (d *Database) Standby() *Database {
 	d.t.Helper()
 	s := &Database{t: d.t, dir: folder(d.t, "postgres"), options: d.options}
@@ -87,8 +87,8 @@ func (d *Database) Standby() *Database {
 	return s
 }
 
-// Pooler starts a pgbouncer before d and returns the URL by which it is reached. It takes whoever says to be one of
-// the users; settings (name = value) are those that are not its defaults.
+// Pooler starts a pgbouncer before d and returns its URL. It lets the users in without a password; settings are name =
+// value.
 func Pooler(t testing.TB, d *Database, users []string, settings ...string) string {
 	t.Helper()
 	dir := folder(t, "pgbouncer")

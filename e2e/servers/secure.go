@@ -19,12 +19,12 @@ import (
 	"time"
 )
 
-// Admin is the user of SecureKafka who may do all. Its password is its name, and it logs in by PLAIN.
+// Admin is the superuser of SecureKafka. It logs in by PLAIN with its name as password.
 const Admin = "admin"
 
-// SecureKafka starts one broker that speaks TLS, asks who is there by PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, and
-// allows nobody but Admin anything that no ACL allows. By PLAIN it knows Admin and the users given, each with its
-// name as password; Admin can create others for SCRAM.
+// SecureKafka starts one broker with TLS, with PLAIN, SCRAM-SHA-256 and SCRAM-SHA-512, and with ACLs: only Admin may do
+// what no ACL allows. Admin and users log in by PLAIN, each with its name as password; Admin can create others for
+// SCRAM.
 func SecureKafka(t testing.TB, users ...string) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, dir: folder(t, "kafka")}
@@ -50,21 +50,21 @@ ssl.truststore.type=PEM
 ssl.truststore.location=`+a.File+`
 allow.everyone.if.no.acl.found=false
 super.users=User:`+Admin+`;User:ANONYMOUS
-`)) // ANONYMOUS is the broker itself as the controller sees it; clients have a name
+`)) // ANONYMOUS is the broker itself for the controller; clients have a name
 	c.Brokers = scriptWith(t, []string{"KAFKA_PROTOCOL=SASL_SSL", "KAFKA_SETTINGS=" + settings}, "kafka", c.dir, "1")
 	return c
 }
 
 // An Authority issues certificates for one test.
 type Authority struct {
-	// File is its own certificate in PEM, for whoever shall trust it.
+	// File is its certificate in PEM, for clients that shall trust it.
 	File string
 
 	key  *ecdsa.PrivateKey
 	cert *x509.Certificate
 }
 
-// NewAuthority makes an authority.
+// NewAuthority creates an authority.
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	a := &Authority{key: newKey(t)}
@@ -83,7 +83,7 @@ func NewAuthority(t testing.TB) *Authority {
 	return a
 }
 
-// Issue makes a key (PKCS #8) and a certificate of a server at the address, both in PEM.
+// Issue creates a key (PKCS #8) and a certificate of a server at the address, both in PEM.
 func (a *Authority) Issue(t testing.TB, address string) (key, cert []byte) {
 	t.Helper()
 	private := newKey(t)
@@ -121,7 +121,7 @@ func write(t testing.TB, dir, name string, content []byte) string {
 	return path
 }
 
-// giveToPostgres hands files to the user that PostgreSQL runs as when the test is root.
+// giveToPostgres makes files the property of PostgreSQL's user, which is nobody if the test runs as root.
 func giveToPostgres(t testing.TB, files ...string) {
 	t.Helper()
 	if os.Getuid() != 0 {

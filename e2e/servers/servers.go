@@ -1,10 +1,10 @@
-// Package servers gives a test its own real Apache Kafka or PostgreSQL, to crash and start again as it likes, and
-// a real pgbouncer before any PostgreSQL.
+// Package servers gives a test its own real Apache Kafka or PostgreSQL, which it may crash and start again, and a real
+// pgbouncer before any PostgreSQL.
 //
-// It runs the script of the same name beside it, which fetches the first two by Maven and picks free ports. A test gets
-// them only when PIZZA_TEST_REQUIRE names "kafka", "postgres" or "pgbouncer", as "make test" does, and is skipped otherwise;
-// once required, whatever goes wrong fails the test. Everything ends with the test, or with its process.
-// Tests that only need a server, and leave it running, use KAFKA_BROKERS and DATABASE_URL instead.
+// It runs the script of the same name beside it, which fetches the first two by Maven and chooses free ports. A test gets
+// them only when PIZZA_TEST_REQUIRE names "kafka", "postgres" or "pgbouncer", as "make test" does, and is skipped
+// otherwise; once required, any error fails the test. The servers end with the test, or with its process.
+// Tests that do not stop their server use that of KAFKA_BROKERS or DATABASE_URL instead.
 package servers
 
 import (
@@ -22,19 +22,19 @@ import (
 	"time"
 )
 
-// Cluster is a running Apache Kafka.
+// A Cluster is a running Apache Kafka.
 type Cluster struct {
-	// Brokers are the addresses of all brokers, separated by commas, as KAFKA_BROKERS takes them.
+	// Brokers are the addresses of all brokers, separated by commas, for KAFKA_BROKERS.
 	Brokers string
-	// CA is the file of the authority behind the brokers' certificates, "" where they speak in clear.
+	// CA is the file of the authority of the brokers' certificates, "" without TLS.
 	CA string
 
 	t   testing.TB
 	dir string
 }
 
-// Kafka starts a cluster of n brokers, numbered from 1. A topic created without saying otherwise has a copy
-// on each of them, on three at most, and of three two must have a write. Only one broker alone knows ACLs.
+// Kafka starts a cluster of n brokers, numbered from 1. By default a topic has a replica on each broker, on three at
+// most, and of three replicas two must have a record. Only a single broker has ACLs.
 func Kafka(t testing.TB, n int) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, dir: folder(t, "kafka")}
@@ -49,19 +49,19 @@ func (c *Cluster) Kill(i int) {
 	script(c.t, "kafka-stop", c.dir, strconv.Itoa(i))
 }
 
-// Stop ends broker i in order: it hands its leaderships over first.
+// Stop ends broker i cleanly: it hands over its leaderships first.
 func (c *Cluster) Stop(i int) {
 	c.t.Helper()
 	script(c.t, "kafka-stop", c.dir, strconv.Itoa(i), "TERM")
 }
 
-// Restart starts the killed or stopped broker i on its old address with the data it left, and returns when it serves.
+// Restart starts the killed or stopped broker i with its address and data, and returns when it serves.
 func (c *Cluster) Restart(i int) {
 	c.t.Helper()
 	script(c.t, "kafka-restart", c.dir, strconv.Itoa(i))
 }
 
-// folder makes the server's folder.
+// folder creates the server's folder.
 func folder(t testing.TB, server string) string {
 	t.Helper()
 	required(t, server)
@@ -81,7 +81,7 @@ func folder(t testing.TB, server string) string {
 	return dir
 }
 
-// required skips the test when nobody asked for such a server.
+// required skips the test unless PIZZA_TEST_REQUIRE names the server.
 func required(t testing.TB, server string) {
 	t.Helper()
 	if !slices.Contains(strings.Split(os.Getenv("PIZZA_TEST_REQUIRE"), ","), server) {

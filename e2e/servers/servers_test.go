@@ -11,6 +11,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"pizzaflow/e2e/servers"
+	"pizzaflow/internal/testkit"
 )
 
 func TestKafkaKeepsItsDataOverACrash(t *testing.T) {
@@ -84,15 +85,10 @@ func TestStandbyHasWhatThePrimaryHadAndIsPromoted(t *testing.T) {
 	if _, err := query(t, primary.URL, "CREATE TABLE pizza AS SELECT 'маргарита' AS name"); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; {
+	testkit.Eventually(t, "the standby has the table of the primary", func() bool {
 		rows, err := query(t, standby.URL, "SELECT name FROM pizza")
-		if err == nil && len(rows) == 1 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("the standby has %q: %v", rows, err)
-		}
-	}
+		return err == nil && len(rows) == 1
+	})
 	if _, err := query(t, standby.URL, "DELETE FROM pizza"); err == nil {
 		t.Error("a standby takes writes")
 	}
@@ -111,8 +107,8 @@ func TestPoolerHasItsDefaultsAndWhatItIsTold(t *testing.T) {
 	if _, err := query(t, sessions+"&search_path=pizza", "SELECT 1::text"); err == nil || !strings.Contains(err.Error(), "unsupported startup parameter") {
 		t.Errorf("with a parameter that a pgbouncer does not know by itself: %v", err)
 	}
-	deaf := servers.Pooler(t, database, []string{"postgres"}, "ignore_startup_parameters = search_path")
-	if path, err := query(t, deaf+"&search_path=pizza", "SHOW search_path"); err != nil || path[0] == "pizza" {
+	ignoring := servers.Pooler(t, database, []string{"postgres"}, "ignore_startup_parameters = search_path")
+	if path, err := query(t, ignoring+"&search_path=pizza", "SHOW search_path"); err != nil || path[0] == "pizza" {
 		t.Errorf("search_path is %q: %v", path, err)
 	}
 }

@@ -11,31 +11,32 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	server "pizzaflow/e2e/servers"
+	"pizzaflow/internal/retry"
 	"pizzaflow/sqldb"
 )
 
-// A trouble is what happens to a PostgreSQL that others run, too.
-type trouble struct {
-	name  string
-	begin func(t *testing.T) (end func())
-	holds time.Duration // how long it goes on after the services have felt it
-	felt  feeling
+// An incident is something that happens to a PostgreSQL that others operate.
+type incident struct {
+	name   string
+	begin  func(t *testing.T) (end func())
+	lasts  time.Duration // how long it goes on after its effect was seen
+	effect effect
 }
 
-// A feeling is where a trouble must be felt, at least.
-type feeling int
+// An effect says where an incident must at least have an effect.
+type effect int
 
 const (
-	atIntake    feeling = 1 << iota // orders are refused, and the process is not ready
-	byConsumers                     // they say that they wait
-	nowhere     feeling = 0
+	atIntake    effect = 1 << iota // orders are refused, and the process is not ready
+	byConsumers                    // consumers are paused
+	noEffect    effect = 0
 )
 
-// TestDatabaseTroubles has a PostgreSQL with much trouble, one after another,
-// under a stream of orders. Each is met with 503 and a process that is not
-// ready, is over for the services seconds after it is over, and costs nothing:
-// no failed attempt, no dead letter, no order.
-func TestDatabaseTroubles(t *testing.T) {
+// TestDatabaseIncidents has one incident after another happen to a PostgreSQL, under a
+// stream of orders. During each the process is not ready and answers 503, seconds
+// after its end the services work again, and it costs no failed attempt, no dead
+// letter and no order.
+func TestDatabaseIncidents(t *testing.T) {
 	t.Parallel()
 	const slots = 45
 	database := server.Postgres(t, fmt.Sprintf("max_connections=%d", slots))
@@ -43,67 +44,67 @@ func TestDatabaseTroubles(t *testing.T) {
 	d := deploy(t, h.setup.with("RETRY_DELAY=100ms"))
 	s := d.startStream(t, 5)
 	s.awaitServed(t, paidLimit)
-	for _, tr := range []trouble{
-		{name: "read-only", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+	for _, in := range []incident{
+		{name: "read-only", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
 			h.execute(t, `ALTER SYSTEM SET default_transaction_read_only = on`, `SELECT pg_reload_conf()`)
 			return func() { h.execute(t, `ALTER SYSTEM RESET default_transaction_read_only`, `SELECT pg_reload_conf()`) }
 		}},
-		{name: "sessions ended all the time", holds: 3 * time.Second, begin: func(t *testing.T) func() {
-			return h.again(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
+		{name: "sessions ended all the time", lasts: 3 * time.Second, begin: func(t *testing.T) func() {
+			return h.repeat(t, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
 		}},
-		{name: "statements canceled all the time", holds: 3 * time.Second, begin: func(t *testing.T) func() {
-			return h.again(t, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
+		{name: "statements canceled all the time", lasts: 3 * time.Second, begin: func(t *testing.T) func() {
+			return h.repeat(t, `SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`)
 		}},
-		{name: "all connections taken by others", holds: 2 * time.Second, felt: atIntake, begin: func(t *testing.T) func() { return h.occupy(t) }},
-		{name: "the role may not log in", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
-			h.execute(t, `ALTER ROLE pizza NOLOGIN`, h.endAll())
+		{name: "all connections taken by others", lasts: 2 * time.Second, effect: atIntake, begin: func(t *testing.T) func() { return h.occupy(t) }},
+		{name: "the role may not log in", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
+			h.execute(t, `ALTER ROLE pizza NOLOGIN`, h.terminateSessions())
 			return func() { h.execute(t, `ALTER ROLE pizza LOGIN`) }
 		}},
-		{name: "the database takes no connections", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
-			h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS false`, h.endAll())
+		{name: "the database takes no connections", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
+			h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS false`, h.terminateSessions())
 			return func() { h.execute(t, `ALTER DATABASE `+h.name+` ALLOW_CONNECTIONS true`) }
 		}},
-		{name: "a right is gone", felt: byConsumers, holds: time.Second, begin: func(t *testing.T) func() {
+		{name: "a right is gone", effect: byConsumers, lasts: time.Second, begin: func(t *testing.T) func() {
 			execute(t, h.url, `REVOKE INSERT ON payment_service.payments FROM pizza`)
 			return func() { execute(t, h.url, `GRANT INSERT ON payment_service.payments TO pizza`) }
 		}},
-		{name: "smart and fast restart", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+		{name: "smart and fast restart", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
 			database.StopSmart()
-			<-time.After(2 * time.Second)
+			time.Sleep(2 * time.Second)
 			database.Stop()
 			return database.Start
 		}},
-		{name: "crash", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+		{name: "crash", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
 			database.Crash()
 			return database.Start
 		}},
-		{name: "a locked table", holds: time.Second, felt: atIntake, begin: func(t *testing.T) func() {
+		{name: "a locked table", lasts: time.Second, effect: atIntake, begin: func(t *testing.T) func() {
 			return h.lock(t, "order_service.orders", "payment_service.payments", "notification_service.notification_deliveries")
 		}},
 	} {
-		t.Run(tr.name, func(t *testing.T) { d.goThrough(t, s, tr) })
+		t.Run(in.name, func(t *testing.T) { d.runIncident(t, s, in) })
 	}
 	s.finish(t)
 }
 
-// goThrough begins the trouble, sees that it is felt, ends it and sees that it
-// is over.
-func (d *deployment) goThrough(t *testing.T, s *stream, tr trouble) {
-	end := tr.begin(t)
+// runIncident begins an incident, waits for its effect, ends it, and waits until the
+// services work again.
+func (d *deployment) runIncident(t *testing.T, s *stream, in incident) {
+	end := in.begin(t)
 	ended := false
 	defer func() {
 		if !ended {
 			end()
 		}
 	}()
-	if tr.felt&atIntake != 0 {
+	if in.effect&atIntake != 0 {
 		s.awaitRefused(t, 3)
 		d.awaitNotReady(t, 10*time.Second)
 	}
-	if tr.felt&byConsumers != 0 {
-		d.awaitPaused(t, settleLimit) // on SQLite one waits after the other, ten seconds each
+	if in.effect&byConsumers != 0 {
+		d.awaitPaused(t, settleLimit) // on SQLite the transactions wait for the lock one after the other, ten seconds each
 	}
-	<-time.After(tr.holds)
+	time.Sleep(in.lasts)
 	ended = true
 	end()
 	t.Logf("back after %s", s.awaitServed(t, backLimit).Round(100*time.Millisecond))
@@ -118,15 +119,15 @@ func (d *deployment) goThrough(t *testing.T, s *stream, tr trouble) {
 	})
 }
 
-// backLimit is how long after the end of a trouble everything is as before.
+// backLimit is how long after the end of an incident the services may take to work again.
 const backLimit = 20 * time.Second
 
-// awaitPaused waits until a consumer says that it waits for its database.
+// awaitPaused waits until a consumer is paused.
 func (d *deployment) awaitPaused(t *testing.T, within time.Duration) {
 	t.Helper()
 	eventually(t, within, func() string {
 		if d.metric(t.Context(), "pizza_consumer_paused") == 0 {
-			return "no consumer says that it waits"
+			return "no consumer is paused"
 		}
 		return ""
 	})
@@ -141,21 +142,21 @@ func (d *deployment) awaitNotReady(t *testing.T, within time.Duration) {
 			continue
 		}
 		wrong := waitFor(t.Context(), within, func() string {
-			said := d.process(name).ready(t.Context())
-			reason, is := strings.CutPrefix(said, "/readyz: 503 not ready:")
+			answer := d.process(name).ready(t.Context())
+			reason, is := strings.CutPrefix(answer, "/readyz: 503 not ready:")
 			if !is || strings.TrimSpace(reason) == "" {
-				return fmt.Sprintf("%q", said)
+				return fmt.Sprintf("%q", answer)
 			}
 			return ""
 		})
 		if wrong != "" {
-			t.Errorf("after %s pizza %s still says of its readiness: %s", within, name, wrong)
+			t.Errorf("after %s pizza %s is still not unready: %s", within, name, wrong)
 		}
 	}
 }
 
-// A databaseHost is a PostgreSQL with one database in which the services live
-// as the role pizza, which is no superuser.
+// A databaseHost is a PostgreSQL with one database, which the services use as the role
+// pizza, which is no superuser.
 type databaseHost struct {
 	server *server.Database
 	url    string // of the database, for the superuser
@@ -163,8 +164,8 @@ type databaseHost struct {
 	setup  setup // everything in one process
 }
 
-// newHost makes the database on the server. Settings (name = value) are of the
-// role.
+// newHost creates the database and the role on the server. Settings (name = value) are
+// the role's.
 func newHost(t *testing.T, database *server.Database, settings ...string) *databaseHost {
 	t.Helper()
 	url := databaseOn(t, database.URL)
@@ -178,17 +179,18 @@ func newHost(t *testing.T, database *server.Database, settings ...string) *datab
 	return h
 }
 
-func (h *databaseHost) endAll() string {
+// terminateSessions is a statement that ends the sessions of the services.
+func (h *databaseHost) terminateSessions() string {
 	return `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'pizza'`
 }
 
-// execute runs statements as the superuser, beside the database.
+// execute runs statements as the superuser, in another database.
 func (h *databaseHost) execute(t *testing.T, statements ...string) {
 	t.Helper()
 	execute(t, h.server.URL, statements...)
 }
 
-// textOf is the one value that a statement gives, on a connection of its own.
+// textOf is the only value of a statement's result, on a connection of its own.
 func textOf(t *testing.T, url, statement string) (text string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -204,9 +206,8 @@ func textOf(t *testing.T, url, statement string) (text string) {
 	return text
 }
 
-// again runs the statement ten times a second until the returned function is
-// called.
-func (h *databaseHost) again(t *testing.T, statement string) (end func()) {
+// repeat runs the statement ten times a second until end is called.
+func (h *databaseHost) repeat(t *testing.T, statement string) (end func()) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), h.server.URL)
 	if err != nil {
@@ -217,7 +218,7 @@ func (h *databaseHost) again(t *testing.T, statement string) (end func()) {
 	go func() {
 		defer close(done)
 		defer conn.Close(context.WithoutCancel(ctx))
-		for pauseFor(ctx, 100*time.Millisecond) {
+		for retry.Sleep(ctx, 100*time.Millisecond) {
 			if _, err := conn.Exec(context.WithoutCancel(ctx), statement); err != nil {
 				t.Error(err)
 				return
@@ -230,9 +231,8 @@ func (h *databaseHost) again(t *testing.T, statement string) (end func()) {
 	}
 }
 
-// occupy takes every connection that the server has for others than its
-// superuser, also those that the services have, until the returned function is
-// called.
+// occupy takes every connection of the server that is not reserved for the superuser,
+// those of the services too, until end is called.
 func (h *databaseHost) occupy(t *testing.T) (end func()) {
 	t.Helper()
 	h.execute(t, `CREATE ROLE guest LOGIN`)
@@ -250,20 +250,20 @@ func (h *databaseHost) occupy(t *testing.T) (end func()) {
 				refused = 0
 				continue
 			}
-			if refused++; refused == 20 { // those of a process that has just ended are free by then, too
+			if refused++; refused == 20 { // by then connections of ended sessions are free, too
 				isFull()
 			}
-			pauseFor(ctx, 5*time.Millisecond)
+			retry.Sleep(ctx, 5*time.Millisecond)
 		}
 		for _, conn := range taken {
 			conn.Close(context.WithoutCancel(ctx))
 		}
 	}()
-	endServices := h.again(t, h.endAll())
+	endServices := h.repeat(t, h.terminateSessions())
 	select {
 	case <-full:
 	case <-time.After(paidLimit):
-		t.Error("there is always one more connection")
+		t.Errorf("after %s there is still a free connection", paidLimit)
 	}
 	return func() {
 		endServices()
@@ -273,16 +273,19 @@ func (h *databaseHost) occupy(t *testing.T) (end func()) {
 	}
 }
 
-// lock locks tables against everything until the returned function is called.
+// lock locks tables for all other sessions until end is called. It waits for the lock
+// for a minute at most.
 func (h *databaseHost) lock(t *testing.T, tables ...string) (end func()) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), h.url)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, h.url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range []string{`BEGIN`, `LOCK TABLE ` + strings.Join(tables, ", ") + ` IN ACCESS EXCLUSIVE MODE`} {
-		if _, err := conn.Exec(t.Context(), s); err != nil {
-			t.Fatal(err)
+		if _, err := conn.Exec(ctx, s); err != nil {
+			t.Fatalf("%s: %v", s, err)
 		}
 	}
 	return func() { conn.Close(context.Background()) }
