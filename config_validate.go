@@ -258,8 +258,10 @@ func (c Config) origin() (string, error) {
 		name  string
 		there bool
 	}{
-		{"user", u.User != nil}, {"path", strings.Trim(u.Path, "/") != ""},
-		{"query", u.RawQuery != "" || u.ForceQuery}, {"fragment", strings.Contains(c.PublicURL, "#")},
+		{"user", u.User != nil},
+		{"path", strings.Trim(u.Path, "/") != ""},
+		{"query", u.RawQuery != "" || u.ForceQuery},
+		{"fragment", strings.Contains(c.PublicURL, "#")},
 	} {
 		if part.there {
 			return "", bad("PUBLIC_URL", "%q has a %s: the shop is at the root of its host", redact.URL(c.PublicURL), part.name)

@@ -28,11 +28,14 @@ func TestOptionsAreReadAsPeopleWriteThem(t *testing.T) {
 		{"TRUSTED_PROXIES", "10.0.0.0/8,\t192.0.2.1\n", []string{"10.0.0.0/8", "192.0.2.1"}},
 		{"ORDER_URL", " , ", []string(nil)},
 		{"SERVICES", " Order , PAYMENT,", "order,payment"},
-		{"LOG_LEVEL", "WARN", "warn"}, {"LOG_FORMAT", " Json ", "json"},
+		{"LOG_LEVEL", "WARN", "warn"},
+		{"LOG_FORMAT", " Json ", "json"},
 		{"KAFKA_SASL_MECHANISM", "scram-sha-512", "SCRAM-SHA-512"},
 		{"CURRENCY", "eur", "EUR"},
-		{"KAFKA_TLS", " TRUE ", true}, {"KAFKA_TLS", "off", false},
-		{"RATE_LIMIT", " 0 ", 0}, {"STOP_GRACE", "0s\n", time.Duration(0)},
+		{"KAFKA_TLS", " TRUE ", true},
+		{"KAFKA_TLS", "off", false},
+		{"RATE_LIMIT", " 0 ", 0},
+		{"STOP_GRACE", "0s\n", time.Duration(0)},
 		{"OPS_TOKEN", "sixteen letters!\n", "sixteen letters!"},
 	} {
 		var config Config
@@ -132,7 +135,7 @@ func TestAllFaultsAreToldAtOnce(t *testing.T) {
 	if err == nil {
 		t.Fatal("accepted")
 	}
-	for _, key := range strings.Fields("PUBLIC_URL SMTP_URL SMS_URL PAYMENT_PROVIDER_URL MAIL_FROM ORDER_URL KAFKA_BROKERS TRUSTED_PROXIES HTTP_ADDR RATE_LIMIT RETRY_DELAY CURRENCY DATABASE_URL OPS_TOKEN 10.0.0.0/99") {
+	for key := range strings.FieldsSeq("PUBLIC_URL SMTP_URL SMS_URL PAYMENT_PROVIDER_URL MAIL_FROM ORDER_URL KAFKA_BROKERS TRUSTED_PROXIES HTTP_ADDR RATE_LIMIT RETRY_DELAY CURRENCY DATABASE_URL OPS_TOKEN 10.0.0.0/99") {
 		if !strings.Contains(err.Error(), key) {
 			t.Errorf("%s is not told: %v", key, err)
 		}

@@ -23,7 +23,7 @@ func TestCurrenciesAreThoseOfISO4217(t *testing.T) {
 	}
 	seen := map[string]bool{}
 	for _, codes := range currencies {
-		for _, code := range strings.Fields(codes) {
+		for code := range strings.FieldsSeq(codes) {
 			if seen[code] {
 				t.Errorf("%s stands there twice", code)
 			}
