@@ -217,7 +217,7 @@ func (d *deployment) history(ctx context.Context, orderID string) string {
 	if _, rows, err := d.query(ctx, "payment", `SELECT id FROM payments WHERE order_id = $1`, orderID); err == nil && len(rows) > 0 {
 		paymentID = rows[0][0]
 	}
-	print := func(service, statement string, args ...any) {
+	printRows := func(service, statement string, args ...any) {
 		columns, rows, err := d.query(ctx, service, statement, args...)
 		fmt.Fprintf(&b, "--- %s: %s: %d rows", service, statement, len(rows))
 		if err != nil {
@@ -231,27 +231,27 @@ func (d *deployment) history(ctx context.Context, orderID string) string {
 			b.WriteByte('\n')
 		}
 	}
-	print("order", `SELECT * FROM orders WHERE id = $1`, orderID)
-	print("order", `SELECT * FROM order_items WHERE order_id = $1 ORDER BY line`, orderID)
-	print("order", `SELECT * FROM order_history WHERE order_id = $1 ORDER BY version`, orderID)
-	print("payment", `SELECT * FROM payments WHERE order_id = $1`, orderID)
+	printRows("order", `SELECT * FROM orders WHERE id = $1`, orderID)
+	printRows("order", `SELECT * FROM order_items WHERE order_id = $1 ORDER BY line`, orderID)
+	printRows("order", `SELECT * FROM order_history WHERE order_id = $1 ORDER BY version`, orderID)
+	printRows("payment", `SELECT * FROM payments WHERE order_id = $1`, orderID)
 	if paymentID != orderID {
-		print("payment", `SELECT * FROM payment_attempts WHERE payment_id = $1 ORDER BY attempt`, paymentID)
-		print("payment", `SELECT * FROM refunds WHERE payment_id = $1`, paymentID)
+		printRows("payment", `SELECT * FROM payment_attempts WHERE payment_id = $1 ORDER BY attempt`, paymentID)
+		printRows("payment", `SELECT * FROM refunds WHERE payment_id = $1`, paymentID)
 	}
-	print("notification", `SELECT * FROM order_contacts WHERE order_id = $1`, orderID)
-	print("notification", `SELECT * FROM notifications WHERE order_id = $1`, orderID)
-	print("notification", `SELECT * FROM notification_deliveries WHERE order_id = $1`, orderID)
+	printRows("notification", `SELECT * FROM order_contacts WHERE order_id = $1`, orderID)
+	printRows("notification", `SELECT * FROM notifications WHERE order_id = $1`, orderID)
+	printRows("notification", `SELECT * FROM notification_deliveries WHERE order_id = $1`, orderID)
 	for _, service := range domain {
-		print(service, `SELECT seq, id, aggregate_id, aggregate_version, event_type, topic, event_data, value, created_at, published_at
+		printRows(service, `SELECT seq, id, aggregate_id, aggregate_version, event_type, topic, event_data, value, created_at, published_at
 			FROM outbox WHERE aggregate_id IN ($1, $2) ORDER BY seq`, orderID, paymentID)
-		print(service, `SELECT * FROM parked_records WHERE key IN ($1, $2) ORDER BY seq`, []byte(orderID), []byte(paymentID))
+		printRows(service, `SELECT * FROM parked_records WHERE key IN ($1, $2) ORDER BY seq`, []byte(orderID), []byte(paymentID))
 	}
-	d.printRecords(ctx, &b, print, orderID)
+	d.printRecords(ctx, &b, printRows, orderID)
 	return b.String()
 }
 
-func (d *deployment) printRecords(ctx context.Context, b *strings.Builder, print func(service, statement string, args ...any), orderID string) {
+func (d *deployment) printRecords(ctx context.Context, b *strings.Builder, printRows func(service, statement string, args ...any), orderID string) {
 	for _, topic := range topics {
 		short, cancel := context.WithTimeout(ctx, 10*time.Second)
 		records, err := d.read(short, topic)
@@ -266,7 +266,7 @@ func (d *deployment) printRecords(ctx context.Context, b *strings.Builder, print
 				continue
 			}
 			for _, service := range domain {
-				print(service, `SELECT * FROM inbox_events WHERE event_id = $1`, headerOf(r, "ce_id"))
+				printRows(service, `SELECT * FROM inbox_events WHERE event_id = $1`, headerOf(r, "ce_id"))
 			}
 		}
 	}

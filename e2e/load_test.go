@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"pizzaflow/internal/retry"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
+
+	"pizzaflow/internal/retry"
 )
 
 // customer is the request of guest number i of a load. Each guest has contacts of

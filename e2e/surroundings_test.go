@@ -6,13 +6,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"pizzaflow/internal/retry"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"pizzaflow/internal/retry"
 )
 
 // answerLimit is how long a customer may wait for an answer, whatever state the
