@@ -100,7 +100,7 @@ func (d *deployment) checkDatabaseAway(t *testing.T) {
 		t.Errorf("without a database: %s %s", kind, body)
 	}
 	d.awaitNotReady(t, answerLimit) // what /readyz found out holds for a second
-	metrics := scrape(t, d) // which checks the status
+	metrics := scrape(t, d)         // which checks the status
 	if _, ok := metrics["go_goroutines"]; !ok || sumOf(metrics, "pizza_orders_total", `status="paid"`) == 0 {
 		t.Errorf("without a database the metrics are %v", metrics)
 	}
