@@ -9,14 +9,21 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"math/big"
 	"os"
 	"os/exec"
 	"slices"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/cli"
 	"gopkg.in/yaml.v3"
@@ -50,7 +57,40 @@ func main() {
 	}
 }
 
-func check(ctx context.Context, pizza, composeFile string, manifests []string) error {
+// mounted are the options that name a file of a volume, which is not here.
+var mounted = []string{"KAFKA_TLS_CA", "KAFKA_TLS_CERT", "KAFKA_TLS_KEY"}
+
+// writePEM writes a certificate and its key to a new file, which the caller removes.
+// It stands for each of the mounted files.
+func writePEM() (path string, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return "", err
+	}
+	private, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp("", "pizza-*.pem")
+	if err != nil {
+		return "", err
+	}
+	err = errors.Join(
+		pem.Encode(f, &pem.Block{Type: "CERTIFICATE", Bytes: certificate}), pem.Encode(f, &pem.Block{Type: "PRIVATE KEY", Bytes: private}), f.Close())
+	return f.Name(), err
+}
+
+func check(ctx context.Context, pizza, composeFile string, manifests []string) (err error) {
+	file, err := writePEM()
+	if err != nil {
+		return fmt.Errorf("stand in for the mounted files: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.Remove(file)) }()
 	containers, err := composed(ctx, composeFile)
 	if err != nil {
 		return fmt.Errorf("%s: %w", composeFile, err)
@@ -67,6 +107,11 @@ func check(ctx context.Context, pizza, composeFile string, manifests []string) e
 	}
 	var errs []error
 	for _, c := range containers {
+		for _, key := range mounted {
+			if c.environment[key] != "" {
+				c.environment[key] = file
+			}
+		}
 		if err := c.check(ctx, pizza); err != nil {
 			errs = append(errs, fmt.Errorf("%s: %w", c.name, err))
 			continue
